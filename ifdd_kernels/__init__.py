@@ -1,0 +1,52 @@
+"""Fused kernels for lifting-scheme video networks, as autograd-compatible ``torch.ops.ifdd``.
+
+Importing never builds anything and never touches a GPU. Without the native library the ops run on their
+definitions in plain PyTorch; :func:`build_info` says what is missing and how to get it.
+"""
+
+from ifdd_kernels import _library, backends, reference
+from ifdd_kernels._library import build_info
+from ifdd_kernels.ops import (
+    SplitIndex,
+    TopkIndex,
+    frame_correlation,
+    frame_tokens,
+    lifting_attention,
+    lifting_loss,
+    lifting_predict,
+    lifting_residual,
+    lifting_update,
+    pool_tokens,
+    pooled_attention,
+    pooled_grid,
+    split_frames,
+    split_index,
+    topk_split_index,
+)
+
+# The schemas above come first: the library only adds kernels to ops that exist.
+_library.load()
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SplitIndex",
+    "TopkIndex",
+    "__version__",
+    "backends",
+    "build_info",
+    "frame_correlation",
+    "frame_tokens",
+    "lifting_attention",
+    "lifting_loss",
+    "lifting_predict",
+    "lifting_residual",
+    "lifting_update",
+    "pool_tokens",
+    "pooled_attention",
+    "pooled_grid",
+    "reference",
+    "split_frames",
+    "split_index",
+    "topk_split_index",
+]

@@ -1,0 +1,188 @@
+"""How an op is registered: one description in, forward, backward, fake, autograd and autocast rules out.
+
+Each op ``f`` becomes a family of registered ops with one schema: ``torch.ops.ifdd.f``, whose kernels are
+the compiled ones where the native library has them and the reference elsewhere, and
+``torch.ops.ifdd.f_reference``, which is always the reference. Every differentiable member has its own
+registered backward (``f_backward``, ``f_backward_reference``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "ifdd"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A gradient of the op's outputs, by its place, where :attr:`Backward.arguments` wants it."""
+
+    output: int
+
+
+@dataclass(frozen=True)
+class Backward:
+    """The backward op of an :class:`Operator`."""
+
+    schema: str
+    reference: Callable[..., Any]
+    fake: Callable[..., Any]
+    #: (inputs, outputs) -> the backward op's arguments, with :class:`Gradient` where a gradient goes.
+    arguments: Callable[[Sequence[Any], Sequence[Any]], tuple[Any, ...]]
+    #: Place of the input that each result of the backward op is the gradient of.
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An op: its name, schema, definition and rules."""
+
+    name: str
+    schema: str
+    reference: Callable[..., Any]
+    fake: Callable[..., Any]
+    #: Raises on inputs the op cannot take; called with the op's arguments before anything runs.
+    check: Callable[..., None]
+    backward: Backward | None = None
+    #: Outputs no gradient flows through (statistics kept for backward, integer indexes).
+    non_differentiable: tuple[int, ...] = ()
+    #: Arguments cast to autocast's dtype. The others keep theirs: statistics, indexes and parameters are
+    #: read as they are, since rounding an index chain to bfloat16 moves a sample by 0.04 frames.
+    autocast: tuple[int, ...] = ()
+    #: Backends beside the default one; each has its own twin ``name_backend``.
+    twins: dict[str, Twin] = field(default_factory=dict)
+
+    def overload(self, twin: str = "", backward: bool = False) -> torch._ops.OpOverload:
+        """The registered op of a backend: '' is the default one, 'reference' the reference."""
+        name = self.name + ("_backward" if backward else "") + (f"_{twin}" if twin else "")
+        overload: torch._ops.OpOverload = getattr(getattr(torch.ops, NAMESPACE), name).default
+        return overload
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Kernels of one backend for an :class:`Operator`, with the signatures of its schemas."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any] | None = None
+
+
+#: Every registered operator by name.
+OPERATORS: dict[str, Operator] = {}
+
+
+def register(operator: Operator) -> Operator:
+    """Registers an op and its twins with PyTorch; returns it."""
+    OPERATORS[operator.name] = operator
+    backward = operator.backward
+    reference = Twin(
+        _kernel(operator.reference, operator.check), _kernel(backward.reference) if backward else None
+    )
+    for name, twin in {"": reference, "reference": reference, **operator.twins}.items():
+        suffix = f"_{name}" if name else ""
+        _define(operator.name + suffix, operator.schema, twin.forward, operator.fake, operator.autocast)
+        if backward is not None:
+            assert twin.backward is not None, f"{operator.name}: twin {name} has no backward"
+            backward_name = f"{operator.name}_backward{suffix}"
+            _define(backward_name, backward.schema, twin.backward, backward.fake, ())
+            _refuse_double_backward(backward_name)
+        _register_autograd(operator, name)
+    return operator
+
+
+def _kernel(function: Callable[..., Any], check: Callable[..., None] | None = None) -> Callable[..., Any]:
+    """A plain PyTorch function as the kernel of an op: arguments checked, outputs contiguous as its fake says."""
+
+    def kernel(*args: Any) -> Any:
+        if check is not None:
+            check(*args)
+        results = function(*args)
+        if isinstance(results, Tensor):
+            return results.contiguous()
+        return tuple(result.contiguous() for result in results)
+
+    return kernel
+
+
+def _define(
+    name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], autocast: tuple[int, ...]
+) -> None:
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+    overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+    for device in AUTOCAST_DEVICES:
+        key = f"Autocast{device.upper()}"
+        LIBRARY.impl(name, _autocast_kernel(overload, device, key, autocast), key)
+
+
+def _autocast_kernel(
+    overload: torch._ops.OpOverload, device: str, key: str, cast: tuple[int, ...]
+) -> Callable[..., Any]:
+    """Casts the named arguments, then runs the op with autocast off: its kernels accumulate in float32."""
+    exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def lower(value: Any, dtype: torch.dtype) -> Any:
+        wide = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(dtype) if wide else value
+
+    def kernel(*args: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device)
+        with torch._C._ExcludeDispatchKeyGuard(exclude):
+            return overload(*(lower(arg, dtype) if i in cast else arg for i, arg in enumerate(args)))
+
+    return kernel
+
+
+def _refuse_double_backward(name: str) -> None:
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise NotImplementedError(
+            f"{NAMESPACE}::{name}: second derivatives are not implemented; call "
+            f"ifdd_kernels.reference.{name.split('_backward')[0]} (plain PyTorch) where they are needed"
+        )
+
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", refuse, lib=LIBRARY)
+
+
+def _register_autograd(operator: Operator, twin: str) -> None:
+    """Gradients through the backward op of the same twin; an op without one cuts the graph."""
+    backward = operator.backward
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        outputs = (output,) if isinstance(output, Tensor) else tuple(output)
+        ctx.mark_non_differentiable(*(outputs[i] for i in operator.non_differentiable))
+        ctx.input_count = len(inputs)
+        if backward is None:
+            return
+        arguments = backward.arguments(inputs, outputs)
+        ctx.save_for_backward(*(a for a in arguments if isinstance(a, Tensor)))
+        ctx.layout = tuple(None if isinstance(a, Tensor) else (a,) for a in arguments)
+
+    def grads(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        results: list[Tensor | None] = [None] * ctx.input_count
+        if backward is None:
+            return tuple(results)
+        tensors = iter(ctx.saved_tensors)
+        arguments = []
+        for place in ctx.layout:
+            argument = next(tensors) if place is None else place[0]
+            arguments.append(output_grads[argument.output] if isinstance(argument, Gradient) else argument)
+        computed = operator.overload(twin, backward=True)(*arguments)
+        computed = (computed,) if isinstance(computed, Tensor) else computed
+        for place, grad in zip(backward.inputs, computed, strict=True):
+            # A backward op returns an empty tensor for an input that was not given or is an integer.
+            if ctx.needs_input_grad[place]:
+                results[place] = grad
+        return tuple(results)
+
+    suffix = f"_{twin}" if twin else ""
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{operator.name}{suffix}", grads, setup_context=setup_context, lib=LIBRARY
+    )

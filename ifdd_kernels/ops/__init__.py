@@ -1,0 +1,31 @@
+"""The ops: schema, shape rules, gradients and public function of each, one file an op."""
+
+from ifdd_kernels.ops.frame_correlation import frame_correlation
+from ifdd_kernels.ops.frame_tokens import frame_tokens
+from ifdd_kernels.ops.lifting_attention import lifting_attention
+from ifdd_kernels.ops.lifting_loss import lifting_loss
+from ifdd_kernels.ops.lifting_residual import lifting_residual
+from ifdd_kernels.ops.lifting_steps import lifting_predict, lifting_update
+from ifdd_kernels.ops.pool_tokens import pool_tokens, pooled_grid
+from ifdd_kernels.ops.pooled_attention import pooled_attention
+from ifdd_kernels.ops.split_frames import split_frames
+from ifdd_kernels.ops.split_index import SplitIndex, split_index
+from ifdd_kernels.ops.topk_split_index import TopkIndex, topk_split_index
+
+__all__ = [
+    "SplitIndex",
+    "TopkIndex",
+    "frame_correlation",
+    "frame_tokens",
+    "lifting_attention",
+    "lifting_loss",
+    "lifting_predict",
+    "lifting_residual",
+    "lifting_update",
+    "pool_tokens",
+    "pooled_attention",
+    "pooled_grid",
+    "split_frames",
+    "split_index",
+    "topk_split_index",
+]

@@ -1,0 +1,80 @@
+"""``frame_tokens``: the tokenizer of the inter-frame static-dynamic splitting module (ISSM)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ifdd_kernels import _check, reference
+from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels.backends import run
+from ifdd_kernels.reference._common import accumulator
+
+
+def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int) -> None:
+    _check.grid("frame_tokens", x, height, width, pool)
+    _check.parameter("frame_tokens", "weight", weight, ("S", x.shape[3]), "x", x)
+    _check.parameter("frame_tokens", "bias", bias, (weight.shape[0],), "x", x)
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int) -> Tensor:
+    _check_arguments(x, weight, bias, height, width, pool)
+    return x.new_empty(x.shape[0], x.shape[1], weight.shape[0] * pool * pool, dtype=accumulator(x.dtype))
+
+
+def _fake_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+OPERATOR = register(
+    Operator(
+        name="frame_tokens",
+        schema="(Tensor x, Tensor weight, Tensor bias, int height, int width, int pool) -> Tensor",
+        reference=reference.frame_tokens,
+        fake=_fake,
+        check=_check_arguments,
+        backward=Backward(
+            schema="(Tensor grad, Tensor x, Tensor weight, Tensor bias, int height, int width, int pool)"
+            " -> (Tensor, Tensor, Tensor)",
+            reference=reference.frame_tokens_backward,
+            fake=_fake_backward,
+            arguments=lambda inputs, outputs: (Gradient(0), *inputs),
+            inputs=(0, 1, 2),
+        ),
+    )
+)
+
+
+def frame_tokens(
+    x: Tensor, grid: Sequence[int], weight: Tensor, bias: Tensor, pool: int, *, backend: str = "auto"
+) -> Tensor:
+    r"""Tokens of each frame: adaptive average pool, 1x1 convolution, exact GELU.
+
+    .. math:: z_t = \mathrm{vec}\,\mathrm{GELU}(W\,\mathrm{pool}_{P \times P}(x_t) + b)
+
+    Args:
+        x: frames (B, T, N, C), N = H * W row-major; float16, bfloat16, float32 or float64, any strides.
+        grid: (H, W).
+        weight: (S, C), in x's dtype or float32 (float64 with float64), like every parameter.
+        bias: (S,).
+        pool: P, the side of the pooled grid.
+        backend: see :mod:`ifdd_kernels.backends`.
+
+    Returns:
+        (B, T, S*P*P), channel-major, in float32 (float64 for float64 x): the chain that ends in frame
+        indexes is never rounded to 16 bits, under autocast neither.
+
+    Gradients flow to x, weight and bias. Deterministic. The activation's input is recomputed in backward.
+
+    Raises:
+        ValueError: a shape, grid or device that does not fit. TypeError: a dtype that does not.
+
+    Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (ISSM).
+    """
+    height, width = _check.pair("frame_tokens", "grid", grid)
+    _check_arguments(x, weight, bias, height, width, pool)
+    tokens: Tensor = run(OPERATOR, backend, x, weight, bias, height, width, pool)
+    return tokens

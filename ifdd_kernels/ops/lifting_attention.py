@@ -1,0 +1,88 @@
+"""``lifting_attention``: cross attention with a value residual, the core of both lifting steps."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ifdd_kernels import _check, reference
+from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels.backends import run
+from ifdd_kernels.reference._common import accumulator
+
+
+def _check_arguments(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
+    op = "lifting_attention"
+    _check.shape(op, "query", query, ("B", "M", "h", "d"))
+    _check.floating(op, "query", query)
+    for name, part in (("key", key), ("value", value)):
+        # The value residual pairs token i of the values with query i, so the counts are equal.
+        _check.shape(op, name, part, query.shape)
+        _check.same(op, name, part, "query", query)
+
+
+def _fake(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    _check_arguments(query, key, value, scale)
+    batch, tokens, heads, channels = query.shape
+    return (
+        query.new_empty(batch, tokens, heads * channels),
+        query.new_empty(batch, heads, tokens, dtype=accumulator(query.dtype)),
+    )
+
+
+def _fake_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    return tuple(part.new_empty(part.shape) for part in (query, key, value))
+
+
+OPERATOR = register(
+    Operator(
+        name="lifting_attention",
+        schema="(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor out, Tensor log_sum)",
+        reference=reference.lifting_attention,
+        fake=_fake,
+        check=_check_arguments,
+        backward=Backward(
+            schema="(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor log_sum,"
+            " float scale) -> (Tensor, Tensor, Tensor)",
+            reference=reference.lifting_attention_backward,
+            fake=_fake_backward,
+            arguments=lambda inputs, outputs: (Gradient(0), *inputs[:3], *outputs, inputs[3]),
+            inputs=(0, 1, 2),
+        ),
+        non_differentiable=(1,),
+        autocast=(0, 1, 2),
+    )
+)
+
+
+def lifting_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None, backend: str = "auto"
+) -> Tensor:
+    r"""Attention whose values also reach their own position.
+
+    .. math:: A = \mathrm{softmax}(s\,q k^\top)\,v + v
+
+    Args:
+        query: (B, M, h, d); float16, bfloat16, float32 or float64, any strides. Under autocast all three
+            are cast to its dtype.
+        key: (B, M, h, d).
+        value: (B, M, h, d); its token i is added to the output of query i.
+        scale: s; d^-1/2 if not given.
+        backend: see :mod:`ifdd_kernels.backends`.
+
+    Returns:
+        (B, M, h*d) in the dtype of the inputs; scores and sums in float32 (float64).
+
+    Gradients flow to query, key and value; the probabilities are recomputed in backward. Deterministic.
+
+    Raises:
+        ValueError: a shape or device that does not fit. TypeError: a dtype that does not.
+
+    Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (LADM).
+    """
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    _check_arguments(query, key, value, scale)
+    out: Tensor = run(OPERATOR, backend, query, key, value, scale)[0]
+    return out

@@ -1,0 +1,182 @@
+"""``pooled_attention``: MViTv2's attention with decomposed relative position and residual query."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ifdd_kernels import _check, reference
+from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels.backends import run
+from ifdd_kernels.reference._common import accumulator
+
+
+def table_length(queries: int, keys: int) -> int:
+    """Rows of an axis' table of relative positions."""
+    return 2 * max(queries, keys) - 1
+
+
+def _check_arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table_h: Tensor,
+    table_w: Tensor,
+    table_t: Tensor,
+    q_grid: Sequence[int],
+    k_grid: Sequence[int],
+    scale: float,
+) -> None:
+    op = "pooled_attention"
+    _check.triple(op, "q_grid", q_grid)
+    _check.triple(op, "k_grid", k_grid)
+    _check.shape(op, "query", query, ("B", "1+Nq", "h", "d"))
+    _check.floating(op, "query", query)
+    batch, _, heads, channels = query.shape
+    _check.shape(op, "query", query, ("B", 1 + math.prod(q_grid), "h", "d"))
+    for name, part in (("key", key), ("value", value)):
+        _check.shape(op, name, part, (batch, 1 + math.prod(k_grid), heads, channels))
+        _check.same(op, name, part, "query", query)
+    for axis, name, table in ((1, "table_h", table_h), (2, "table_w", table_w), (0, "table_t", table_t)):
+        rows = table_length(q_grid[axis], k_grid[axis])
+        _check.parameter(op, name, table, (rows, channels), "query", query)
+
+
+def _fake(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table_h: Tensor,
+    table_w: Tensor,
+    table_t: Tensor,
+    q_grid: Sequence[int],
+    k_grid: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    _check_arguments(query, key, value, table_h, table_w, table_t, q_grid, k_grid, scale)
+    batch, rows, heads, channels = query.shape
+    return (
+        query.new_empty(batch, rows, heads * channels),
+        query.new_empty(batch, heads, rows, dtype=accumulator(query.dtype)),
+    )
+
+
+def _fake_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table_h: Tensor,
+    table_w: Tensor,
+    table_t: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    q_grid: Sequence[int],
+    k_grid: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in (query, key, value, table_h, table_w, table_t))
+
+
+OPERATOR = register(
+    Operator(
+        name="pooled_attention",
+        schema="(Tensor query, Tensor key, Tensor value, Tensor table_h, Tensor table_w, Tensor table_t,"
+        " int[3] q_grid, int[3] k_grid, float scale) -> (Tensor out, Tensor log_sum)",
+        reference=reference.pooled_attention,
+        fake=_fake,
+        check=_check_arguments,
+        backward=Backward(
+            schema="(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor table_h, Tensor table_w,"
+            " Tensor table_t, Tensor out, Tensor log_sum, int[3] q_grid, int[3] k_grid, float scale)"
+            " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+            reference=reference.pooled_attention_backward,
+            fake=_fake_backward,
+            arguments=lambda inputs, outputs: (Gradient(0), *inputs[:6], *outputs, *inputs[6:]),
+            inputs=(0, 1, 2, 3, 4, 5),
+        ),
+        non_differentiable=(1,),
+        autocast=(0, 1, 2),
+    )
+)
+
+
+def _fit(table: Tensor, rows: int) -> Tensor:
+    """A table of another length, interpolated linearly along its rows (corners not aligned)."""
+    if table.dim() != 2 or table.shape[0] == rows:
+        return table
+    columns = table.T[None].to(accumulator(table.dtype))
+    return F.interpolate(columns, size=rows, mode="linear", align_corners=False)[0].T.to(table.dtype)
+
+
+def pooled_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table_h: Tensor,
+    table_w: Tensor,
+    table_t: Tensor,
+    q_grid: Sequence[int],
+    k_grid: Sequence[int],
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Attention between pooled queries and pooled keys with a position bias per axis.
+
+    .. math::
+        o_i = \sum_j \mathrm{softmax}_j\bigl(s\,q_i \cdot k_j + b_{ij}\bigr)\,v_j + [i > 0]\,q_i, \qquad
+        b_{ij} = q_i \cdot (R^h_{\iota(y_i, y_j)} + R^w_{\iota(x_i, x_j)} + R^t_{\iota(t_i, t_j)})
+
+    with q unscaled in b and in the residual, no bias for the class token (row and column 0), and, for
+    grid sizes Q and K of an axis,
+
+    .. math:: \iota(q, k) = \lfloor q \max(K/Q, 1) + (K - 1 - k) \max(Q/K, 1) \rfloor .
+
+    Args:
+        query: (B, 1 + Nq, h, d); float16, bfloat16, float32 or float64, any strides. Under autocast
+            query, key and value are cast to its dtype.
+        key: (B, 1 + Nk, h, d).
+        value: (B, 1 + Nk, h, d).
+        table_h: R^h, (2 max(Q, K) - 1, d) for the height; another length is interpolated linearly. In the
+            dtype of query or float32 (float64 with float64), like the other tables.
+        table_w: R^w, the width's.
+        table_t: R^t, the time's.
+        q_grid: (T, H, W) of the queries.
+        k_grid: (T, H, W) of the keys.
+        scale: s; d^-1/2 if not given.
+        backend: see :mod:`ifdd_kernels.backends`.
+
+    Returns:
+        (B, 1 + Nq, h*d) in query's dtype; scores and sums in float32 (float64).
+
+    Gradients flow to all six tensors; the probabilities are recomputed in backward. Deterministic.
+
+    Raises:
+        ValueError: a shape, grid or device that does not fit. TypeError: a dtype that does not.
+
+    Source: Li et al., "MViTv2", CVPR 2022, arXiv:2112.01526 (decomposed relative position, residual
+    pooling).
+    """
+    _check.triple("pooled_attention", "q_grid", q_grid)
+    _check.triple("pooled_attention", "k_grid", k_grid)
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    rows = [table_length(q, k) for q, k in zip(q_grid, k_grid, strict=True)]
+    arguments = (
+        query,
+        key,
+        value,
+        _fit(table_h, rows[1]),
+        _fit(table_w, rows[2]),
+        _fit(table_t, rows[0]),
+        list(q_grid),
+        list(k_grid),
+        scale,
+    )
+    _check_arguments(*arguments)
+    out: Tensor = run(OPERATOR, backend, *arguments)[0]
+    return out

@@ -1,0 +1,167 @@
+"""``split_index``: from frames to the positions in time of the static and the dynamic group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ifdd_kernels import _check, reference
+from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels.backends import run
+from ifdd_kernels.reference._common import accumulator
+
+
+class SplitIndex(NamedTuple):
+    """What :func:`split_index` returns."""
+
+    #: (B, T/2): frame positions of the static group, unclamped.
+    static_index: Tensor
+    #: (B, T/2): frame positions of the dynamic group, unclamped.
+    dynamic_index: Tensor
+    #: (B, T, T): the correlation both came from.
+    correlation: Tensor
+
+
+def _check_arguments(
+    x: Tensor,
+    token_weight: Tensor,
+    token_bias: Tensor,
+    static_weight: Tensor,
+    dynamic_weight: Tensor,
+    height: int,
+    width: int,
+    pool: int,
+    reach: float,
+) -> None:
+    op = "split_index"
+    _check.grid(op, x, height, width, pool)
+    _check.even_frames(op, x)
+    frames = x.shape[1]
+    _check.parameter(op, "token_weight", token_weight, ("S", x.shape[3]), "x", x)
+    _check.parameter(op, "token_bias", token_bias, (token_weight.shape[0],), "x", x)
+    _check.parameter(op, "static_weight", static_weight, (frames // 2, frames * frames), "x", x)
+    _check.parameter(op, "dynamic_weight", dynamic_weight, (frames // 2, frames * frames), "x", x)
+
+
+def _fake(
+    x: Tensor,
+    token_weight: Tensor,
+    token_bias: Tensor,
+    static_weight: Tensor,
+    dynamic_weight: Tensor,
+    height: int,
+    width: int,
+    pool: int,
+    reach: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_arguments(x, token_weight, token_bias, static_weight, dynamic_weight, height, width, pool, reach)
+    batch, frames = x.shape[:2]
+    dtype = accumulator(x.dtype)
+    return (
+        x.new_empty(batch, frames // 2, dtype=dtype),
+        x.new_empty(batch, frames // 2, dtype=dtype),
+        x.new_empty(batch, frames, frames, dtype=dtype),
+    )
+
+
+def _fake_backward(
+    grad_static: Tensor,
+    grad_dynamic: Tensor,
+    grad_correlation: Tensor,
+    x: Tensor,
+    token_weight: Tensor,
+    token_bias: Tensor,
+    static_weight: Tensor,
+    dynamic_weight: Tensor,
+    correlation: Tensor,
+    height: int,
+    width: int,
+    pool: int,
+    reach: float,
+) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in (x, token_weight, token_bias, static_weight, dynamic_weight))
+
+
+OPERATOR = register(
+    Operator(
+        name="split_index",
+        schema="(Tensor x, Tensor token_weight, Tensor token_bias, Tensor static_weight,"
+        " Tensor dynamic_weight, int height, int width, int pool, float reach)"
+        " -> (Tensor static_index, Tensor dynamic_index, Tensor correlation)",
+        reference=reference.split_index,
+        fake=_fake,
+        check=_check_arguments,
+        backward=Backward(
+            schema="(Tensor grad_static, Tensor grad_dynamic, Tensor grad_correlation, Tensor x,"
+            " Tensor token_weight, Tensor token_bias, Tensor static_weight, Tensor dynamic_weight,"
+            " Tensor correlation, int height, int width, int pool, float reach)"
+            " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+            reference=reference.split_index_backward,
+            fake=_fake_backward,
+            arguments=lambda inputs, outputs: (
+                Gradient(0),
+                Gradient(1),
+                Gradient(2),
+                *inputs[:5],
+                outputs[2],
+                *inputs[5:],
+            ),
+            inputs=(0, 1, 2, 3, 4),
+        ),
+    )
+)
+
+
+def split_index(
+    x: Tensor,
+    grid: Sequence[int],
+    token_weight: Tensor,
+    token_bias: Tensor,
+    static_weight: Tensor,
+    dynamic_weight: Tensor,
+    pool: int,
+    *,
+    reach: float = 2.0,
+    backend: str = "auto",
+) -> SplitIndex:
+    r"""Positions in time at which the static and the dynamic group of frames are sampled.
+
+    With the tokens z of :func:`frame_tokens` and M = z z^T / C,
+
+    .. math::
+        i_s = (0, 2, \dots) + r \tanh(W_s\,\mathrm{vec}\,\mathrm{softmax}(M)), \quad
+        i_d = (1, 3, \dots) + r \tanh(W_d\,\mathrm{vec}\,\mathrm{softmax}(-M)),
+
+    the softmax over the last axis and vec row-major: frames alike attract the static positions, frames
+    unlike the dynamic ones.
+
+    Args:
+        x: frames (B, T, N, C), T even, N = H * W; float16, bfloat16, float32 or float64, any strides.
+        grid: (H, W).
+        token_weight: (S, C), in x's dtype or float32 (float64 with float64), like every parameter.
+        token_bias: (S,).
+        static_weight: W_s, (T/2, T*T).
+        dynamic_weight: W_d, (T/2, T*T).
+        pool: side of the pooled grid of the tokens.
+        reach: r, how many frames a position may move either way.
+        backend: see :mod:`ifdd_kernels.backends`.
+
+    Returns:
+        :class:`SplitIndex`, all float32 (float64 for float64 x), under autocast too. The indexes are in
+        frames and not clamped; :func:`split_frames` clamps where it samples.
+
+    Gradients flow from all three outputs to x and the four parameters. Deterministic.
+
+    Raises:
+        ValueError: a shape, odd T, grid or device that does not fit. TypeError: a dtype that does not.
+
+    Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (ISSM).
+    """
+    height, width = _check.pair("split_index", "grid", grid)
+    arguments = (
+        x, token_weight, token_bias, static_weight, dynamic_weight, height, width, pool, reach
+    )  # fmt: skip
+    _check_arguments(*arguments)
+    return SplitIndex(*run(OPERATOR, backend, *arguments))

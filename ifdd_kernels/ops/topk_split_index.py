@@ -1,0 +1,77 @@
+"""``topk_split_index``: the hard split, whole frames ranked by how they correlate with the clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ifdd_kernels import _check, reference
+from ifdd_kernels._operator import Operator, register
+from ifdd_kernels.backends import run
+
+
+class TopkIndex(NamedTuple):
+    """What :func:`topk_split_index` returns, both int64 and ascending."""
+
+    #: (B, T/2): the frames most like the clip.
+    static_index: Tensor
+    #: (B, T/2): the other frames.
+    dynamic_index: Tensor
+
+
+def _check_arguments(x: Tensor, height: int, width: int, pool: int, order_prior: bool) -> None:
+    _check.grid("topk_split_index", x, height, width, pool)
+    _check.even_frames("topk_split_index", x)
+
+
+def _fake(x: Tensor, height: int, width: int, pool: int, order_prior: bool) -> tuple[Tensor, Tensor]:
+    _check_arguments(x, height, width, pool, order_prior)
+    shape = (x.shape[0], x.shape[1] // 2)
+    return x.new_empty(shape, dtype=torch.int64), x.new_empty(shape, dtype=torch.int64)
+
+
+OPERATOR = register(
+    Operator(
+        name="topk_split_index",
+        schema="(Tensor x, int height, int width, int pool, bool order_prior)"
+        " -> (Tensor static_index, Tensor dynamic_index)",
+        reference=reference.topk_split_index,
+        fake=_fake,
+        check=_check_arguments,
+        non_differentiable=(0, 1),
+    )
+)
+
+
+def topk_split_index(
+    x: Tensor, grid: Sequence[int], pool: int, *, order_prior: bool = False, backend: str = "auto"
+) -> TopkIndex:
+    r"""Frame numbers of the static and the dynamic group, chosen by correlation scores.
+
+    .. math:: s_t = \frac{1}{T} \sum_u \langle z_t, z_u \rangle / C \;(+\,1 \text{ on even } t),
+        \quad z_t = \mathrm{vec}\,\mathrm{pool}_{P \times P}(x_t)
+
+    The T/2 largest scores form the static group, the other frames the dynamic one; inside a group the
+    frames keep their order in time. Of equal scores the earlier frame ranks higher.
+
+    Args:
+        x: frames (B, T, N, C), T even, N = H * W; float16, bfloat16, float32 or float64, any strides.
+        grid: (H, W).
+        pool: P, side of the pooled grid.
+        order_prior: favour even frames by one, as in the lazy wavelet.
+        backend: see :mod:`ifdd_kernels.backends`.
+
+    Returns:
+        :class:`TopkIndex` for :func:`split_frames`. No gradient flows through the choice.
+
+    Raises:
+        ValueError: a shape, odd T or grid that does not fit. TypeError: x is not floating point.
+
+    Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (hard split, ablation).
+    """
+    height, width = _check.pair("topk_split_index", "grid", grid)
+    _check_arguments(x, height, width, pool, order_prior)
+    return TopkIndex(*run(OPERATOR, backend, x, height, width, pool, order_prior))

@@ -1,0 +1,38 @@
+"""The ops' definitions in plain PyTorch, in any floating dtype: what every kernel is compared with.
+
+Each function has the signature of its op (``torch.ops.ifdd.NAME``). The forward definitions are
+differentiable by PyTorch's own autograd, which is how the hand-derived ``NAME_backward`` are checked.
+"""
+
+from ifdd_kernels.reference.frame_correlation import frame_correlation, frame_correlation_backward
+from ifdd_kernels.reference.frame_tokens import frame_tokens, frame_tokens_backward
+from ifdd_kernels.reference.lifting_attention import lifting_attention, lifting_attention_backward
+from ifdd_kernels.reference.lifting_loss import lifting_loss, lifting_loss_backward
+from ifdd_kernels.reference.lifting_residual import lifting_residual, lifting_residual_backward
+from ifdd_kernels.reference.pool_tokens import pool_tokens, pool_tokens_backward
+from ifdd_kernels.reference.pooled_attention import pooled_attention, pooled_attention_backward
+from ifdd_kernels.reference.split_frames import split_frames, split_frames_backward
+from ifdd_kernels.reference.split_index import split_index, split_index_backward
+from ifdd_kernels.reference.topk_split_index import topk_split_index
+
+__all__ = [
+    "frame_correlation",
+    "frame_correlation_backward",
+    "frame_tokens",
+    "frame_tokens_backward",
+    "lifting_attention",
+    "lifting_attention_backward",
+    "lifting_loss",
+    "lifting_loss_backward",
+    "lifting_residual",
+    "lifting_residual_backward",
+    "pool_tokens",
+    "pool_tokens_backward",
+    "pooled_attention",
+    "pooled_attention_backward",
+    "split_frames",
+    "split_frames_backward",
+    "split_index",
+    "split_index_backward",
+    "topk_split_index",
+]

@@ -1,0 +1,150 @@
+"""Definition of ``pool_tokens``: depthwise 3x3x3 convolution + LayerNorm of q, k and v."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ifdd_kernels.reference._common import accumulator, layer_norm_backward, moments
+
+Triple = list[int]
+
+
+def _volume(tokens: Tensor, grid: Triple) -> Tensor:
+    """(B, 1 + T*H*W, h, d) -> (B*h, d, T, H, W), the class token left out."""
+    batch, _, heads, channels = tokens.shape
+    body = tokens[:, 1:].reshape(batch, *grid, heads, channels)
+    return body.permute(0, 4, 5, 1, 2, 3).reshape(batch * heads, channels, *grid)
+
+
+def _rows(volume: Tensor, batch: int) -> Tensor:
+    """(B*h, d, T, H, W) -> (B, T*H*W, h, d): the inverse of :func:`_volume`."""
+    heads = volume.shape[0] // batch if batch else 1
+    return volume.reshape(batch, heads, *volume.shape[1:]).flatten(3).permute(0, 3, 1, 2)
+
+
+def _convolve(tokens: Tensor, weight: Tensor, grid: Triple, stride: Triple) -> Tensor:
+    """Class token unchanged, the others through the convolution: (B, 1 + N', h, d)."""
+    volume = _volume(tokens, grid)
+    if tokens.shape[0] == 0:
+        cells = 1
+        for size, step in zip(grid, stride, strict=True):
+            cells *= -(-size // step)
+        return tokens.new_empty(0, 1 + cells, *tokens.shape[2:])
+    pooled = F.conv3d(volume, weight, stride=stride, padding=1, groups=weight.shape[0])
+    return torch.cat((tokens[:, :1], _rows(pooled, tokens.shape[0])), 1)
+
+
+def pool_tokens(
+    qkv: Tensor,
+    weight_q: Tensor,
+    weight_k: Tensor,
+    weight_v: Tensor,
+    norm_weight_q: Tensor,
+    norm_bias_q: Tensor,
+    norm_weight_k: Tensor,
+    norm_bias_k: Tensor,
+    norm_weight_v: Tensor,
+    norm_bias_v: Tensor,
+    grid: Triple,
+    heads: int,
+    stride_q: Triple,
+    stride_kv: Triple,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """q, k, v as (B, 1 + N', h, d) and the norms' (mean, rstd) of each, (B, 1 + N', h, 2)."""
+    batch, length, packed = qkv.shape
+    dtype = accumulator(qkv.dtype)
+    parts = qkv.to(dtype).reshape(batch, length, 3, heads, packed // (3 * heads)).unbind(2)
+    pooled, statistics = [], []
+    for tokens, weight, norm_weight, norm_bias, stride in (
+        (parts[0], weight_q, norm_weight_q, norm_bias_q, stride_q),
+        (parts[1], weight_k, norm_weight_k, norm_bias_k, stride_kv),
+        (parts[2], weight_v, norm_weight_v, norm_bias_v, stride_kv),
+    ):
+        rows = _convolve(tokens, weight.to(dtype), grid, stride)
+        mean, rstd = moments(rows, eps)
+        pooled.append(((rows - mean) * rstd * norm_weight.to(dtype) + norm_bias.to(dtype)).to(qkv.dtype))
+        statistics.append(torch.cat((mean, rstd), -1))
+    return pooled[0], pooled[1], pooled[2], statistics[0], statistics[1], statistics[2]
+
+
+def _backward_part(
+    grad: Tensor,
+    tokens: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    stats: Tensor,
+    grid: Triple,
+    stride: Triple,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the tokens (B, 1 + N, h, d), the convolution's weight and the norm's parameters."""
+    mean, rstd = stats.split(1, -1)
+    normalised = (_convolve(tokens, weight, grid, stride) - mean) * rstd
+    grad_rows, grad_norm_weight, grad_norm_bias = layer_norm_backward(grad, normalised, rstd, norm_weight)
+    batch = tokens.shape[0]
+    if batch == 0:
+        return torch.zeros_like(tokens), torch.zeros_like(weight), grad_norm_weight, grad_norm_bias
+    out_grid = [-(-size // step) for size, step in zip(grid, stride, strict=True)]
+    grad_volume, grad_weight, _ = torch.ops.aten.convolution_backward(
+        _volume(grad_rows, out_grid),
+        _volume(tokens, grid),
+        weight,
+        None,
+        stride,
+        [1, 1, 1],
+        [1, 1, 1],
+        False,
+        [0, 0, 0],
+        weight.shape[0],
+        [True, True, False],
+    )
+    grad_tokens = torch.cat((grad_rows[:, :1], _rows(grad_volume, batch)), 1)
+    return grad_tokens, grad_weight, grad_norm_weight, grad_norm_bias
+
+
+def pool_tokens_backward(
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    qkv: Tensor,
+    weight_q: Tensor,
+    weight_k: Tensor,
+    weight_v: Tensor,
+    norm_weight_q: Tensor,
+    norm_weight_k: Tensor,
+    norm_weight_v: Tensor,
+    stats_q: Tensor,
+    stats_k: Tensor,
+    stats_v: Tensor,
+    grid: Triple,
+    heads: int,
+    stride_q: Triple,
+    stride_kv: Triple,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of qkv, the three convolution weights and the three (weight, bias) pairs of the norms.
+
+    The convolution is recomputed: storing its outputs would cost as much memory as q, k and v again.
+    """
+    batch, length, packed = qkv.shape
+    dtype = accumulator(qkv.dtype)
+    parts = qkv.to(dtype).reshape(batch, length, 3, heads, packed // (3 * heads)).unbind(2)
+    results = [
+        _backward_part(grad.to(dtype), tokens, weight.to(dtype), norm_weight.to(dtype), stats, grid, stride)
+        for grad, tokens, weight, norm_weight, stats, stride in (
+            (grad_q, parts[0], weight_q, norm_weight_q, stats_q, stride_q),
+            (grad_k, parts[1], weight_k, norm_weight_k, stats_k, stride_kv),
+            (grad_v, parts[2], weight_v, norm_weight_v, stats_v, stride_kv),
+        )
+    ]
+    grad_qkv = torch.stack([result[0] for result in results], 2).reshape(qkv.shape).to(qkv.dtype)
+    convolutions = [
+        result[1].to(w.dtype) for result, w in zip(results, (weight_q, weight_k, weight_v), strict=True)
+    ]
+    norms = [
+        part.to(w.dtype)
+        for result, w in zip(results, (norm_weight_q, norm_weight_k, norm_weight_v), strict=True)
+        for part in result[2:]
+    ]
+    return (grad_qkv, *convolutions, *norms)  # type: ignore[return-value]

@@ -1,0 +1,130 @@
+"""Definition of ``split_frames``: sampling as a small matrix product, and the split norms."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ifdd_kernels.reference._common import accumulator, layer_norm_backward, moments
+
+
+class _Sampling(NamedTuple):
+    """Linear interpolation along time as matrices, all (B, K, T)."""
+
+    weights: Tensor  # y = weights x
+    slope: Tensor  # dy / dp = slope x
+    dp_di: Tensor  # (B, K): derivative of the position with respect to the index, zero where clamped
+
+
+def _sampling(index: Tensor, frames: int, aligned: bool, dtype: torch.dtype) -> _Sampling:
+    """p = clamp(i * T/(T-1) - 1/2, 0, T-1), or clamp(i, 0, T-1) when ``aligned``; rows of two non-zeros."""
+    index = index.to(dtype)
+    rate, shift = (1.0, 0.0) if aligned else (frames / (frames - 1), 0.5)
+    raw = index * rate - shift
+    position = raw.clamp(0, frames - 1)
+    lower = position.floor()
+    fraction = (position - lower)[..., None]
+    low = F.one_hot(lower.long(), frames).to(dtype)
+    high = F.one_hot((lower.long() + 1).clamp(max=frames - 1), frames).to(dtype)
+    inside = (raw > 0) & (raw < frames - 1)
+    return _Sampling((1 - fraction) * low + fraction * high, high - low, rate * inside.to(dtype))
+
+
+def _weights(index: Tensor, frames: int, aligned: bool, dtype: torch.dtype) -> Tensor:
+    """The (B, K, T) matrix that samples: a one-hot row for an integer index, two neighbours for a float."""
+    if index.is_floating_point():
+        return _sampling(index, frames, aligned, dtype).weights
+    return F.one_hot(index, frames).to(dtype)
+
+
+def split_frames(
+    x: Tensor,
+    static_index: Tensor,
+    dynamic_index: Tensor,
+    static_weight: Tensor | None,
+    static_bias: Tensor | None,
+    dynamic_weight: Tensor | None,
+    dynamic_bias: Tensor | None,
+    eps: float,
+    aligned: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both groups (B, K, N, C) and the norms' statistics (B, Ks + Kd, N, 2), empty without norms."""
+    batch, frames, tokens, channels = x.shape
+    dtype = accumulator(x.dtype)
+    flat = x.to(dtype).reshape(batch, frames, tokens * channels)
+
+    groups, statistics = [], []
+    for index, weight, bias in (
+        (static_index, static_weight, static_bias),
+        (dynamic_index, dynamic_weight, dynamic_bias),
+    ):
+        group = _weights(index, frames, aligned, dtype) @ flat
+        group = group.reshape(batch, index.shape[1], tokens, channels)
+        if weight is not None and bias is not None:
+            mean, rstd = moments(group, eps)
+            group = (group - mean) * rstd * weight.to(dtype) + bias.to(dtype)
+            statistics.append(torch.cat((mean, rstd), -1))
+        groups.append(group.to(x.dtype))
+    stats = torch.cat(statistics, 1) if statistics else flat.new_empty(0)
+    return groups[0], groups[1], stats
+
+
+def split_frames_backward(
+    grad_static: Tensor,
+    grad_dynamic: Tensor,
+    x: Tensor,
+    static_index: Tensor,
+    dynamic_index: Tensor,
+    static_weight: Tensor | None,
+    dynamic_weight: Tensor | None,
+    stats: Tensor,
+    aligned: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, both indexes and the four norm parameters; what does not exist is empty.
+
+    dx = weights^T dy, summed over both groups; di = dp/di * <dy, slope x>.
+    """
+    batch, frames, tokens, channels = x.shape
+    dtype = accumulator(x.dtype)
+    flat = x.to(dtype).reshape(batch, frames, tokens * channels)
+    grad_x = torch.zeros_like(flat)
+    grad_index: list[Tensor] = []
+    grad_norm: list[Tensor] = []
+    first = 0
+    for grad, index, weight in (
+        (grad_static, static_index, static_weight),
+        (grad_dynamic, dynamic_index, dynamic_weight),
+    ):
+        count = index.shape[1]
+        grad = grad.to(dtype)
+        weights = _weights(index, frames, aligned, dtype)
+        if weight is None:
+            grad_norm += [x.new_empty(0), x.new_empty(0)]
+        else:
+            mean, rstd = stats[:, first : first + count].split(1, -1)
+            sampled = (weights @ flat).reshape(grad.shape)
+            grad, grad_weight, grad_bias = layer_norm_backward(
+                grad, (sampled - mean) * rstd, rstd, weight.to(dtype)
+            )
+            grad_norm += [grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)]
+        dy = grad.reshape(batch, count, tokens * channels)
+        grad_x = grad_x + weights.mT @ dy
+        if index.is_floating_point():
+            sampling = _sampling(index, frames, aligned, dtype)
+            along = (dy * (sampling.slope @ flat)).sum(-1)
+            grad_index.append((along * sampling.dp_di).to(index.dtype))
+        else:
+            grad_index.append(flat.new_empty(0))
+        first += count
+    return (
+        grad_x.reshape(x.shape).to(x.dtype),
+        grad_index[0],
+        grad_index[1],
+        grad_norm[0],
+        grad_norm[1],
+        grad_norm[2],
+        grad_norm[3],
+    )

@@ -1,0 +1,48 @@
+"""Registry samples as pytest parameters, and the pieces several tests of ops share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ifdd_kernels.registry import REGISTRY, Entry, Maker, Sample
+
+
+def samples(dtype: torch.dtype, *, differentiable: bool = False) -> list[Any]:
+    """(entry, sample) of every op; ``differentiable`` leaves out ops without a backward."""
+    cases = []
+    for entry in REGISTRY.values():
+        if differentiable and entry.operator is not None and entry.operator.backward is None:
+            continue
+        for sample in entry.samples(Maker(dtype)):
+            cases.append(pytest.param(entry, sample, id=f"{entry.name}-{sample.label}"))
+    return cases
+
+
+def outputs_of(result: Any) -> tuple[Tensor, ...]:
+    """An op's result as a tuple."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def differentiable_outputs(entry: Entry, result: Any) -> list[Tensor]:
+    """The outputs gradients flow through."""
+    excluded = entry.operator.non_differentiable if entry.operator else ()
+    return [out for place, out in enumerate(outputs_of(result)) if place not in excluded]
+
+
+def with_gradients(sample: Sample) -> tuple[Any, ...]:
+    """The sample's arguments, floating tensors detached and requiring gradients."""
+    return tuple(
+        arg.detach().clone().requires_grad_() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
+        for arg in sample.args
+    )
+
+
+def gradients(entry: Entry, result: Any, args: tuple[Any, ...], cotangents: list[Tensor]) -> list[Tensor]:
+    """Gradients of every floating argument for given cotangents of the differentiable outputs."""
+    inputs = [arg for arg in args if isinstance(arg, Tensor) and arg.requires_grad]
+    outputs = differentiable_outputs(entry, result)
+    return list(torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, materialize_grads=True))

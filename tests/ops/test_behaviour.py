@@ -1,0 +1,195 @@
+"""Autocast, compile, export, determinism, second derivatives, backends, and the golden order of top-k."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import outputs_of, samples, with_gradients
+from torch import Tensor
+
+import ifdd_kernels
+from ifdd_kernels import backends
+from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels.registry import REGISTRY, Entry, Maker, Sample
+from ifdd_kernels.testing import relative_error, thread_count
+
+
+def _first(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+    return next(REGISTRY[name].samples(Maker(dtype))).args
+
+
+@pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if o.autocast])
+def test_autocast_lowers_activations_and_keeps_parameters(name: str) -> None:
+    args = _first(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = outputs_of(REGISTRY[name].overload(*args))[0]
+    cast = OPERATORS[name].autocast
+    lowered = tuple(arg.bfloat16() if place in cast else arg for place, arg in enumerate(args))
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, outputs_of(REGISTRY[name].overload(*lowered))[0])
+
+
+@pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if not o.autocast])
+def test_autocast_leaves_the_index_chain_and_losses_alone(name: str) -> None:
+    """bfloat16 anywhere in the chain to the indexes would move samples by a part of a frame."""
+    args = _first(name)
+    plain = outputs_of(REGISTRY[name].overload(*args))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = outputs_of(REGISTRY[name].overload(*args))
+    for got, wanted in zip(cast, plain, strict=True):
+        assert got.dtype == wanted.dtype
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if o.backward])
+def test_backward_inside_autocast_is_the_same(name: str) -> None:
+    grads = []
+    for enabled in (False, True):
+        args = tuple(
+            a.detach().clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
+            for a in _first(name)
+        )
+        out = outputs_of(OPERATORS[name].overload()(*args))[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out.sum().backward()
+        grads.append([a.grad for a in args if isinstance(a, Tensor) and a.grad is not None])
+    assert grads[0]
+    for got, wanted in zip(*grads, strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_compiles_without_graph_breaks(name: str) -> None:
+    """The public function, keyword arguments and backend choice included, in one graph."""
+    torch.compiler.reset()
+    entry = REGISTRY[name]
+    args = _public(name)
+
+    def step(*tensors: Any) -> tuple[Tensor, ...]:
+        return outputs_of(entry.function(*tensors, **_keywords(name)))
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for got, wanted in zip(compiled(*args), step(*args), strict=True):
+        assert relative_error(got, wanted) <= 1e-6
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_exports(name: str) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+            it = iter(tensors)
+            return outputs_of(REGISTRY[name].overload(*(next(it) if t else a for t, a in layout)))
+
+    args = _first(name)
+    layout = [(isinstance(arg, Tensor), arg) for arg in args]
+    tensors = tuple(arg for arg in args if isinstance(arg, Tensor))
+    program = torch.export.export(Module(), tensors)
+    for got, wanted in zip(program.module()(*tensors), Module()(*tensors), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def _keywords(name: str) -> dict[str, Any]:
+    return {"order_prior": True} if name == "topk_split_index" else {}
+
+
+def _public(name: str) -> tuple[Any, ...]:
+    """Arguments of the public function for the first sample of an op."""
+    a = _first(name)
+    match name:
+        case "frame_tokens":
+            return (a[0], a[3:5], a[1], a[2], a[5])
+        case "split_index":
+            return (a[0], a[5:7], *a[1:5], a[7])
+        case "topk_split_index":
+            return (a[0], a[1:3], a[3])
+        case "split_frames":
+            return (*a[:3], a[3:5], a[5:7])
+        case "lifting_attention" | "lifting_loss":
+            return a[:3] if name == "lifting_attention" else a[:1]
+        case "lifting_update" | "lifting_predict":
+            return a[:9]
+        case "pool_tokens":
+            return (*a[:4], a[4:6], a[6:8], a[8:10], *a[10:14])
+        case "pooled_attention":
+            return a[:8]
+    return a
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_public_function_is_the_op(name: str, backend: str) -> None:
+    got = outputs_of(REGISTRY[name].function(*_public(name), **_keywords(name), backend=backend))
+    wanted = outputs_of(REGISTRY[name].overload(*_first(name)))
+    for one, other in zip(got, wanted, strict=False):
+        assert relative_error(one, other) <= 1e-6
+
+
+@pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, differentiable=True))
+def test_threads_do_not_change_the_bits(entry: Entry, sample: Sample) -> None:
+    """A native kernel gives the same bits for any number of threads, forward and backward."""
+    if entry.operator is None or not backends.can_run(entry.name, "native"):
+        pytest.skip("no native kernel: PyTorch's own kernels make no such promise")
+    results = []
+    for threads in (1, 2, 3):
+        with thread_count(threads):
+            args = with_gradients(sample)
+            outputs = outputs_of(entry.overload(*args))
+            inputs = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+            loss = sum((o * o).sum() for o in outputs if o.requires_grad)
+            results.append([*outputs, *torch.autograd.grad(loss, inputs)])  # type: ignore[arg-type]
+    for other in results[1:]:
+        for got, wanted in zip(other, results[0], strict=True):
+            assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if o.backward])
+def test_second_derivatives_are_refused(name: str) -> None:
+    entry = REGISTRY[name]
+    args = tuple(
+        arg.detach().requires_grad_() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
+        for arg in _first(name)
+    )
+    loss = sum(o.square().sum() for o in outputs_of(entry.overload(*args)) if o.requires_grad)
+    grad = torch.autograd.grad(loss, args[0], create_graph=True)[0]  # type: ignore[arg-type]
+    with pytest.raises(NotImplementedError, match=f"{name}_backward: second derivatives"):
+        grad.sum().backward()
+
+
+def test_topk_ranks_ties_by_time() -> None:
+    x = torch.ones(1, 6, 4, 3)
+    index = ifdd_kernels.topk_split_index(x, (2, 2), 2)
+    assert index.static_index.tolist() == [[0, 1, 2]]
+    assert index.dynamic_index.tolist() == [[3, 4, 5]]
+    index = ifdd_kernels.topk_split_index(x, (2, 2), 2, order_prior=True)
+    assert index.static_index.tolist() == [[0, 2, 4]]
+
+
+def test_tables_of_another_length_are_interpolated() -> None:
+    query, key, value, *tables, q_grid, k_grid, _ = _first("pooled_attention")
+    long = [
+        torch.nn.functional.interpolate(t.T[None], size=t.shape[0] + 4, mode="linear")[0].T for t in tables
+    ]
+    back = [torch.nn.functional.interpolate(t.T[None], size=o.shape[0], mode="linear")[0].T
+            for t, o in zip(long, tables, strict=True)]  # fmt: skip
+    got = ifdd_kernels.pooled_attention(query, key, value, *long, q_grid, k_grid)
+    wanted = ifdd_kernels.pooled_attention(query, key, value, *back, q_grid, k_grid)
+    assert torch.allclose(got, wanted, atol=1e-6)
+    assert not torch.allclose(got, ifdd_kernels.pooled_attention(query, key, value, *tables, q_grid, k_grid))
+
+
+def test_backend_choice_explains_itself() -> None:
+    refused = backends.can_run("pool_tokens", "triton")
+    assert not refused
+    assert "Triton" in refused.reason
+    with pytest.raises(RuntimeError, match="pool_tokens: backend 'triton' cannot run"):
+        backends.can_run("pool_tokens", "triton", raise_error=True)
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run"):
+        ifdd_kernels.frame_correlation(torch.randn(1, 2, 3), 1.0, backend="triton")
+    with pytest.raises(ValueError, match="unknown backend 'tritn'; known: auto, native, triton, reference"):
+        ifdd_kernels.frame_correlation(torch.randn(1, 2, 3), 1.0, backend="tritn")
+    with pytest.raises(ValueError, match="unknown op 'nothing'"):
+        backends.can_run("nothing", "auto")
+    assert backends.can_run("split_frames", "reference").ok
+    assert "chooses" in backends.can_run("split_frames", "auto").reason

@@ -1,0 +1,117 @@
+"""Bad input names the op, the argument, what was expected and what came, before any kernel runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import ifdd_kernels as K
+
+X = torch.randn(2, 8, 6, 4)
+INDEX = torch.rand(2, 4) * 7
+NORM = (torch.rand(4), torch.rand(4))
+TOKENIZER = (torch.randn(3, 4), torch.randn(3))
+OFFSET = torch.randn(4, 64)
+HEADS = torch.randn(1, 5, 2, 3)
+QKV = torch.randn(1, 1 + 8, 3 * 2 * 3)
+POOL = [torch.randn(3, 1, 3, 3, 3)] * 3
+NORMS = [(torch.rand(3), torch.rand(3))] * 3
+Q = torch.randn(1, 1 + 8, 2, 3)
+TABLES = [torch.randn(3, 3)] * 3
+W = torch.randn(4, 4)
+STEP = (torch.randn(1, 6, 4), torch.randn(1, 6, 4), W, W[0], torch.randn(8, 4), torch.randn(8), W, W[0])
+
+CASES: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
+    ("rank", ValueError, r"frame_tokens: x must have shape \(B, T, N, C\), got \(8, 6, 4\)",
+     lambda: K.frame_tokens(X[0], (2, 3), *TOKENIZER, 2)),
+    ("grid", ValueError, r"frame_tokens: x has N = 6 tokens a frame, but grid \(2, 2\) has 4",
+     lambda: K.frame_tokens(X, (2, 2), *TOKENIZER, 2)),
+    ("grid of three", ValueError, "frame_tokens: grid must be two positive integers",
+     lambda: K.frame_tokens(X, (2, 3, 1), *TOKENIZER, 2)),
+    ("pool", ValueError, "frame_tokens: pool must be positive, got 0",
+     lambda: K.frame_tokens(X, (2, 3), *TOKENIZER, 0)),
+    ("weight", ValueError, r"frame_tokens: weight must have shape \(S, 4\), got \(3, 5\)",
+     lambda: K.frame_tokens(X, (2, 3), torch.randn(3, 5), TOKENIZER[1], 2)),
+    ("weight dtype", TypeError, "frame_tokens: weight must be torch.float32 with x of torch.float32, got",
+     lambda: K.frame_tokens(X, (2, 3), TOKENIZER[0].double(), TOKENIZER[1], 2)),
+    ("integer input", TypeError, "frame_tokens: x must be float16, bfloat16, float32 or float64, got torch.int64",
+     lambda: K.frame_tokens(X.long(), (2, 3), *TOKENIZER, 2)),
+    ("device", ValueError, "frame_tokens: weight must be on the device of x, cpu, got meta",
+     lambda: K.frame_tokens(X, (2, 3), TOKENIZER[0].to("meta"), TOKENIZER[1], 2)),
+    ("correlation rank", ValueError, r"frame_correlation: tokens must have shape \(B, T, D\), got \(2, 8, 6, 4\)",
+     lambda: K.frame_correlation(X, 1.0)),
+    ("odd T", ValueError, "split_index: the number of frames T must be even and at least 2, got 7",
+     lambda: K.split_index(X[:, :7], (2, 3), *TOKENIZER, OFFSET, OFFSET, 2)),
+    ("offset weight", ValueError, r"split_index: static_weight must have shape \(4, 64\), got \(4, 63\)",
+     lambda: K.split_index(X, (2, 3), *TOKENIZER, OFFSET[:, 1:], OFFSET, 2)),
+    ("odd T, hard", ValueError, "topk_split_index: the number of frames T must be even and at least 2, got 1",
+     lambda: K.topk_split_index(X[:, :1], (2, 3), 2)),
+    ("index batch", ValueError, r"split_frames: static_index must have shape \(2, K\), got \(1, 4\)",
+     lambda: K.split_frames(X, INDEX[:1], INDEX)),
+    ("no index", ValueError, "split_frames: dynamic_index must hold at least one position",
+     lambda: K.split_frames(X, INDEX, INDEX[:, :0])),
+    ("index dtype", TypeError, "split_frames: static_index must be torch.int64 or torch.float32 with x of",
+     lambda: K.split_frames(X, INDEX.double(), INDEX)),
+    ("mixed indexes", TypeError, "split_frames: dynamic_index must have the dtype of static_index",
+     lambda: K.split_frames(X, INDEX, INDEX.long())),
+    ("one frame", ValueError, "split_frames: x must have at least 2 frames, got 1",
+     lambda: K.split_frames(X[:, :1], INDEX, INDEX)),
+    ("one norm", ValueError, "split_frames: give both norms or none; missing: dynamic_norm",
+     lambda: K.split_frames(X, INDEX, INDEX, NORM)),
+    ("some norms", ValueError, "give all four norm parameters or none; missing: dynamic_weight, dynamic_bias",
+     lambda: torch.ops.ifdd.split_frames_reference(X, INDEX, INDEX, *NORM, None, None, 1e-5, False)),
+    ("norm size", ValueError, r"split_frames: static_bias must have shape \(4,\), got \(3,\)",
+     lambda: K.split_frames(X, INDEX, INDEX, (NORM[0], NORM[1][1:]), NORM)),
+    ("eps", ValueError, "split_frames: eps must be positive, got 0",
+     lambda: K.split_frames(X, INDEX, INDEX, NORM, NORM, eps=0.0)),
+    ("key count", ValueError, r"lifting_attention: key must have shape \(1, 5, 2, 3\), got \(1, 4, 2, 3\)",
+     lambda: K.lifting_attention(HEADS, HEADS[:, 1:], HEADS)),
+    ("value dtype", TypeError, "lifting_attention: value must have the dtype of query, torch.float32",
+     lambda: K.lifting_attention(HEADS, HEADS, HEADS.double())),
+    ("heads", ValueError, "lifting_update: C = 4 is not divisible by num_heads = 3",
+     lambda: K.lifting_update(*STEP, 3)),
+    ("step weight", ValueError, r"lifting_predict: key_value_weight must have shape \(8, 4\), got \(4, 4\)",
+     lambda: K.lifting_predict(*STEP[:4], W, *STEP[5:], 2)),
+    ("step source", ValueError, r"lifting_update: source must have shape \(1, 6, 4\), got \(1, 5, 4\)",
+     lambda: K.lifting_update(STEP[0], STEP[1][:, 1:], *STEP[2:], 2)),
+    ("residual", ValueError, r"lifting_residual: approximation must have shape \(2, K, 6, 4\), got \(2, 8, 5, 4\)",
+     lambda: K.lifting_residual(X, X[:, :, 1:])),
+    ("residual dtype", TypeError, "lifting_residual: approximation must be float64 exactly if x is",
+     lambda: K.lifting_residual(X, X.double())),
+    ("loss scalar", ValueError, r"lifting_loss: residual must have shape \(B, ...\), got a scalar",
+     lambda: K.lifting_loss(torch.tensor(1.0))),
+    ("loss beta", ValueError, "lifting_loss: beta must be positive, got 0",
+     lambda: K.lifting_loss(X, beta=0.0)),
+    ("loss reduction", ValueError, "lifting_loss: reduction must be 'sum' or 'mean', got 'avg'",
+     lambda: K.lifting_loss(X, reduction="avg")),
+    ("qkv tokens", ValueError, r"pool_tokens: qkv must have 1 \+ 12 tokens for grid \(2, 2, 3\), got 9",
+     lambda: K.pool_tokens(QKV, *POOL, *NORMS, (2, 2, 3), 2)),
+    ("qkv width", ValueError, r"pool_tokens: qkv's last axis must be a positive multiple of 3 \* heads = 12, got 18",
+     lambda: K.pool_tokens(QKV, *POOL, *NORMS, (2, 2, 2), 4)),
+    ("pool weight", ValueError, r"pool_tokens: weight_k must have shape \(3, 1, 3, 3, 3\), got \(3, 1, 1, 3, 3\)",
+     lambda: K.pool_tokens(QKV, POOL[0], POOL[0][:, :, 1:2], POOL[0], *NORMS, (2, 2, 2), 2)),
+    ("stride", ValueError, "pool_tokens: stride_kv must be three positive integers",
+     lambda: K.pool_tokens(QKV, *POOL, *NORMS, (2, 2, 2), 2, (1, 1, 1), (1, 0, 1))),
+    ("query count", ValueError, r"pooled_attention: query must have shape \(B, 9, h, d\), got \(1, 8, 2, 3\)",
+     lambda: K.pooled_attention(Q[:, 1:], Q, Q, *TABLES, (2, 2, 2), (2, 2, 2))),
+    ("key heads", ValueError, r"pooled_attention: key must have shape \(1, 9, 2, 3\), got \(1, 9, 1, 3\)",
+     lambda: K.pooled_attention(Q, Q[:, :, :1], Q, *TABLES, (2, 2, 2), (2, 2, 2))),
+    ("table width", ValueError, r"pooled_attention: table_h must have shape \(3, 3\), got \(3, 4\)",
+     lambda: K.pooled_attention(Q, Q, Q, torch.randn(3, 4), *TABLES[1:], (2, 2, 2), (2, 2, 2))),
+    ("grid of two", ValueError, "pooled_attention: q_grid must be three positive integers",
+     lambda: K.pooled_attention(Q, Q, Q, *TABLES, (2, 2), (2, 2, 2))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "message", "call"), [pytest.param(*c[1:], id=c[0]) for c in CASES])
+def test_bad_input(kind: type[Exception], message: str, call: Callable[[], Any]) -> None:
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_frame_number_out_of_range() -> None:
+    with pytest.raises((RuntimeError, IndexError)):
+        K.split_frames(X, torch.full((2, 4), 8), torch.zeros(2, 4, dtype=torch.int64))
