@@ -98,7 +98,7 @@ def register(operator: Operator) -> Operator:
 
 
 def _kernel(function: Callable[..., Any], check: Callable[..., None] | None = None) -> Callable[..., Any]:
-    """A plain PyTorch function as the kernel of an op: arguments checked, outputs contiguous as its fake says."""
+    """A plain PyTorch function as an op's kernel: arguments checked, outputs contiguous as its fake says."""
 
     def kernel(*args: Any) -> Any:
         if check is not None:

@@ -30,7 +30,8 @@ class Sample:
 @dataclass(frozen=True)
 class Cost:
     """The least an op can do: bytes of its inputs and outputs, each moved once, and its FLOPs (2 per
-    multiply-add; an exponential or a square root counts 1)."""
+    multiply-add; an exponential or a square root counts 1).
+    """
 
     bytes: int
     flops: int
@@ -140,7 +141,7 @@ def _frame_tokens_samples(make: Maker) -> Iterator[Sample]:
 
 
 def _frame_tokens_cost(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int) -> Cost:
-    batch, frames, tokens, channels = x.shape
+    batch, frames, _, channels = x.shape
     cells, rows = pool * pool, weight.shape[0]
     out = batch * frames * cells * rows
     pooling = 0 if (height, width) == (pool, pool) else x.numel()
@@ -338,13 +339,20 @@ def _pool_tokens_samples(make: Maker) -> Iterator[Sample]:
         yield Sample(label, (qkv, *weights, *norms, list(grid), heads, *strides, 1e-6))
 
 
+def _touched(size: int, stride: int) -> int:
+    """Cells of an axis inside some window of a 3-wide convolution with padding 1."""
+    return len({o + d for o in range(0, size, stride) for d in (-1, 0, 1)} & set(range(size)))
+
+
 def _pool_tokens_cost(qkv: Tensor, *rest: Any) -> Cost:
-    parameters, (grid, heads, stride_q, stride_kv) = rest[:9], rest[9:13]
-    channels = qkv.shape[2] // 3
-    cells = [math.prod(ops.pooled_grid(grid, stride)) for stride in (stride_q, stride_kv, stride_kv)]
-    out = qkv.shape[0] * channels * sum(1 + n for n in cells)
-    flops = qkv.shape[0] * channels * sum(54 * n + 8 * (1 + n) for n in cells)
-    return Cost(_size(qkv, *parameters) + out * qkv.element_size(), flops)
+    parameters, (grid, _, stride_q, stride_kv) = rest[:9], rest[9:13]
+    rows = qkv.shape[0] * qkv.shape[2] // 3  # one token of q, k or v over batch, heads and channels
+    strides = (stride_q, stride_kv, stride_kv)
+    read = sum(1 + math.prod(map(_touched, grid, stride)) for stride in strides)
+    cells = [math.prod(ops.pooled_grid(grid, stride)) for stride in strides]
+    written = sum(1 + n for n in cells)
+    flops = rows * sum(54 * n + 8 * (1 + n) for n in cells)
+    return Cost(_size(*parameters) + rows * (read + written) * qkv.element_size(), flops)
 
 
 def _pooled_attention_samples(make: Maker) -> Iterator[Sample]:

@@ -1,4 +1,4 @@
-"""Comparison helpers for the tests of ops: errors with a meaning, and memory that shows what was not written."""
+"""Comparison helpers for the tests of ops: errors with a meaning, memory that shows what was not written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _double(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """max |a - e| / max |e|: infinite when NaN or of another shape, 0 for two empty tensors.
+    """Max |a - e| / max |e|: infinite when NaN or of another shape, 0 for two empty tensors.
 
     The denominator is the tensor's largest value, not each element's: sums that cancel have no relative
     accuracy of their own. Against an all-zero expectation it is the largest absolute error.

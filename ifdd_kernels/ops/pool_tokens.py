@@ -49,7 +49,8 @@ def _check_arguments(
         raise ValueError(f"{op}: qkv must have 1 + {cells} tokens for grid {tuple(grid)}, got {qkv.shape[1]}")
     if qkv.shape[2] % (3 * heads) or qkv.shape[2] == 0:
         raise ValueError(
-            f"{op}: qkv's last axis must be a positive multiple of 3 * heads = {3 * heads}, got {qkv.shape[2]}"
+            f"{op}: qkv's last axis must be a positive multiple of 3 * heads = {3 * heads},"
+            f" got {qkv.shape[2]}"
         )
     channels = qkv.shape[2] // (3 * heads)
     for name, weight in (("weight_q", weight_q), ("weight_k", weight_k), ("weight_v", weight_v)):
@@ -194,7 +195,8 @@ def pool_tokens(
     For p in q, k, v, every head h and output cell o,
 
     .. math:: u_{oc} = \sum_{\delta \in \{-1,0,1\}^3} w^p_{c\delta}\, p_{s \cdot o + \delta,\,h,\,c}, \qquad
-        y_{oc} = \frac{u_{oc} - \mathrm{mean}_c u_o}{\sqrt{\mathrm{var}_c u_o + \epsilon}}\,\gamma^p_c + \beta^p_c
+        y_{oc} = \frac{u_{oc} - \mathrm{mean}_c u_o}{\sqrt{\mathrm{var}_c u_o + \epsilon}}\,\gamma^p_c
+        + \beta^p_c
 
     Cells outside the grid are zero. The class token (row 0) skips the convolution and passes the norm.
     The weights are shared by all heads.

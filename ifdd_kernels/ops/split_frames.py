@@ -21,7 +21,8 @@ def _check_index(x: Tensor, name: str, index: Tensor) -> None:
     accepted = (torch.int64, accumulator(x.dtype))
     if index.dtype not in accepted:
         raise TypeError(
-            f"split_frames: {name} must be torch.int64 or {accepted[1]} with x of {x.dtype}, got {index.dtype}"
+            f"split_frames: {name} must be torch.int64 or {accepted[1]} with x of {x.dtype},"
+            f" got {index.dtype}"
         )
 
 

@@ -8,13 +8,13 @@ from ifdd_kernels.reference._common import accumulator
 
 
 def frame_correlation(tokens: Tensor, scale: float) -> Tensor:
-    """scale * z z^T per clip: (B, T, D) -> (B, T, T)."""
+    """Scale * z z^T per clip: (B, T, D) -> (B, T, T)."""
     z = tokens.to(accumulator(tokens.dtype))
     return (z @ z.mT) * scale
 
 
 def frame_correlation_backward(grad: Tensor, tokens: Tensor, scale: float) -> Tensor:
-    """dz = scale * (G + G^T) z."""
+    """Dz = scale * (G + G^T) z."""
     z = tokens.to(accumulator(tokens.dtype))
     grad = grad.to(z.dtype)
     return (((grad + grad.mT) @ z) * scale).to(tokens.dtype)

@@ -10,7 +10,7 @@ from ifdd_kernels.reference._common import accumulator
 
 
 def lifting_loss(residual: Tensor, weight: float, beta: float, mean: bool) -> Tensor:
-    """weight * sum (or mean) over clips of the clip's mean smooth-L1 distance to zero."""
+    """Weight * sum (or mean) over clips of the clip's mean smooth-L1 distance to zero."""
     residual = residual.to(accumulator(residual.dtype))
     elementwise = F.smooth_l1_loss(residual, torch.zeros_like(residual), reduction="none", beta=beta)
     clips = elementwise.flatten(1).mean(1)
@@ -18,7 +18,7 @@ def lifting_loss(residual: Tensor, weight: float, beta: float, mean: bool) -> Te
 
 
 def lifting_loss_backward(grad: Tensor, residual: Tensor, weight: float, beta: float, mean: bool) -> Tensor:
-    """grad * weight * clamp(r / beta, -1, 1), shared over the cells of a clip (and over the clips)."""
+    """Grad * weight * clamp(r / beta, -1, 1), shared over the cells of a clip (and over the clips)."""
     r = residual.to(accumulator(residual.dtype))
     clips, cells = r.shape[0], r[0:1].numel()
     share = weight / (max(cells, 1) * (max(clips, 1) if mean else 1))

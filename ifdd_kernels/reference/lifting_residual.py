@@ -8,7 +8,7 @@ from ifdd_kernels.reference._common import accumulator
 
 
 def lifting_residual(x: Tensor, approximation: Tensor) -> Tensor:
-    """mean over (T, C) of x minus mean over (K, C) of the approximation: (B, N)."""
+    """Mean over (T, C) of x minus mean over (K, C) of the approximation: (B, N)."""
     dtype = accumulator(x.dtype)
     return x.to(dtype).mean((1, 3)) - approximation.to(dtype).mean((1, 3))
 

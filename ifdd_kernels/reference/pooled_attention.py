@@ -1,4 +1,4 @@
-"""Definition of ``pooled_attention``: the position bias as three small products, never as a table of pairs."""
+"""Definition of ``pooled_attention``: the position bias is three small products, broadcast."""
 
 from __future__ import annotations
 

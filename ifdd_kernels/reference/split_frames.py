@@ -20,7 +20,7 @@ class _Sampling(NamedTuple):
 
 
 def _sampling(index: Tensor, frames: int, aligned: bool, dtype: torch.dtype) -> _Sampling:
-    """p = clamp(i * T/(T-1) - 1/2, 0, T-1), or clamp(i, 0, T-1) when ``aligned``; rows of two non-zeros."""
+    """P = clamp(i * T/(T-1) - 1/2, 0, T-1), or clamp(i, 0, T-1) when ``aligned``; rows of two non-zeros."""
     index = index.to(dtype)
     rate, shift = (1.0, 0.0) if aligned else (frames / (frames - 1), 0.5)
     raw = index * rate - shift

@@ -17,8 +17,10 @@ def samples(dtype: torch.dtype, *, differentiable: bool = False) -> list[Any]:
     for entry in REGISTRY.values():
         if differentiable and entry.operator is not None and entry.operator.backward is None:
             continue
-        for sample in entry.samples(Maker(dtype)):
-            cases.append(pytest.param(entry, sample, id=f"{entry.name}-{sample.label}"))
+        cases += [
+            pytest.param(entry, sample, id=f"{entry.name}-{sample.label}")
+            for sample in entry.samples(Maker(dtype))
+        ]
     return cases
 
 

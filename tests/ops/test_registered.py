@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import samples, with_gradients
+from cases import differentiable_outputs, outputs_of, samples, with_gradients
 from torch.library import opcheck
 
 import ifdd_kernels
@@ -51,7 +51,7 @@ def test_every_op_has_all_its_pieces() -> None:
         assert callable(getattr(ifdd_kernels, name)), f"{name}: not exported"
     for entry in REGISTRY.values():
         assert entry.function.__name__ == entry.name
-        assert entry.function.__doc__ and "Args:" in entry.function.__doc__
+        assert "Args:" in (entry.function.__doc__ or "")
         assert entry.why
 
 
@@ -69,11 +69,24 @@ def test_samples_cover_what_they_promise() -> None:
             assert {2, 8, 16, 32} <= {x.shape[1] for x in first}, f"{entry.name}: a clip length is missing"
 
 
-def test_cost_is_positive_for_work() -> None:
+def test_cost_counts_each_byte_once() -> None:
+    """At least the outputs are written; at most all inputs and outputs are moved."""
     for entry in REGISTRY.values():
         for sample in entry.samples(Maker(torch.float32)):
             cost = entry.cost(*sample.args)
-            if sample.args[0].numel():
-                tensors = [arg for arg in sample.args if isinstance(arg, torch.Tensor)]
-                assert cost.bytes > sum(t.numel() * t.element_size() for t in tensors), entry.name
+            outputs = outputs_of(entry.overload(*sample.args))
+            written = sum(t.numel() * t.element_size() for t in differentiable_outputs(entry, outputs))
+            tensors = [arg for arg in sample.args if isinstance(arg, torch.Tensor)]
+            moved = sum(t.numel() * t.element_size() for t in [*tensors, *outputs])
+            assert written <= cost.bytes <= moved, f"{entry.name}, {sample.label}"
             assert cost.flops >= 0
+
+
+def test_cost_of_a_known_case() -> None:
+    """A 3x3x3 pooling of one head and channel on a 1x8x8 grid, keys at stride 8: counted by hand."""
+    qkv = torch.randn(1, 65, 3)
+    weights, norms = [torch.randn(1, 1, 3, 3, 3)] * 3, [torch.randn(1)] * 6
+    cost = REGISTRY["pool_tokens"].cost(qkv, *weights, *norms, [1, 8, 8], 1, [1, 1, 1], [1, 8, 8], 1e-6)
+    read, written, parameters = 65 + 2 * (1 + 4), 65 + 2 * (1 + 1), 3 * 27 + 6
+    assert cost.bytes == 4 * (read + written + parameters)
+    assert cost.flops == (54 * 64 + 8 * 65) + 2 * (54 + 8 * 2)

@@ -1,0 +1,1 @@
+"""Benchmarks of ifdd_kernels and the rivals they are measured against."""
