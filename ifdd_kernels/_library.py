@@ -63,7 +63,7 @@ def failure() -> str:
 
 
 def native_ops(device: str = "cpu") -> frozenset[str]:
-    """Names of the ops (backward ops too) with a native kernel for a device type, as the dispatcher knows them."""
+    """Names of the ops, backward ops too, for which the dispatcher has a native kernel of a device type."""
     load()
     key = device.upper()
     prefix = f"{NAMESPACE}::"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ifdd_kernels import _library
@@ -44,15 +45,12 @@ def can_run(op: str, backend: str, *tensors: Tensor, raise_error: bool = False) 
         ValueError: unknown op or backend.
         RuntimeError: the backend cannot run the op and ``raise_error`` is set.
     """
-    if op not in OPERATORS:
-        raise ValueError(f"unknown op {op!r}; known: {', '.join(sorted(OPERATORS))}")
-    if backend not in BACKENDS:
-        raise ValueError(f"{op}: unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    _check_names(op, backend)
     device = tensors[0].device.type if tensors else "cpu"
-    support = _support(op, backend, device)
-    if raise_error and not support.ok:
-        raise RuntimeError(f"{op}: backend {backend!r} cannot run: {support.reason}")
-    return support
+    refusal = _refusal(op, backend, device)
+    if raise_error and refusal:
+        raise RuntimeError(refusal)
+    return _support(op, backend, device)
 
 
 def _support(op: str, backend: str, device: str) -> Support:
@@ -83,8 +81,26 @@ def select(op: str, backend: str, x: Tensor) -> str:
     """
     if backend == "auto":
         return ""
-    can_run(op, backend, x, raise_error=True)
+    refusal = _refusal(op, backend, x.device.type)
+    if refusal:
+        raise RuntimeError(refusal)
     return "" if backend == "native" else backend
+
+
+# A constant of the process, and it asks the dispatcher: compilers take the answer instead of tracing it.
+@torch.compiler.assume_constant_result
+def _refusal(op: str, backend: str, device: str) -> str:
+    """Why a backend cannot run an op, as a whole message; empty if it can."""
+    _check_names(op, backend)
+    support = _support(op, backend, device)
+    return "" if support.ok else f"{op}: backend {backend!r} cannot run: {support.reason}"
+
+
+def _check_names(op: str, backend: str) -> None:
+    if op not in OPERATORS:
+        raise ValueError(f"unknown op {op!r}; known: {', '.join(sorted(OPERATORS))}")
+    if backend not in BACKENDS:
+        raise ValueError(f"{op}: unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
 
 
 def run(operator: Operator, backend: str, *args: Any) -> Any:

@@ -8,14 +8,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from ifdd_kernels.backends import can_run
 from ifdd_kernels.registry import REGISTRY, Entry, Maker, Sample
 
 
-def samples(dtype: torch.dtype, *, differentiable: bool = False) -> list[Any]:
-    """(entry, sample) of every op; ``differentiable`` leaves out ops without a backward."""
+def samples(
+    dtype: torch.dtype, *, differentiable: bool = False, composed: bool = True, native: bool = False
+) -> list[Any]:
+    """(entry, sample) of every op.
+
+    ``differentiable`` leaves out ops without a backward, ``composed=False`` those that decompose into
+    others, ``native`` those without a native CPU kernel.
+    """
     cases = []
     for entry in REGISTRY.values():
+        if entry.operator is None and (native or not composed):
+            continue
         if differentiable and entry.operator is not None and entry.operator.backward is None:
+            continue
+        if native and not can_run(entry.name, "native"):
             continue
         cases += [
             pytest.param(entry, sample, id=f"{entry.name}-{sample.label}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import differentiable_outputs, gradients, outputs_of, samples, with_gradients
+from ops.cases import differentiable_outputs, gradients, outputs_of, samples, with_gradients
 from torch import Tensor
 
 from ifdd_kernels.registry import Entry, Maker, Sample

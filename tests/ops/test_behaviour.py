@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import outputs_of, samples, with_gradients
+from ops.cases import outputs_of, samples, with_gradients
 from torch import Tensor
 
 import ifdd_kernels
@@ -90,6 +90,20 @@ def test_exports(name: str) -> None:
         assert torch.equal(got, wanted)
 
 
+def test_explicit_native_backend_compiles() -> None:
+    """The refusal logic of an explicit backend is folded by the compiler, not traced into a graph break."""
+    if not backends.can_run("split_frames", "native"):
+        pytest.skip("the native library is not built")
+    x, static, dynamic = _first("split_frames")[:3]
+
+    def step(x: Tensor) -> Tensor:
+        return ifdd_kernels.split_frames(x, static, dynamic, backend="native")[0]
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), step(x))
+
+
 def _keywords(name: str) -> dict[str, Any]:
     return {"order_prior": True} if name == "topk_split_index" else {}
 
@@ -126,11 +140,9 @@ def test_public_function_is_the_op(name: str, backend: str) -> None:
         assert relative_error(one, other) <= 1e-6
 
 
-@pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, differentiable=True))
+@pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, differentiable=True, native=True))
 def test_threads_do_not_change_the_bits(entry: Entry, sample: Sample) -> None:
     """A native kernel gives the same bits for any number of threads, forward and backward."""
-    if entry.operator is None or not backends.can_run(entry.name, "native"):
-        pytest.skip("no native kernel: PyTorch's own kernels make no such promise")
     results = []
     for threads in (1, 2, 3):
         with thread_count(threads):
