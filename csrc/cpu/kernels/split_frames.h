@@ -1,0 +1,70 @@
+// Kernels of split_frames, free of torch: what csrc/cpu/split_frames.cpp hands to csrc/cpu/kernels/split_frames.cpp.
+//
+// Frames are rows: x (B, T, N, C), groups (B, K, N, C), all contiguous. "Slot" k counts the output frames of both
+// groups: the Ks static ones first, then the Kd dynamic ones; K = Ks + Kd.
+#pragma once
+
+#include <cstdint>
+
+#include "ifdd/scalar.h"
+
+namespace ifdd::cpu {
+
+// Where an output frame comes from: (1 - fraction) x[first] + fraction x[second], or x[first] alone if !lerp.
+template <class A>
+struct Sample {
+  int64_t first;
+  int64_t second;
+  A fraction;
+  A slope;  // d position / d index: 0 where the position was clamped
+  bool lerp;
+};
+
+struct SplitSizes {
+  int64_t T, N, C, Ks, Kd;
+};
+
+template <class T>
+struct SplitForward {
+  using A = acc_t<T>;
+  SplitSizes size;
+  const T* x;
+  const Sample<A>* samples;  // (B, K)
+  const A* weight[2];        // (C) per group: static, dynamic; null without norms
+  const A* bias[2];          // (C)
+  A eps;
+  T* frames[2];  // (B, Ks, N, C), (B, Kd, N, C)
+  A* stats;      // (B, K, N, 2) mean and 1 / standard deviation; unused without norms
+};
+
+// Positions that one unit of backward work spans. Fixed: the partial sums, and so the bits of the result, are the same
+// for any number of threads.
+constexpr int64_t kChunk = 16;
+
+template <class T>
+struct SplitBackward {
+  using A = acc_t<T>;
+  SplitSizes size;
+  const T* x;
+  const Sample<A>* samples;
+  const A* weight[2];
+  const A* stats;
+  const T* grad_frames[2];
+  T* grad_x;
+  A* index_partial;   // (B * chunks, K); null for integer indexes
+  A* weight_partial;  // (B * chunks, 4, C): weight and bias of static, weight and bias of dynamic; null without norms
+};
+
+constexpr int64_t chunks(const SplitSizes& s) { return (s.N + kChunk - 1) / kChunk; }
+
+// forward: positions [begin, end) of the B * N; scratch holds C elements.
+// backward: chunks [begin, end) of the B * chunks(size); scratch holds (K + 1) * C elements.
+// sum_rows: out[c] = sum over rows r of in[r * stride + c], in order of r, for c in [begin, end).
+IFDD_DECLARE_PER_ISA(template <class T>
+                     void split_forward(const SplitForward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch);
+                     template <class T>
+                     void split_backward(const SplitBackward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch);
+                     template <class A>
+                     void sum_rows(const A* in, int64_t rows, int64_t stride, int64_t begin, int64_t end, A* out);)
+
+}  // namespace ifdd::cpu

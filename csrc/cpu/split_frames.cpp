@@ -1,0 +1,321 @@
+// ifdd::split_frames and its backward on the CPU: checks, memory and threads. The arithmetic is in
+// kernels/split_frames.cpp; the definition, in plain torch, in ifdd_kernels/reference/split_frames.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "check.h"
+#include "kernels/split_frames.h"
+
+namespace ifdd::cpu {
+namespace {
+
+namespace stable = torch::stable;
+using OptionalTensor = std::optional<Tensor>;
+
+template <class T>
+constexpr ScalarType dtype_of() {
+  if constexpr (std::is_same_v<T, double>) {
+    return ScalarType::Double;
+  } else if constexpr (std::is_same_v<T, bf16>) {
+    return ScalarType::BFloat16;
+  } else if constexpr (std::is_same_v<T, fp16>) {
+    return ScalarType::Half;
+  } else {
+    return ScalarType::Float;
+  }
+}
+
+ScalarType accumulation_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Calls f with a value of the element type of x (one of the four that check_inputs allows).
+template <class F>
+auto dispatch(ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::BFloat16:
+      return f(bf16{});
+    case ScalarType::Half:
+      return f(fp16{});
+    default:
+      return f(float{});
+  }
+}
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+struct Inputs {
+  int64_t B;
+  SplitSizes size;
+  ScalarType dtype;
+  bool gather;  // integer indexes
+};
+
+Inputs check_inputs(const char* op, const Tensor& x, const Tensor& static_index, const Tensor& dynamic_index) {
+  check_tensor(op, "x", x, {-1, -1, -1, -1},
+               {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half});
+  const ScalarType dtype = x.scalar_type();
+  const int64_t B = x.size(0);
+  const auto check_index = [&](const char* argument, const Tensor& index) {
+    if (dtype == ScalarType::Double) {
+      check_tensor(op, argument, index, {B, -1}, {ScalarType::Double, ScalarType::Float, ScalarType::Long});
+    } else {
+      check_tensor(op, argument, index, {B, -1}, {ScalarType::Float, ScalarType::Long});
+    }
+    if (index.size(1) < 1)
+      fail(op, argument, "expected at least one index per clip, got shape ", shape_text(index.sizes()));
+  };
+  check_index("static_index", static_index);
+  check_index("dynamic_index", dynamic_index);
+  if (static_index.scalar_type() != dynamic_index.scalar_type()) {
+    fail(op, "dynamic_index", "expected the dtype of static_index, ", dtype_name(static_index.scalar_type()), ", got ",
+         dtype_name(dynamic_index.scalar_type()));
+  }
+  const bool gather = static_index.scalar_type() == ScalarType::Long;
+  const SplitSizes size{x.size(1), x.size(2), x.size(3), static_index.size(1), dynamic_index.size(1)};
+  const int64_t frames = gather ? 1 : 2;
+  if (size.T < frames) {
+    fail(op, "x", "expected at least ", frames, " frames for ", gather ? "integer" : "floating", " indexes, got shape ",
+         shape_text(x.sizes()));
+  }
+  if (size.C < 1) fail(op, "x", "expected at least one channel, got shape ", shape_text(x.sizes()));
+  return {B, size, dtype, gather};
+}
+
+void check_norm(const char* op, const char* argument, const Tensor& tensor, const Inputs& in) {
+  if (in.dtype == ScalarType::Double) {
+    check_tensor(op, argument, tensor, {in.size.C}, {ScalarType::Double});
+  } else {
+    check_tensor(op, argument, tensor, {in.size.C}, {in.dtype, ScalarType::Float});
+  }
+}
+
+// The tensors of both norms, or of none.
+bool check_norms(const char* op, const Inputs& in,
+                 std::initializer_list<std::pair<const char*, const OptionalTensor*>> norms) {
+  const bool given = norms.begin()->second->has_value();
+  for (const auto& [argument, tensor] : norms) {
+    if (tensor->has_value() != given) {
+      fail(op, argument, "expected all norm tensors or none, got ", tensor->has_value() ? "this one" : "None", " but ",
+           norms.begin()->first, given ? " is given" : " is None");
+    }
+    if (given) check_norm(op, argument, **tensor, in);
+  }
+  return given;
+}
+
+// Contiguous and in the accumulation type.
+Tensor accumulable(const Tensor& tensor) {
+  const ScalarType wanted = accumulation_dtype(tensor.scalar_type());
+  return stable::contiguous(tensor.scalar_type() == wanted ? tensor : stable::to(tensor, wanted));
+}
+
+// Position of a fractional index, see the reference. A NaN index gives a NaN output frame.
+template <class A>
+Sample<A> interpolate(A index, int64_t T, bool aligned) {
+  const A last = static_cast<A>(T - 1);
+  const A scale = aligned ? A(1) : static_cast<A>(static_cast<double>(T) / static_cast<double>(T - 1));
+  const A raw = aligned ? index : index * scale - A(0.5);
+  const bool inside = raw > 0 && raw < last;
+  const A position = raw != raw ? raw : inside ? raw : raw <= 0 ? A(0) : last;
+  const int64_t first = inside ? static_cast<int64_t>(position) : position == last ? T - 1 : 0;
+  return {first, std::min(first + 1, T - 1), position - static_cast<A>(first), inside ? scale : A(0), true};
+}
+
+template <class A>
+void fill_samples(const char* op, const char* argument, const Tensor& index, const Inputs& in, bool aligned,
+                  int64_t first_slot, std::vector<Sample<A>>& samples) {
+  const int64_t slots = index.size(1), all = in.size.Ks + in.size.Kd;
+  // An index may be float32 beside a float64 x: read it in the accumulation type of x.
+  const ScalarType wanted = in.gather                   ? ScalarType::Long
+                            : std::is_same_v<A, double> ? ScalarType::Double
+                                                        : ScalarType::Float;
+  const Tensor read = stable::contiguous(index.scalar_type() == wanted ? index : stable::to(index, wanted));
+  for (int64_t b = 0; b < in.B; ++b) {
+    for (int64_t k = 0; k < slots; ++k) {
+      Sample<A>& sample = samples[b * all + first_slot + k];
+      if (in.gather) {
+        const int64_t t = data<int64_t>(read)[b * slots + k];
+        if (t < 0 || t >= in.size.T) {
+          fail(op, argument, "index out of range: expected 0 <= index < T = ", in.size.T, ", got ", t, " at (", b, ", ",
+               k, ")");
+        }
+        sample = {t, t, A(0), A(0), false};
+      } else {
+        sample = interpolate(data<A>(read)[b * slots + k], in.size.T, aligned);
+      }
+    }
+  }
+}
+
+template <class A>
+std::vector<Sample<A>> make_samples(const char* op, const Tensor& static_index, const Tensor& dynamic_index,
+                                    const Inputs& in, bool aligned) {
+  std::vector<Sample<A>> samples(in.B * (in.size.Ks + in.size.Kd));
+  fill_samples(op, "static_index", static_index, in, aligned, 0, samples);
+  fill_samples(op, "dynamic_index", dynamic_index, in, aligned, in.size.Ks, samples);
+  return samples;
+}
+
+std::tuple<Tensor, Tensor, Tensor> split_frames(const Tensor& x, const Tensor& static_index,
+                                                const Tensor& dynamic_index, const OptionalTensor& static_weight,
+                                                const OptionalTensor& static_bias, const OptionalTensor& dynamic_weight,
+                                                const OptionalTensor& dynamic_bias, double eps, bool aligned) {
+  const char* op = "split_frames";
+  const Inputs in = check_inputs(op, x, static_index, dynamic_index);
+  const bool norm = check_norms(op, in,
+                                {{"static_weight", &static_weight},
+                                 {"static_bias", &static_bias},
+                                 {"dynamic_weight", &dynamic_weight},
+                                 {"dynamic_bias", &dynamic_bias}});
+  const auto [T, N, C, Ks, Kd] = in.size;
+  const int64_t K = Ks + Kd;
+  const Tensor rows = stable::contiguous(x);
+  const Tensor static_frames = stable::new_empty(x, {in.B, Ks, N, C});
+  const Tensor dynamic_frames = stable::new_empty(x, {in.B, Kd, N, C});
+  const ScalarType acc_dtype = accumulation_dtype(in.dtype);
+  const Tensor stats = norm ? stable::new_empty(x, {in.B, K, N, 2}, acc_dtype) : stable::new_empty(x, {0}, acc_dtype);
+  Tensor weight[2], bias[2];
+  if (norm) {
+    weight[0] = accumulable(*static_weight);
+    weight[1] = accumulable(*dynamic_weight);
+    bias[0] = accumulable(*static_bias);
+    bias[1] = accumulable(*dynamic_bias);
+  }
+  dispatch(in.dtype, [&](auto type) {
+    using E = decltype(type);
+    using A = acc_t<E>;
+    const std::vector<Sample<A>> samples = make_samples<A>(op, static_index, dynamic_index, in, aligned);
+    SplitForward<E> call{};
+    call.size = in.size;
+    call.x = data<E>(rows);
+    call.samples = samples.data();
+    for (int group = 0; norm && group < 2; ++group) {
+      call.weight[group] = data<A>(weight[group]);
+      call.bias[group] = data<A>(bias[group]);
+    }
+    call.eps = static_cast<A>(eps);
+    call.frames[0] = mutable_data<E>(static_frames);
+    call.frames[1] = mutable_data<E>(dynamic_frames);
+    call.stats = norm ? mutable_data<A>(stats) : nullptr;
+    const auto kernel = IFDD_SELECT(split_forward<E>);
+    const int64_t grain = std::max<int64_t>(1, 32768 / (K * C));
+    stable::parallel_for(0, in.B * N, grain, [&](int64_t begin, int64_t end) {
+      std::vector<A> scratch(norm ? C : 0);
+      kernel(call, begin, end, scratch.data());
+    });
+  });
+  return {static_frames, dynamic_frames, stats};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_backward(
+    const Tensor& grad_static, const Tensor& grad_dynamic, const Tensor& x, const Tensor& static_index,
+    const Tensor& dynamic_index, const OptionalTensor& static_weight, const OptionalTensor& dynamic_weight,
+    const Tensor& stats, bool aligned) {
+  const char* op = "split_frames_backward";
+  const Inputs in = check_inputs(op, x, static_index, dynamic_index);
+  const auto [T, N, C, Ks, Kd] = in.size;
+  const int64_t K = Ks + Kd;
+  check_tensor(op, "grad_static", grad_static, {in.B, Ks, N, C}, {in.dtype});
+  check_tensor(op, "grad_dynamic", grad_dynamic, {in.B, Kd, N, C}, {in.dtype});
+  const bool norm = check_norms(op, in, {{"static_weight", &static_weight}, {"dynamic_weight", &dynamic_weight}});
+  const ScalarType acc_dtype = accumulation_dtype(in.dtype);
+  if (norm) {
+    check_tensor(op, "stats", stats, {in.B, K, N, 2}, {acc_dtype});
+  } else {
+    check_tensor(op, "stats", stats, {0}, {acc_dtype});
+  }
+
+  const Tensor rows = stable::contiguous(x);
+  const Tensor saved = stable::contiguous(stats);
+  const Tensor grads[2] = {stable::contiguous(grad_static), stable::contiguous(grad_dynamic)};
+  Tensor weight[2];
+  if (norm) {
+    weight[0] = accumulable(*static_weight);
+    weight[1] = accumulable(*dynamic_weight);
+  }
+  const Tensor grad_x = stable::new_empty(x, {in.B, T, N, C});
+  const int64_t parts = chunks(in.size);
+  // The partial sums of each chunk: (B * chunks, K) for the indexes, (B * chunks, 4, C) for the norms.
+  const Tensor index_partial = stable::new_empty(x, {in.gather ? 0 : in.B * parts, K}, acc_dtype);
+  const Tensor weight_partial = stable::new_empty(x, {norm ? in.B * parts : 0, 4, C}, acc_dtype);
+  Tensor index_sum = stable::new_empty(x, {in.gather ? 0 : in.B, K}, acc_dtype);
+  const Tensor weight_sum = stable::new_empty(x, {norm ? 4 : 0, C}, acc_dtype);
+
+  dispatch(in.dtype, [&](auto type) {
+    using E = decltype(type);
+    using A = acc_t<E>;
+    const std::vector<Sample<A>> samples = make_samples<A>(op, static_index, dynamic_index, in, aligned);
+    SplitBackward<E> call{};
+    call.size = in.size;
+    call.x = data<E>(rows);
+    call.samples = samples.data();
+    for (int group = 0; group < 2; ++group) {
+      call.weight[group] = norm ? data<A>(weight[group]) : nullptr;
+      call.grad_frames[group] = data<E>(grads[group]);
+    }
+    call.stats = norm ? data<A>(saved) : nullptr;
+    call.grad_x = mutable_data<E>(grad_x);
+    call.index_partial = in.gather ? nullptr : mutable_data<A>(index_partial);
+    call.weight_partial = norm ? mutable_data<A>(weight_partial) : nullptr;
+    const auto kernel = IFDD_SELECT(split_backward<E>);
+    stable::parallel_for(0, in.B * parts, 1, [&](int64_t begin, int64_t end) {
+      std::vector<A> scratch((K + 1) * C);
+      kernel(call, begin, end, scratch.data());
+    });
+    const auto sum = IFDD_SELECT(sum_rows<A>);
+    if (!in.gather) {
+      for (int64_t b = 0; b < in.B; ++b) {
+        sum(data<A>(index_partial) + b * parts * K, parts, K, 0, K, mutable_data<A>(index_sum) + b * K);
+      }
+    }
+    if (norm) {
+      stable::parallel_for(0, 4 * C, 256, [&](int64_t begin, int64_t end) {
+        sum(data<A>(weight_partial), in.B * parts, 4 * C, begin, end, mutable_data<A>(weight_sum));
+      });
+    }
+  });
+
+  const auto none = [&](ScalarType dtype) { return stable::new_empty(x, {0}, dtype); };
+  const auto index_grad = [&](const Tensor& index, int64_t first) {
+    if (in.gather) return none(acc_dtype);
+    return stable::to(stable::clone(stable::narrow(index_sum, 1, first, index.size(1))), index.scalar_type());
+  };
+  const auto norm_grad = [&](const OptionalTensor& like, int64_t row) {
+    if (!norm) return none(in.dtype);
+    return stable::to(stable::clone(stable::select(weight_sum, 0, row)), like->scalar_type());
+  };
+  return {grad_x,
+          index_grad(static_index, 0),
+          index_grad(dynamic_index, Ks),
+          norm_grad(static_weight, 0),
+          norm_grad(static_weight, 1),
+          norm_grad(dynamic_weight, 2),
+          norm_grad(dynamic_weight, 3)};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
+  m.impl("split_frames", TORCH_BOX(&split_frames));
+  m.impl("split_frames_backward", TORCH_BOX(&split_frames_backward));
+}
+
+}  // namespace ifdd::cpu

@@ -1,0 +1,46 @@
+// Linked into both libraries: the kernels' and the Python module's, which reports the choice.
+#include "ifdd/isa.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+namespace ifdd {
+
+const char* isa_name([[maybe_unused]] Isa isa) {
+#if defined(__x86_64__)
+  return isa == Isa::v4 ? "x86-64-v4" : isa == Isa::v3 ? "x86-64-v3" : "x86-64";
+#elif defined(__aarch64__)
+  return "aarch64";
+#else
+  return "generic";
+#endif
+}
+
+bool isa_compiled(Isa isa) {
+  IFDD_IF_V3(if (isa == Isa::v3) return true;)
+  IFDD_IF_V4(if (isa == Isa::v4) return true;)
+  return isa == Isa::base;
+}
+
+bool isa_supported(Isa isa) {
+  IFDD_IF_V3(if (isa == Isa::v3) return __builtin_cpu_supports("x86-64-v3");)
+  IFDD_IF_V4(if (isa == Isa::v4) return __builtin_cpu_supports("x86-64-v4");)
+  return isa == Isa::base;
+}
+
+Isa active_isa() {
+  static const Isa chosen = [] {
+    const char* wanted = std::getenv("IFDD_CPU_ISA");
+    Isa best = Isa::base;
+    for (Isa isa : {Isa::base, Isa::v3, Isa::v4}) {
+      if (!isa_compiled(isa) || !isa_supported(isa)) continue;
+      best = isa;
+      if (wanted != nullptr && std::strcmp(wanted, isa_name(isa)) == 0) break;
+    }
+    return best;
+  }();
+  return chosen;
+}
+
+}  // namespace ifdd

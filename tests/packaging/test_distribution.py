@@ -1,0 +1,185 @@
+"""What wheels and the sdist contain, and that an installed wheel works."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ifdd_kernels import _library
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs a checkout"),
+    # One worker: all builds share build/ and the metadata folder of the checkout.
+    pytest.mark.xdist_group("distribution"),
+]
+native = pytest.mark.skipif(not _library.loaded(), reason=f"native library not loaded: {_library.failure()}")
+
+
+def python(*arguments: str | Path, cwd: Path = ROOT, **variables: str) -> str:
+    """Runs this Python and returns what it prints."""
+    process = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "MAX_JOBS": "1", **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout + process.stderr
+
+
+def build(hook: str, folder: Path, **variables: str) -> Path:
+    """Calls a build hook (build_wheel, build_sdist) as pip does without isolation."""
+    call = f"import sys; from setuptools import build_meta; build_meta.{hook}(sys.argv[1])"
+    python("-c", call, folder, **variables)
+    (archive,) = folder.iterdir()
+    return archive
+
+
+def sources(root: Path, package: str) -> set[str]:
+    """The Python files of a package, as paths inside an archive."""
+    return {f"{package}/{path.relative_to(root).as_posix()}" for path in root.rglob("*.py")}
+
+
+PYTHON_FILES = sources(ROOT / "ifdd_kernels", "ifdd_kernels") | sources(ROOT / "python" / "ifdd", "ifdd")
+TYPED = {"ifdd_kernels/py.typed", "ifdd/py.typed"}
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("build_wheel", tmp_path_factory.mktemp("pure"), IFDD_NATIVE="0")
+
+
+@pytest.fixture(scope="module")
+def native_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("build_wheel", tmp_path_factory.mktemp("native"), IFDD_NATIVE="1", IFDD_CUDA="OFF")
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("build_sdist", tmp_path_factory.mktemp("sdist"), IFDD_NATIVE="0")
+
+
+def contents(wheel: Path) -> tuple[set[str], set[str]]:
+    """Files of a wheel: the packages', and those of its metadata folder by their name."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    metadata = {name for name in names if ".dist-info/" in name}
+    return names - metadata, {name.split(".dist-info/")[1] for name in metadata}
+
+
+def test_pure_wheel(pure_wheel: Path) -> None:
+    assert re.fullmatch(r"ifdd_kernels-\d+\.\d+\.\d+-py3-none-any\.whl", pure_wheel.name)
+    files, metadata = contents(pure_wheel)
+    assert files == PYTHON_FILES | TYPED
+    assert "licenses/LICENSE" in metadata
+    points = zipfile.ZipFile(pure_wheel).read(f"{_dist_info(pure_wheel)}/entry_points.txt").decode()
+    assert "ifdd = ifdd.cli:main" in points
+
+
+def _dist_info(wheel: Path) -> str:
+    return "-".join(wheel.name.split("-")[:2]) + ".dist-info"
+
+
+def test_dependencies_are_light(pure_wheel: Path) -> None:
+    text = zipfile.ZipFile(pure_wheel).read(f"{_dist_info(pure_wheel)}/METADATA").decode()
+    required = [line for line in text.splitlines() if line.startswith("Requires-Dist:")]
+    always = {re.split(r"[\s:;<>=]+", line)[1] for line in required if "extra ==" not in line}
+    assert always == {"torch", "numpy", "safetensors"}
+
+
+@native
+def test_native_wheel(native_wheel: Path) -> None:
+    assert f"-cp{sys.version_info.major}{sys.version_info.minor}-" in native_wheel.name
+    files, _ = contents(native_wheel)
+    libraries = {name for name in files if name.endswith(".so")}
+    assert files - libraries == PYTHON_FILES | TYPED
+    assert {name.split(".")[0] for name in libraries} == {"ifdd_kernels/_ops", "ifdd_kernels/_runtime"}
+    assert native_wheel.stat().st_size < 4 * 2**20
+
+
+@native
+def test_installed_wheel_works_elsewhere(native_wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    zipfile.ZipFile(native_wheel).extractall(site)
+    script = (
+        "import ifdd, ifdd_kernels, torch; info = ifdd_kernels.build_info(); print(ifdd_kernels.__file__);"
+        "assert info['native'], info; x = torch.randn(1, 4, 3, 5); i = torch.rand(1, 2);"
+        "ifdd_kernels.split_frames(x, i, i, backend='native')"
+    )
+    assert str(site) in python("-c", script, cwd=tmp_path, PYTHONPATH=str(site))
+
+
+@native
+def test_library_keeps_to_the_stable_abi(native_wheel: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch_abi_audit", reason="torch-abi-audit needs Python 3.11")
+    (name,) = (n for n in zipfile.ZipFile(native_wheel).namelist() if n.startswith("ifdd_kernels/_ops"))
+    library = zipfile.ZipFile(native_wheel).extract(name, tmp_path)
+    report = python("-m", "torch_abi_audit.cli", library, "--check", "torch")
+    assert re.search(r"Torch ABI:\s+STABLE", report), report
+    oldest = re.search(r"Min torch:\s+(\d+)\.(\d+)", report)
+    assert oldest is not None, report
+    assert (int(oldest[1]), int(oldest[2])) <= (2, 11)
+
+
+@native
+def test_library_has_no_python_symbols_and_no_paths_of_this_machine(
+    native_wheel: Path, tmp_path: Path
+) -> None:
+    (name,) = (n for n in zipfile.ZipFile(native_wheel).namelist() if n.startswith("ifdd_kernels/_ops"))
+    content = zipfile.ZipFile(native_wheel).read(name)
+    assert b"PyObject" not in content
+    assert str(ROOT / "csrc").encode() not in content
+    assert str(Path(importlib.util.find_spec("torch").origin).parent / "lib").encode() not in content
+
+
+def test_sdist(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        members = {name.partition("/")[2] for name in archive.getnames()}
+    native_sources = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()
+    }
+    modules = {name.replace("ifdd/", "python/ifdd/", 1) if name.startswith("ifdd/") else name
+               for name in PYTHON_FILES | TYPED}  # fmt: skip
+    needed = {"setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE", "CHANGELOG.md", "Makefile"}
+    assert needed | native_sources | modules <= members
+    unwanted = re.compile(r"\.so$|__pycache__|^build/|^\.venv|^runs/|^\.git/")
+    assert not [name for name in members if unwanted.search(name)]
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [("", "no C++ compiler was found"), ("1", "IFDD_NATIVE=1, but no C++ compiler"), ("x", "must be 0, 1")],
+)
+def test_without_a_compiler(choice: str, expected: str, tmp_path: Path) -> None:
+    """No compiler: pure Python with a message, an error where native was demanded."""
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    for package in ("ifdd_kernels", "python/ifdd"):
+        (checkout / package).mkdir(parents=True)
+        shutil.copy(ROOT / package / "__init__.py", checkout / package)
+    (checkout / "README.md").write_text("readme")
+    variables = {"PATH": str(tmp_path), "CXX": "", "IFDD_NATIVE": choice}
+    process = subprocess.run(
+        [sys.executable, "setup.py", "build"],
+        cwd=checkout,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert expected in process.stderr
+    assert (process.returncode == 0) is (choice == "")
+    assert not list(checkout.rglob("*.so"))
+    assert bool(list((checkout / "build").rglob("__init__.py"))) is (choice == "")
