@@ -1,0 +1,206 @@
+"""The whole network, and the factory that makes it by name."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ifdd.config import EMBEDDED_FRAMES, IFDDConfig
+from ifdd.modules.backbone import MultiscaleBackbone
+from ifdd.modules.embedding import ConvEmbedding, S3DEmbedding
+from ifdd.modules.head import ClassHead
+from ifdd.modules.ladm import LADM, ConvLifting, Lifted, Lifting, NoLifting
+from ifdd.modules.pyramid import PyramidAggregation
+
+logger = logging.getLogger(__name__)
+
+_MODELS: dict[str, dict[str, Any]] = {
+    "ifdd_nano": {"backbone": "mvit_nano", "image_size": 64},
+    "ifdd_xs": {"backbone": "mvit_xs"},
+    "ifdd_s": {"backbone": "mvit_s"},
+}
+
+
+class IFDDOutput(NamedTuple):
+    """What the network returns, in training and in evaluation.
+
+    `logits` (B, classes); `lifting_residual` (B, H, W), the argument of the lifting loss ((B, H//2, W//2)
+    when self-conditioned); `dynamic` (B, C), the feature the logits come from.
+    """
+
+    logits: torch.Tensor
+    lifting_residual: torch.Tensor
+    dynamic: torch.Tensor
+
+
+class IFDDFeatures(NamedTuple):
+    """The inner quantities of one forward pass, for figures and analysis.
+
+    `static_index`, `dynamic_index` (B, T/2): frame indexes, fractional for the learned split, int64
+    otherwise; `correlation` (B, T, T) of the frames, None unless the split is learned; `static`, `dynamic`
+    (B, T/2, H, W, C): both groups after lifting, before refinement; `output`: what `IFDD.forward` returns.
+    """
+
+    static_index: torch.Tensor
+    dynamic_index: torch.Tensor
+    correlation: torch.Tensor | None
+    static: torch.Tensor
+    dynamic: torch.Tensor
+    output: IFDDOutput
+
+
+class IFDD(nn.Module):
+    """Facial expression recognition in video: embedding, MViTv2, pyramid, split (ISSM), lifting (LADM), head.
+
+    Source: Wang & Chai, "Lifting Scheme-Based Implicit Disentanglement of Emotion-Related Facial Dynamics in
+    the Wild", AAAI 2025, arXiv:2412.13168.
+
+    Args:
+        config: the network; the default is the paper's.
+    """
+
+    def __init__(self, config: IFDDConfig | None = None) -> None:
+        super().__init__()
+        config = IFDDConfig() if config is None else config
+        self.config = config
+        channels = config.stage_channels
+        self.embedding: ConvEmbedding | S3DEmbedding
+        if config.embedding == "s3d":
+            self.embedding = S3DEmbedding(channels[0])
+        else:
+            self.embedding = ConvEmbedding(channels[0], config.clip_frames)
+        self.backbone = MultiscaleBackbone(
+            config.embedded_grid,
+            channels,
+            config.stage_depths,
+            config.drop_path,
+            config.activation_checkpointing,
+        )
+        self.pyramid = PyramidAggregation(
+            [channels[stage] for stage in config.stages],
+            [self.backbone.stage_grids[stage] for stage in config.stages],
+        )
+        self.lifting = _make_lifting(config)
+        self.head = ClassHead(channels[-1], config.num_classes, config.dropout)
+
+    def forward(self, clips: torch.Tensor) -> IFDDOutput:
+        """Clips (B, 3, T_in, S, S), floating-point RGB in [0, 1] -> logits, lifting residual, feature.
+
+        The values themselves are not inspected (a NaN frame gives NaN logits): that would cost a pass over
+        the clip and a synchronisation; `ifdd.prediction` checks what it reads.
+
+        Raises:
+            ValueError: clips of another rank, size or type than the configuration says.
+        """
+        return self._output(self._lift(clips))
+
+    def features(self, clips: torch.Tensor) -> IFDDFeatures:
+        """As `forward`, with the inner quantities kept. Clips (B, 3, T_in, S, S).
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        lifted = self._lift(clips)
+        grid = self.config.lifting_grid
+        return IFDDFeatures(
+            lifted.indexes.static,
+            lifted.indexes.dynamic,
+            lifted.indexes.correlation,
+            lifted.static.unflatten(2, grid),
+            lifted.dynamic.unflatten(2, grid),
+            self._output(lifted),
+        )
+
+    def _lift(self, clips: torch.Tensor) -> Lifted:
+        self._check(clips)
+        tokens = self.embedding(clips).flatten(2).transpose(1, 2)
+        stages = self.backbone(tokens, self.config.stages)
+        return self.lifting.lift(self.pyramid([stages[stage] for stage in self.config.stages]))
+
+    def _output(self, lifted: Lifted) -> IFDDOutput:
+        return IFDDOutput(self.head(lifted.feature), lifted.residual, lifted.feature)
+
+    def _check(self, clips: torch.Tensor) -> None:
+        size = self.config.image_size
+        expected = (3, self.config.clip_frames, size, size)
+        if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
+            raise ValueError(
+                "IFDD: clips must be (B, channels, frames, height, width) = "
+                f"(B, {', '.join(map(str, expected))}); "
+                f"got {tuple(clips.shape)}"
+            )
+        if not clips.is_floating_point():
+            raise ValueError(f"IFDD: clips must be floating point RGB in [0, 1]; got {clips.dtype}")
+
+
+def _make_lifting(config: IFDDConfig) -> Lifting:
+    channels = config.stage_channels[-1]
+    if config.lifting == "conv":
+        return ConvLifting(EMBEDDED_FRAMES, config.lifting_grid, channels)
+    if config.lifting == "none":
+        return NoLifting(
+            EMBEDDED_FRAMES,
+            config.lifting_grid,
+            channels,
+            split=config.split,
+            pool=config.split_pool,
+            index_sampling=config.index_sampling,
+            topk_order_prior=config.topk_order_prior,
+        )
+    return LADM(
+        EMBEDDED_FRAMES,
+        config.lifting_grid,
+        channels,
+        config.lifting_heads,
+        split=config.split,
+        order=config.lifting,
+        split_norm=config.split_norm,
+        self_conditioned=config.self_conditioned,
+        pool=config.split_pool,
+        index_sampling=config.index_sampling,
+        topk_order_prior=config.topk_order_prior,
+        drop_path=config.drop_path,
+        attention_dropout=config.attention_dropout,
+    )
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` knows, sorted."""
+    return sorted(_MODELS)
+
+
+def create_model(
+    name: str = "ifdd_xs",
+    *,
+    pretrained: str | os.PathLike[str] | None = None,
+    reset_head: bool = False,
+    **overrides: Any,
+) -> IFDD:
+    """An IFDD network by name.
+
+    Args:
+        name: one of `list_models()`; `ifdd_nano` is made for 64-pixel frames unless `image_size` is given.
+        pretrained: a weights file: a checkpoint of this package, the original implementation's weights, or
+            torchvision's `mvit_v2_s` weights (embedding and backbone only). Which one was found is logged.
+        reset_head: keep the fresh classifier where the file's has another number of classes.
+        **overrides: fields of `IFDDConfig`, except `backbone`, which the name fixes.
+
+    Raises:
+        ValueError: an unknown name or field, or weights that do not fit the network.
+        ifdd.checkpoint.CheckpointError: a file that cannot be read.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"unknown model {name!r}; known models are {list_models()}")
+    if "backbone" in overrides:
+        raise ValueError(f"the name {name!r} fixes the backbone; choose another name from {list_models()}")
+    model = IFDD(IFDDConfig.from_dict({**_MODELS[name], **overrides}))
+    if pretrained is not None:
+        from ifdd.checkpoint import load_pretrained  # checkpoint imports this module
+
+        report = load_pretrained(model, pretrained, reset_head=reset_head)
+        logger.info("%s", report)
+    return model

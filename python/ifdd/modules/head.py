@@ -1,0 +1,24 @@
+"""The classifier."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+INIT_STD = 0.01
+
+
+class ClassHead(nn.Module):
+    """logits = Linear(Dropout(feature)), weights trunc-normal(0.01), bias 0 at the start."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(channels, num_classes)
+        nn.init.trunc_normal_(self.classifier.weight, std=INIT_STD)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        """(B, C) -> (B, classes)."""
+        logits: torch.Tensor = self.classifier(self.dropout(feature))
+        return logits

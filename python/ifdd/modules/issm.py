@@ -1,0 +1,191 @@
+"""ISSM, the learned split of a clip into a static and a dynamic group of frames, and the two fixed splits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ifdd.config import INDEX_SAMPLINGS, SPLITS
+from ifdd_kernels import split_frames, split_index, topk_split_index
+
+INIT_STD = 0.03
+
+
+class FrameIndexes(NamedTuple):
+    """Which frames form the groups.
+
+    `static`, `dynamic`: (B, T/2), fractional (float) or integer (int64) frame indexes;
+    `correlation`: (B, T, T) of the frame tokens, None where the split has none.
+    """
+
+    static: torch.Tensor
+    dynamic: torch.Tensor
+    correlation: torch.Tensor | None
+
+
+class FrameSplit(nn.Module):
+    """What the splits share: `indexes` decides, `ifdd_kernels.split_frames` samples."""
+
+    aligned = False
+
+    def __init__(self, frames: int, grid: tuple[int, int], channels: int) -> None:
+        super().__init__()
+        if frames < 2 or frames % 2:
+            raise ValueError(f"{type(self).__name__}: frames must be even and at least 2; got {frames}")
+        if len(grid) != 2 or min(grid) < 1 or channels < 1:
+            raise ValueError(
+                f"{type(self).__name__}: grid must be (H, W) and channels positive; got {grid} and {channels}"
+            )
+        self.frames, self.grid, self.channels = frames, (grid[0], grid[1]), channels
+
+    def indexes(self, frames: torch.Tensor) -> FrameIndexes:
+        """Frames (B, T, N, C) -> the indexes of both groups."""
+        raise NotImplementedError
+
+    def split(
+        self,
+        frames: torch.Tensor,
+        static_norm: nn.LayerNorm | None = None,
+        dynamic_norm: nn.LayerNorm | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, FrameIndexes]:
+        """The two groups (B, T/2, N, C), normalised over C where norms are given, and their indexes.
+
+        Raises:
+            ValueError: frames of another shape than the split was made for.
+        """
+        expected = (self.frames, self.grid[0] * self.grid[1], self.channels)
+        if frames.ndim != 4 or tuple(frames.shape[1:]) != expected:
+            raise ValueError(
+                f"{type(self).__name__}: frames must be (B, {', '.join(map(str, expected))}); "
+                f"got {tuple(frames.shape)}"
+            )
+        indexes = self.indexes(frames)
+        static, dynamic = split_frames(
+            frames,
+            indexes.static,
+            indexes.dynamic,
+            static_norm=None if static_norm is None else (static_norm.weight, static_norm.bias),
+            dynamic_norm=None if dynamic_norm is None else (dynamic_norm.weight, dynamic_norm.bias),
+            eps=1e-5 if static_norm is None else static_norm.eps,
+            aligned=self.aligned,
+        )
+        return static, dynamic, indexes
+
+    def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frames (B, T, N, C) -> static and dynamic group, each (B, T/2, N, C)."""
+        static, dynamic, _ = self.split(frames)
+        return static, dynamic
+
+
+class ISSM(FrameSplit):
+    """Inter-frame static-dynamic splitting: learned fractional indexes from the correlation of the frames.
+
+    With M = z z^T / C the correlation of the frame tokens z, the indexes are
+    (0, 2, ...) + 2 tanh(W_s vec softmax(M)) and (1, 3, ...) + 2 tanh(W_d vec softmax(-M));
+    `ifdd_kernels.split_index` defines them, `ifdd_kernels.split_frames` the interpolation.
+
+    Source: Wang & Chai, AAAI 2025, arXiv:2412.13168.
+
+    Args:
+        frames: T, even.
+        grid: (H, W) of a frame's tokens, N = H * W.
+        channels: C.
+        pool: side S of the grid a frame is pooled to; also the number of token channels.
+        index_sampling: `original` or `aligned`, see `ifdd.IFDDConfig`.
+
+    Raises:
+        ValueError: odd T, sizes below 1 or an unknown `index_sampling`.
+    """
+
+    def __init__(
+        self,
+        frames: int,
+        grid: tuple[int, int],
+        channels: int,
+        pool: int = 7,
+        index_sampling: str = "original",
+    ) -> None:
+        super().__init__(frames, grid, channels)
+        if pool < 1:
+            raise ValueError(f"ISSM: pool must be at least 1; got {pool}")
+        if index_sampling not in INDEX_SAMPLINGS:
+            raise ValueError(f"ISSM: index_sampling must be one of {INDEX_SAMPLINGS}; got {index_sampling!r}")
+        self.pool = pool
+        self.aligned = index_sampling == "aligned"
+        # These hold the weights that `split_index` takes; they are not called.
+        self.tokenizer = nn.Linear(channels, pool)
+        self.static_offset = nn.Linear(frames * frames, frames // 2, bias=False)
+        self.dynamic_offset = nn.Linear(frames * frames, frames // 2, bias=False)
+        nn.init.trunc_normal_(self.static_offset.weight, std=INIT_STD)
+        nn.init.trunc_normal_(self.dynamic_offset.weight, std=INIT_STD)
+
+    def indexes(self, frames: torch.Tensor) -> FrameIndexes:
+        """Frames (B, T, N, C) -> fractional indexes (B, T/2) of both groups, correlation (B, T, T)."""
+        found = split_index(
+            frames,
+            self.grid,
+            self.tokenizer.weight,
+            self.tokenizer.bias,
+            self.static_offset.weight,
+            self.dynamic_offset.weight,
+            self.pool,
+        )
+        return FrameIndexes(found.static_index, found.dynamic_index, found.correlation)
+
+
+class TopKSplit(FrameSplit):
+    """Hard selection: the T/2 frames most correlated with all others are static, the rest dynamic.
+
+    `ifdd_kernels.topk_split_index` defines the scores. Gradients reach the gathered frames only.
+
+    Args:
+        frames, grid, channels, pool: as for `ISSM`.
+        order_prior: adds 1 to the score of even frames.
+    """
+
+    def __init__(
+        self, frames: int, grid: tuple[int, int], channels: int, pool: int = 7, order_prior: bool = False
+    ) -> None:
+        super().__init__(frames, grid, channels)
+        if pool < 1:
+            raise ValueError(f"TopKSplit: pool must be at least 1; got {pool}")
+        self.pool, self.order_prior = pool, order_prior
+
+    def indexes(self, frames: torch.Tensor) -> FrameIndexes:
+        """Frames (B, T, N, C) -> ascending int64 indexes (B, T/2) of both groups."""
+        found = topk_split_index(frames, self.grid, self.pool, order_prior=self.order_prior)
+        return FrameIndexes(found.static_index, found.dynamic_index, None)
+
+
+class EvenOddSplit(FrameSplit):
+    """The lazy wavelet: even frames are static, odd frames dynamic. No weights."""
+
+    def indexes(self, frames: torch.Tensor) -> FrameIndexes:
+        """Frames (B, T, N, C) -> (0, 2, ...) and (1, 3, ...), int64 (B, T/2)."""
+        order = torch.arange(self.frames, device=frames.device).expand(frames.shape[0], -1)
+        return FrameIndexes(order[:, 0::2], order[:, 1::2], None)
+
+
+def make_split(
+    split: str,
+    frames: int,
+    grid: tuple[int, int],
+    channels: int,
+    pool: int = 7,
+    index_sampling: str = "original",
+    topk_order_prior: bool = False,
+) -> FrameSplit:
+    """The split called `interpolate`, `topk` or `even_odd`.
+
+    Raises:
+        ValueError: another name.
+    """
+    if split == "interpolate":
+        return ISSM(frames, grid, channels, pool, index_sampling)
+    if split == "topk":
+        return TopKSplit(frames, grid, channels, pool, topk_order_prior)
+    if split == "even_odd":
+        return EvenOddSplit(frames, grid, channels)
+    raise ValueError(f"split must be one of {SPLITS}; got {split!r}")
