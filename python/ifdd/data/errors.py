@@ -1,0 +1,11 @@
+"""Errors of the data package: one readable line each, naming the file and the reason."""
+
+from __future__ import annotations
+
+
+class VideoError(ValueError):
+    """A video that cannot be used; the message is one line with its path and the reason."""
+
+
+class DatasetError(ValueError):
+    """A data set that is not laid out as expected; the message names the files and what was expected."""
