@@ -1,0 +1,91 @@
+"""The `ifdd` command: fit, test, predict, explain, convert, doctor."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+COMMANDS = {
+    "fit": "fit",
+    "test": "evaluate",
+    "predict": "predict",
+    "explain": "explain",
+    "convert": "convert",
+    "doctor": "doctor",
+}
+"""Name of a command -> the module that holds it."""
+
+DESCRIPTION = (
+    "IFDD recognises facial expressions in video. Train with `fit`, measure with `test`, read single videos "
+    "with `predict`, see what the network looked at with `explain`, bring published weights with `convert`, "
+    "check the installation with `doctor`."
+)
+
+
+def _command(name: str) -> ModuleType:
+    return importlib.import_module(f"ifdd.cli.{COMMANDS[name]}")
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of the whole command line."""
+    import ifdd_kernels
+    from ifdd.cli.common import Parser
+
+    parser = Parser(prog="ifdd", description=DESCRIPTION, version=ifdd_kernels.__version__)
+    commands = parser.add_subcommands(dest="command", required=True, title="commands", metavar="COMMAND")
+    for name in COMMANDS:
+        command = _command(name)
+        sub = Parser(prog=f"ifdd {name}", description=command.__doc__, usage=f"ifdd {name} {command.USAGE}")
+        command.configure(sub)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        commands.add_subcommand(name, sub, help=command.SUMMARY)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Returns:
+        0 if all went well, 1 if any input failed, 2 for a wrong call.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = build_parser().parse_args(arguments)
+        return int(_command(options.command).run(options[options.command]))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE
+    except KeyboardInterrupt:
+        print("ifdd: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) went away: nothing is wrong, and nothing more can be written.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"ifdd: error: {_explanation(error)}", file=sys.stderr)
+        return EXIT_USAGE if type(error).__name__ == "UsageError" else EXIT_FAILED
+
+
+def _explanation(error: Exception) -> str:
+    """One line that a user can act on."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is not installed: pip install 'ifdd-kernels[all]'"
+    if isinstance(error, (ValueError, OSError, RuntimeError, ImportError)):
+        return text
+    return f"{type(error).__name__}: {text} (run again with --debug for the traceback)"

@@ -1,0 +1,9 @@
+"""`python -m ifdd.cli`."""
+
+from __future__ import annotations
+
+import sys
+
+from ifdd.cli import main
+
+sys.exit(main())

@@ -1,0 +1,49 @@
+"""Draw what the network looked at in one window of a video.
+
+The figure shows the frames, where the static and dynamic samples were taken, the features of both groups, the
+correlation of the frames and the class probabilities.
+"""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ifdd.cli.common import UsageError, add_device_option, choose_device, parent_exists, usage_errors
+from ifdd.cli.predict import add_crop_option
+
+SUMMARY = "draw what the network looked at"
+USAGE = "VIDEO --checkpoint CHECKPOINT --out FIGURE [options]"
+_IMAGES = (".png", ".pdf", ".svg", ".jpg")
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument("video", metavar="VIDEO", help="video file or folder of numbered frames")
+    parser.add_argument("--checkpoint", required=True, help="weights written by `ifdd fit` or `ifdd convert`")
+    parser.add_argument(
+        "--out", required=True, metavar="FIGURE", help="image to write: .png, .pdf, .svg or .jpg"
+    )
+    parser.add_argument("--window", type=int, default=0, help="which window of the video, from 0")
+    add_crop_option(parser)
+    add_device_option(parser)
+
+
+def run(options: Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from pathlib import Path
+
+    from ifdd.data.face import parse_crop
+
+    with usage_errors():
+        parse_crop(options.crop)
+    parent_exists(options.out, "--out")
+    if Path(options.out).suffix.lower() not in _IMAGES:
+        raise UsageError(f"--out: a figure ends in {', '.join(_IMAGES)}, got {options.out}")
+    device = choose_device(options.device)
+
+    from ifdd import figures
+    from ifdd.prediction import Predictor
+
+    explanation = Predictor(options.checkpoint, device).explain(options.video, options.window, options.crop)
+    print(f"written: {figures.explain(explanation, options.out)}")
+    return 0

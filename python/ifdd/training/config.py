@@ -1,0 +1,218 @@
+"""Settings of a training; the defaults are the published recipe for DFEW.
+
+Light on purpose: the command line reads these for its help without loading the training machinery.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from ifdd.training.schedule import Schedule, Warmup, scaled_rate
+
+DatasetName = Literal["synthetic", "dfew", "ferv39k", "mafw", "list"]
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Device = Literal["auto", "cpu", "cuda"]
+Select = Literal["best", "last"]
+OnError = Literal["raise", "skip"]
+LiftingReduction = Literal["sum", "mean"]
+
+
+def _check(condition: bool, name: str, rule: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which videos are read, and how they are fed."""
+
+    name: DatasetName = "synthetic"
+    """dataset: dfew, ferv39k, mafw, list (your own list files) or synthetic (drawn faces, needs no files)"""
+    root: str | None = None
+    """folder of the dataset; for `list` the folder that the paths in the list files start from"""
+    fold: int = 1
+    """cross-validation fold, 1 to 5 (dfew and mafw)"""
+    train_list: str | None = None
+    """list file of training videos (only for `list`)"""
+    test_list: str | None = None
+    """list file of test videos (only for `list`)"""
+    classes: list[str] | None = None
+    """class names in label order (only for `list`)"""
+    stride: int | None = None
+    """step between the frames of a window; default: what the dataset's recipe uses"""
+    sampling: str | None = None
+    """windows of a test video: centre, consecutive, segments, uniform or dense; default: as published"""
+    clips: str | None = None
+    """which copy of the clips: 16f, native or original (dfew); frames or original (mafw)"""
+    crop: str | None = None
+    """the face in each frame: x,y,w,h, or auto to find it; default: the whole frame"""
+    soft_labels: bool = False
+    """train on the annotators' votes (only dfew)"""
+    on_error: OnError = "raise"
+    """a training video that cannot be read stops the training (raise) or is left out with a warning (skip)"""
+    validation: float = 0.1
+    """part of the training set held out to choose the best epoch (never the test fold)"""
+    batch_size: int = 32
+    """clips per step"""
+    eval_batch_size: int = 16
+    """videos per step when testing"""
+    workers: int = 4
+    """processes that read videos"""
+    one_frame: bool = False
+    """replace every clip by one of its frames, repeated: a control that cannot see motion"""
+    augment: bool = True
+    """flip, random crop and colour jitter of training clips"""
+    train_size: int = 700
+    """number of drawn training clips (only for `synthetic`)"""
+    test_size: int = 350
+    """number of drawn test clips (only for `synthetic`)"""
+
+    def __post_init__(self) -> None:
+        _check(self.name in get_args(DatasetName), "data.name", f"one of {get_args(DatasetName)}", self.name)
+        _check(
+            self.on_error in get_args(OnError), "data.on_error", f"one of {get_args(OnError)}", self.on_error
+        )
+        _check(not self.soft_labels or self.name == "dfew", "data.soft_labels", "off but for dfew", True)
+        _check(
+            self.clips is None or self.name in ("dfew", "mafw"),
+            "data.clips",
+            "unset but for dfew, mafw",
+            self.clips,
+        )
+        _check(0.0 <= self.validation < 1.0, "data.validation", "at least 0 and below 1", self.validation)
+        _check(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
+        _check(self.eval_batch_size >= 1, "data.eval_batch_size", "at least 1", self.eval_batch_size)
+        _check(self.workers >= 0, "data.workers", "at least 0", self.workers)
+        _check(self.stride is None or self.stride >= 1, "data.stride", "at least 1", self.stride)
+        if self.name in ("dfew", "mafw"):
+            _check(1 <= self.fold <= 5, "data.fold", "1 to 5", self.fold)
+        if self.name in ("dfew", "ferv39k", "mafw"):
+            _check(self.root is not None, "data.root", f"the folder of {self.name}", self.root)
+        if self.name == "list":
+            _check(bool(self.classes), "data.classes", "the class names in label order", self.classes)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Loss, optimiser and learning rate."""
+
+    epochs: int = 100
+    """passes over the training set"""
+    learning_rate: float = 1e-4
+    """rate at a batch of 32; it is scaled by batch / 32"""
+    weight_decay: float = 1e-3
+    """AdamW weight decay, on all parameters"""
+    warmup_epochs: int = 10
+    """epochs of warm-up before the cosine"""
+    warmup: Warmup = "original"
+    """original: climbs toward 9.80e-5 whatever the rate, as published; standard: climbs to the rate; none"""
+    mixup: float = 0.8
+    """MixUp alpha; 0 switches it off"""
+    cutmix: float = 1.0
+    """CutMix alpha; 0 switches it off"""
+    label_smoothing: float = 0.1
+    """part of the target spread over all classes"""
+    lifting_weight: float = 0.1
+    """factor of the lifting loss"""
+    lifting_reduction: LiftingReduction = "sum"
+    """lifting loss over the clips of a batch: sum as published, or mean"""
+    accumulate: int = 1
+    """batches whose gradients are added before a step"""
+    gradient_clip: float | None = None
+    """largest gradient norm; default: no clipping, as published"""
+    select: Select = "best"
+    """exported weights: those of the best epoch on the held-out part, or of the last epoch"""
+    ema_decay: float | None = None
+    """keep a moving average of the weights with this decay and evaluate it; default: off"""
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
+        _check(self.learning_rate > 0, "optim.learning_rate", "positive", self.learning_rate)
+        _check(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
+        _check(self.warmup_epochs >= 0, "optim.warmup_epochs", "at least 0", self.warmup_epochs)
+        _check(self.warmup in get_args(Warmup), "optim.warmup", f"one of {get_args(Warmup)}", self.warmup)
+        _check(self.mixup >= 0, "optim.mixup", "at least 0", self.mixup)
+        _check(self.cutmix >= 0, "optim.cutmix", "at least 0", self.cutmix)
+        _check(0 <= self.label_smoothing < 1, "optim.label_smoothing", "in [0, 1)", self.label_smoothing)
+        _check(self.lifting_weight >= 0, "optim.lifting_weight", "at least 0", self.lifting_weight)
+        _check(self.select in get_args(Select), "optim.select", f"one of {get_args(Select)}", self.select)
+        _check(self.accumulate >= 1, "optim.accumulate", "at least 1", self.accumulate)
+        ok = self.gradient_clip is None or self.gradient_clip > 0
+        _check(ok, "optim.gradient_clip", "positive", self.gradient_clip)
+        ok = self.ema_decay is None or 0 < self.ema_decay < 1
+        _check(ok, "optim.ema_decay", "between 0 and 1", self.ema_decay)
+
+    def schedule(self, batch_size: int) -> Schedule:
+        """The rate per epoch for steps of ``batch_size * accumulate`` clips."""
+        base = scaled_rate(self.learning_rate, batch_size * self.accumulate)
+        return Schedule(base, self.epochs, self.warmup_epochs, self.warmup)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All that decides the weights at the end of a training, and where it runs.
+
+    ``model`` holds keyword arguments of :class:`ifdd.IFDDConfig` without ``num_classes``, which the data set
+    decides.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    model: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    precision: Precision = "32"
+    device: Device = "auto"
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(
+            self.precision in get_args(Precision),
+            "precision",
+            f"one of {get_args(Precision)}",
+            self.precision,
+        )
+        _check(self.device in get_args(Device), "device", f"one of {get_args(Device)}", self.device)
+        _check(
+            "num_classes" not in self.model, "model", "without num_classes (the data set decides)", self.model
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, for YAML, JSON and checkpoints."""
+        return asdict(self)
+
+    def to_options(self) -> dict[str, Any]:
+        """The flat form that ``ifdd fit --config`` reads."""
+        values = self.to_dict()
+        data = values.pop("data")
+        return {"data": data.pop("name"), **data, **values.pop("optim"), **values}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
+        """Inverse of :meth:`to_dict`; unknown names raise ``TypeError``."""
+        values = dict(values)
+        return cls(
+            data=DataConfig(**values.pop("data", {})), optim=OptimConfig(**values.pop("optim", {})), **values
+        )
+
+    def differences(self, other: TrainingConfig) -> list[str]:
+        """Names of the settings that differ and would change the weights: what a resume must not alter."""
+        free = {"device", "data.workers", "data.eval_batch_size"}
+        mine, theirs = _flatten(self.to_dict()), _flatten(other.to_dict())
+        return sorted(
+            k for k in mine.keys() | theirs.keys() if k not in free and mine.get(k) != theirs.get(k)
+        )
+
+    def with_epochs(self, epochs: int) -> TrainingConfig:
+        """The same training with another number of epochs."""
+        return replace(self, optim=replace(self.optim, epochs=epochs))
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

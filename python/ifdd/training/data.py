@@ -1,0 +1,217 @@
+"""The loaders of a training and a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ifdd.config import IFDDConfig
+from ifdd.data.datasets import DFEW, MAFW, FERV39k, ListDataset
+from ifdd.data.synthetic import SyntheticExpressions
+from ifdd.training.config import DataConfig, TrainingConfig
+from ifdd.training.seeds import derived_seed
+from ifdd.training.windows import collate_windows
+
+SYNTHETIC_VALIDATION_STREAM = 1
+"""Keeps the drawn validation clips apart from the training clips of the same seed."""
+
+
+class ClipDataset(Protocol):
+    """What the loaders need of a data set."""
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws new training clips."""
+        ...
+
+
+def default_stride(data: DataConfig) -> int:
+    """Step between the frames of a window: as set, or 2 for MAFW and 1 for the others, as published."""
+    if data.stride is not None:
+        return data.stride
+    return 2 if data.name == "mafw" else 1
+
+
+def make_dataset(data: DataConfig, split: str, network: IFDDConfig, seed: int) -> ClipDataset:
+    """The ``"train"``, ``"validation"`` or ``"test"`` clips of a data set, as the network needs them.
+
+    ``"validation"`` is held out from the training set; the drawn set draws other clips of other people for
+    it.
+
+    Raises:
+        ifdd.data.errors.DatasetError: files are missing or lists unreadable.
+        ValueError: an option is not usable.
+    """
+    if data.name == "synthetic":
+        sizes = {
+            "train": data.train_size,
+            "validation": round(data.train_size * data.validation),
+            "test": data.test_size,
+        }
+        return SyntheticExpressions(
+            "test" if split == "test" else "train",
+            size=sizes[split],
+            clip_frames=network.clip_frames,
+            image_size=network.image_size,
+            seed=derived_seed(seed, SYNTHETIC_VALIDATION_STREAM) if split == "validation" else seed,
+        )
+    options: dict[str, Any] = {
+        "validation": data.validation,
+        "clip_frames": network.clip_frames,
+        "image_size": network.image_size,
+        "stride": default_stride(data),
+        "sampling": data.sampling,
+        "augment": data.augment,
+        "seed": seed,
+        "crop": data.crop,
+        "on_error": data.on_error,
+    }
+    root = cast(str, data.root)
+    if data.clips is not None:
+        options["clips"] = data.clips
+    if data.name == "dfew":
+        return DFEW(root, data.fold, split, soft_labels=data.soft_labels and split == "train", **options)  # type: ignore[arg-type]
+    if data.name == "ferv39k":
+        return FERV39k(root, split, **options)  # type: ignore[arg-type]
+    if data.name == "mafw":
+        return MAFW(root, data.fold, split, **options)  # type: ignore[arg-type]
+    file = data.test_list if split == "test" else data.train_list
+    if file is None:
+        raise ValueError(f"data set 'list' needs {'test_list' if split == 'test' else 'train_list'}")
+    return ListDataset(file, data.classes or (), root, split, **options)  # type: ignore[arg-type]
+
+
+class OneFrame:
+    """Clips without motion: one frame of each clip, drawn from (seed, epoch, index), in the place of all.
+
+    A network trained and tested on these shows how much a data set gives away in single frames.
+    """
+
+    def __init__(self, clips: ClipDataset, seed: int) -> None:
+        self.clips = clips
+        self.class_names = clips.class_names
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws new clips and new frames."""
+        self.epoch = epoch
+        self.clips.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        clip, label = self.clips[index]
+        frames = clip.shape[-3]
+        frame = derived_seed(self.seed, self.epoch, index) % frames
+        return clip.narrow(-3, frame, 1).expand_as(clip).contiguous(), label
+
+
+class EpochOrder(Sampler[int]):
+    """A random order that is a function of (seed, epoch): equal each time it is iterated.
+
+    A loader's own generator goes on from iteration to iteration, and the trainer starts an epoch's iteration
+    once after a resume but twice otherwise.
+    """
+
+    def __init__(self, size: int, seed: int, epoch: int) -> None:
+        self.size = size
+        self.seed = derived_seed(seed, epoch)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        numbers = torch.Generator().manual_seed(self.seed)
+        yield from torch.randperm(self.size, generator=numbers).tolist()
+
+
+class RecognitionData(pl.LightningDataModule):
+    """Loaders of the data set that a configuration names.
+
+    The training loader is made anew for each epoch (the trainer asks for it with
+    ``reload_dataloaders_every_n_epochs=1``), so that order, windows and augmentation are functions of
+    (seed, epoch) however often the training was interrupted.
+
+    Args:
+        config: what to read, and the network it is for.
+        network: the network, when it is not ``config.model`` (a checkpoint's).
+    """
+
+    def __init__(self, config: TrainingConfig, network: IFDDConfig | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.network = network or IFDDConfig.from_dict(config.model)
+        self._datasets: dict[str, ClipDataset] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in label order."""
+        return tuple(self.dataset("train").class_names)
+
+    def dataset(self, split: str) -> ClipDataset:
+        """The clips of a split, made once."""
+        if split not in self._datasets:
+            clips = make_dataset(self.config.data, split, self.network, self.config.seed)
+            self._datasets[split] = OneFrame(clips, self.config.seed) if self.config.data.one_frame else clips
+        return self._datasets[split]
+
+    def require_classes(self, class_names: tuple[str, ...]) -> None:
+        """Refuses a test set whose labels mean something else than a checkpoint's logits.
+
+        Raises:
+            ValueError: other classes, or the same in another order.
+        """
+        names = tuple(self.dataset("test").class_names)
+        if names != class_names:
+            raise ValueError(
+                f"the checkpoint's classes ({', '.join(class_names)}) are not those of data set "
+                f"{self.config.data.name} ({', '.join(names)}) in that order"
+            )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Loader of the trainer's current epoch."""
+        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        dataset = self.dataset("train")
+        dataset.set_epoch(epoch)
+        batch = self.config.data.batch_size
+        return DataLoader(
+            cast("Dataset[Any]", dataset),
+            batch_size=batch,
+            sampler=EpochOrder(len(dataset), self.config.seed, epoch),
+            # A last, smaller batch would be mixed with fewer partners and weigh more per clip.
+            drop_last=len(dataset) >= batch,
+            # Its own generator: starting workers must not draw from the training's random numbers.
+            generator=torch.Generator().manual_seed(0),
+            num_workers=self.config.data.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Loader of the held-out part; none without one."""
+        return self._evaluation_loader("validation") if self.config.data.validation > 0 else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Loader of the test set."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: str) -> DataLoader[Any]:
+        return DataLoader(
+            cast("Dataset[Any]", self.dataset(split)),
+            batch_size=self.config.data.eval_batch_size,
+            collate_fn=collate_windows,
+            generator=torch.Generator().manual_seed(0),
+            num_workers=self.config.data.workers,
+            pin_memory=torch.cuda.is_available(),
+        )

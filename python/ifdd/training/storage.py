@@ -1,0 +1,68 @@
+"""Training checkpoints that survive a kill at any moment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes to the disk, then renames.
+
+    Lightning's own writer goes through a temporary file in the system's temporary folder; when that is
+    another file system the final move is a copy, and a kill during it leaves half a file under the
+    checkpoint's name. Here the name always holds either the previous checkpoint or the new one. Loading
+    never unpickles code.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes the file; whatever happens, ``path`` never holds a part of it."""
+        if storage_options is not None:
+            raise TypeError("storage_options are not supported: checkpoints are local files")
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def load_checkpoint(
+        self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Reads a file by :func:`load_training_checkpoint`, whatever is asked for."""
+        return load_training_checkpoint(Path(path))
+
+
+def load_training_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a ``last.ckpt`` or ``best.ckpt`` onto the CPU, tensors and plain types only.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if the file is not such a checkpoint.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: not a training checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict) or "ifdd" not in content:
+        raise ValueError(f"{path}: not a checkpoint of an ifdd training")
+    return content
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Deletes what a killed writer left behind."""
+    for part in folder.glob(".*.ckpt.*.part"):
+        part.unlink(missing_ok=True)

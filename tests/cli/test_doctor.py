@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import ifdd_kernels
+from ifdd.cli import doctor
+from ifdd_kernels.registry import REGISTRY
+
+Run = Callable[..., Any]
+
+
+def test_the_doctor_tests_every_op_and_the_network(ifdd: Run) -> None:
+    result = ifdd("doctor", "--device", "cpu")
+    assert result.code == 0, result.out
+    for name in REGISTRY:
+        assert f"ok    {name} against its definition in float64" in result.out
+    assert "ok    forward and backward pass of a small network" in result.out
+    assert torch.__version__ in result.out
+    assert "all is well" in result.out
+    for key in ifdd_kernels.build_info():
+        assert f"  {key}: " in result.out
+    if not ifdd_kernels.build_info()["native"]:
+        assert "the native library is not loaded" in result.out
+
+
+def test_a_wrong_kernel_is_found(ifdd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = REGISTRY["lifting_residual"]
+
+    class Broken(type(entry)):  # type: ignore[misc]
+        def reference(self, *args: Any) -> Any:
+            return super().reference(*args) * 1.001
+
+    fields = {name: getattr(entry, name) for name in entry.__dataclass_fields__}
+    monkeypatch.setitem(REGISTRY, "lifting_residual", Broken(**fields))
+    result = ifdd("doctor", "--device", "cpu")
+    assert result.code == 1
+    assert "FAIL  lifting_residual against its definition in float64: sample " in result.out
+    assert "relative error" in result.out
+    assert "NOT in order" in result.out
+
+
+def test_a_crash_of_one_op_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: Any) -> Any:
+        raise RuntimeError("no\nkernel")
+
+    entry = replace(REGISTRY["frame_tokens"], samples=crash)
+    monkeypatch.setitem(REGISTRY, "frame_tokens", entry)
+    problems = dict(doctor.self_test("cpu"))
+    assert problems.pop("frame_tokens against its definition in float64") == "RuntimeError: no kernel"
+    assert set(problems.values()) == {None}
+
+
+def test_a_network_that_gives_no_numbers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, float("nan")))
+    assert doctor._network_problem("cpu") == "the loss is nan"
+
+
+def test_gpus_are_named_or_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert doctor.gpus()[0].startswith("none visible to PyTorch (built ")
+
+    class Properties:
+        name, major, minor, total_memory = "Some GPU", 9, 0, 139 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    assert doctor.gpus() == ["0: Some GPU, sm_90, 139 GiB"]

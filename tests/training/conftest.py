@@ -1,0 +1,43 @@
+"""A training that takes seconds: a tiny network on small drawn clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from ifdd.training.config import DataConfig, OptimConfig, TrainingConfig
+
+TINY: dict[str, Any] = {
+    "backbone": "mvit_nano",
+    "embed_dim": 8,
+    "depths": [1, 1, 1, 1],
+    "image_size": 32,
+    "clip_frames": 8,
+    "split_pool": 2,
+}
+
+
+def _tiny_config(**optim: Any) -> TrainingConfig:
+    data = DataConfig(
+        train_size=21, test_size=14, validation=0.34, batch_size=7, eval_batch_size=7, workers=0
+    )
+    settings: dict[str, Any] = {"epochs": 3, "learning_rate": 3e-3, "warmup": "none"} | optim
+    return TrainingConfig(data=data, optim=OptimConfig(**settings), model=TINY, device="cpu", seed=3)
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., TrainingConfig]:
+    """Makes a tiny training; keyword arguments are fields of `OptimConfig`."""
+    return _tiny_config
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sums over threads differ in their last bit from machine to machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
