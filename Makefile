@@ -45,7 +45,7 @@ $(VENV)/.tools: $(VENV)/.installed
 	touch $@
 
 demo: $(VENV)/.installed $(VENV)/.clip
-	$(BIN)/python -m ifdd.demo --out runs/demo
+	$(BIN)/python -m ifdd.demo --out runs/demo --overwrite
 
 # loadfile: the tests of a file share its fixtures, and the packaging tests their build directory.
 test: $(VENV)/.tools $(VENV)/.clip

@@ -30,6 +30,8 @@ FORMAT = "ifdd-checkpoint"
 FORMAT_VERSION = 1
 Weights = dict[str, torch.Tensor]
 HEAD_KEYS = ("head.classifier.weight", "head.classifier.bias")
+#: Prefixes of the tensors `load_pretrained` takes.
+PARTS = {"all": ("",), "backbone": ("embedding.", "backbone.", "pyramid.")}
 TORCHVISION_DEPTHS = (1, 2, 11, 2)
 PathLike = str | os.PathLike[str]
 
@@ -229,7 +231,9 @@ def read_weights(path: PathLike) -> Weights:
     return _unwrap(content, path)
 
 
-def load_pretrained(model: IFDD, path: PathLike, reset_head: bool = False) -> PretrainedReport:
+def load_pretrained(
+    model: IFDD, path: PathLike, reset_head: bool = False, part: str = "all"
+) -> PretrainedReport:
     """Loads weights of any known kind into `model`; the names inside decide the kind.
 
     Args:
@@ -238,10 +242,15 @@ def load_pretrained(model: IFDD, path: PathLike, reset_head: bool = False) -> Pr
             weights.
         reset_head: where the classifier in the file has another number of classes, keep the model's fresh
             one.
+        part: `all`, or `backbone` to take embedding, backbone and pyramid only, so that networks that differ
+            behind them can start from the same features.
 
     Raises:
+        ValueError: an unknown part.
         CheckpointError: unreadable, of no known kind, or not fitting the model.
     """
+    if part not in PARTS:
+        raise ValueError(f"part must be one of {tuple(PARTS)}; got {part!r}")
     weights = read_weights(path)
     known = set(model.state_dict())
     try:
@@ -273,8 +282,10 @@ def load_pretrained(model: IFDD, path: PathLike, reset_head: bool = False) -> Pr
                     "reset_head=True keeps a fresh classifier"
                 )
             dropped += [key for key in HEAD_KEYS if state.pop(key, None) is not None]
+    outside = {key for key in {*state, *known} if not key.startswith(PARTS[part])}
+    dropped += [key for key in sorted(outside) if state.pop(key, None) is not None]
     untouched = sorted(known - set(state))
-    allowed = set(untouched) if kind == "torchvision" else set(dropped)
+    allowed = set(untouched) if kind == "torchvision" else {*dropped, *outside}
     _load(model, state, str(path), missing_allowed=allowed)
     return PretrainedReport(str(path), kind, tuple(dropped), tuple(untouched))
 

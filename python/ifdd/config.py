@@ -17,6 +17,7 @@ EMBEDDED_FRAMES = 8
 SPLITS = ("interpolate", "topk", "even_odd")
 LIFTINGS = ("update_first", "predict_first", "conv", "none")
 INDEX_SAMPLINGS = ("original", "aligned")
+INITIALISATIONS = ("published", "unit_gain")
 EMBEDDING_FRAMES: dict[str, tuple[int, ...]] = {"conv": (8, 16, 32), "s3d": (32,)}
 """Clip lengths that each embedding turns into `EMBEDDED_FRAMES` frames."""
 
@@ -67,6 +68,8 @@ class IFDDConfig:
         drop_path: stochastic depth; rises from 0 to this rate over the backbone, and is this rate in LADM.
         attention_dropout: dropout rate on the attention outputs and in the MLP of LADM.
         activation_checkpointing: recompute backbone blocks in the backward pass to save memory.
+        initialisation: `published` (truncated normal 0.02 in the backbone, for pretrained starts and wide
+            networks) or `unit_gain` (`ifdd.initialisation`: for narrow networks trained from nothing).
 
     Raises:
         ValueError: a field has a value outside its range, or two fields exclude each other.
@@ -92,6 +95,7 @@ class IFDDConfig:
     drop_path: float = 0.2
     attention_dropout: float = 0.0
     activation_checkpointing: bool = False
+    initialisation: str = "published"
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -103,6 +107,7 @@ class IFDDConfig:
         _one_of("split", self.split, SPLITS)
         _one_of("lifting", self.lifting, LIFTINGS)
         _one_of("index_sampling", self.index_sampling, INDEX_SAMPLINGS)
+        _one_of("initialisation", self.initialisation, INITIALISATIONS)
         for name in ("num_classes", "image_size", "split_pool", "lifting_heads"):
             _positive_int(name, getattr(self, name))
         if self.image_size % TOTAL_STRIDE:

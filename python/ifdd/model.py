@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ifdd.config import EMBEDDED_FRAMES, IFDDConfig
+from ifdd.initialisation import start_at_unit_gain
 from ifdd.modules.backbone import MultiscaleBackbone
 from ifdd.modules.embedding import ConvEmbedding, S3DEmbedding
 from ifdd.modules.head import ClassHead
@@ -86,6 +87,8 @@ class IFDD(nn.Module):
         )
         self.lifting = _make_lifting(config)
         self.head = ClassHead(channels[-1], config.num_classes, config.dropout)
+        if config.initialisation == "unit_gain":
+            start_at_unit_gain(self.embedding, self.backbone)
 
     def forward(self, clips: torch.Tensor) -> IFDDOutput:
         """Clips (B, 3, T_in, S, S), floating-point RGB in [0, 1] -> logits, lifting residual, feature.

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from ifdd import demo
 from ifdd.checkpoint import load_checkpoint
+from ifdd.training.run import build_model
 
 
 @pytest.fixture
@@ -24,6 +26,8 @@ def test_the_demo_runs_from_training_to_figures(
     out = capsys.readouterr().out
     report = json.loads((tmp_path / "d" / "summary.json").read_text())
     assert set(report["models"]) == {"IFDD", "backbone", "one frame"}
+    start = load_checkpoint(tmp_path / "d" / "start" / "model.safetensors")
+    assert start.config.lifting == "none"
     assert all(model["clips"] == 14 for model in report["models"].values())
     for figure in ("training", "confusion", "recall", "explain_drawn"):
         path = tmp_path / "d" / f"{figure}.png"
@@ -40,6 +44,12 @@ def test_the_demo_runs_from_training_to_figures(
         assert (tmp_path / "d" / "explain_real.png").exists()
     assert demo.main(arguments) == 2
     assert "already holds a demonstration" in capsys.readouterr().err
+    recipe = demo.recipe(demo.make_parser().parse_args(["--out", str(tmp_path / "d")]))
+    begun = build_model(recipe["IFDD"], start.class_names).state_dict()
+    for name, value in start.model.state_dict().items():
+        if name.startswith(("embedding.", "backbone.", "pyramid.")):
+            assert torch.equal(begun[name], value), f"IFDD does not begin with the common start: {name}"
+    assert demo.main([*arguments, "--overwrite"]) == 0
 
 
 def test_without_the_package_of_the_real_clip_the_demo_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,10 +59,12 @@ def test_without_the_package_of_the_real_clip_the_demo_says_so(monkeypatch: pyte
 
 def test_minutes_set_the_number_of_steps_of_all_three_alike() -> None:
     parse = demo.make_parser().parse_args
-    short, long = (demo.recipe(parse(["--out", "x", "--minutes", m])) for m in ("3", "6"))
+    short, long = (demo.recipe(parse(["--out", "x", "--minutes", m])) for m in ("2", "4"))
     assert 2 * short["IFDD"].optim.epochs == long["IFDD"].optim.epochs
     for recipe in (short, long):
-        assert len({config.optim for config in recipe.values()}) == 1
-        assert len({config.data.train_size for config in recipe.values()}) == 1
+        three = [config for name, config in recipe.items() if name != demo.START]
+        assert len({config.optim for config in three}) == 1
+        assert len({config.data.train_size for config in three}) == 1
+        assert {config.init_part for config in three} == {"backbone"}
     assert long["one frame"].data.one_frame
     assert not long["backbone"].data.one_frame

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
+
 from ifdd.data.datasets import DFEW, MAFW, FERV39k, ListDataset, Video, VideoDataset
 from ifdd.data.errors import DatasetError
 from ifdd.data.lists import (
@@ -23,7 +25,6 @@ from ifdd.data.lists import (
 )
 from ifdd.data.transforms import ClipAugment
 from ifdd.data.video import VideoError
-from torch.utils.data import DataLoader
 
 NUMBERS = (1, 12, 345, 6789, 10001, 11697, 16372)
 

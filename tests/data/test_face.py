@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ifdd.data import face
 from ifdd.data.face import CropBox, find_face, parse_crop
 from ifdd.data.video import VideoError, locate_face, read_video

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ifdd.data.sampling import SAMPLERS, SHORT_POLICIES, Sampling, repeat_each, repeat_last
 
 

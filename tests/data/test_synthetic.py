@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from ifdd.data.synthetic import EXPRESSIONS, IDENTITY_NUMBERS, Difficulty, SyntheticExpressions
 from ifdd.data.synthetic import renderer as renderer_module
 from ifdd.data.synthetic.face import make_identity

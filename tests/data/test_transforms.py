@@ -8,8 +8,9 @@ import sys
 
 import pytest
 import torch
-from ifdd.data.transforms import BatchMix, ClipAugment
 from torch import Tensor
+
+from ifdd.data.transforms import BatchMix, ClipAugment
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from ifdd.data.face import CropBox
 from ifdd.data.resize import frames_to_clip, resize_frame
 from ifdd.data.video import VideoError, count_frames, frame_files, locate_face, read_video

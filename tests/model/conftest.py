@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+
+from benchmarks.original import OriginalIFDD
 from golden_cases import weight_from_name
 from ifdd import IFDD, IFDDConfig
 from ifdd.checkpoint import from_original
-
-from benchmarks.original import OriginalIFDD
 
 SMALL: dict[str, Any] = {
     "num_classes": 5,

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from benchmarks.original import OriginalIFDD
 from ifdd import IFDD, IFDDConfig, create_model
 from ifdd.checkpoint import (
     CheckpointError,
@@ -21,9 +24,6 @@ from ifdd.checkpoint import (
     read_weights,
     save_checkpoint,
 )
-from safetensors.torch import save_file
-
-from benchmarks.original import OriginalIFDD
 
 NAMES = ("Happy", "Sad", "Neutral", "Angry", "Surprise")
 Weights = dict[str, torch.Tensor]

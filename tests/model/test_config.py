@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+
 from ifdd import IFDD, IFDDConfig, create_model, list_models
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from golden_cases import MODEL_CASES, assert_close, golden_model, weights_from_names
 from ifdd import IFDD, IFDDConfig, create_model
 from ifdd.checkpoint import from_original

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from golden_cases import CASES, GoldenCase, assert_close, assert_gradients, assert_outputs, cases, golden
 from ifdd._original_names import original_names
 from ifdd.checkpoint import from_original
 from ifdd.losses import IFDDLoss
 from ifdd.model import IFDDOutput
 from ifdd.modules import ISSM, LADM, ConvLifting, MultiscaleBlock, NoLifting, S3DEmbedding, TopKSplit
-from torch import Tensor, nn
 
 # (outputs, gradients), relative to the largest element. The values are stored in float32, rounding 6e-8; a
 # float32 run accumulates its own rounding over sums of up to a few thousand terms.

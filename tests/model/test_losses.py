@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from ifdd.losses import IFDDLoss, soft_target_cross_entropy
 from ifdd.model import IFDDOutput
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from golden_cases import assert_close
 from ifdd import IFDD, IFDDConfig
 from ifdd.losses import IFDDLoss

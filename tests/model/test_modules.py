@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from ifdd.modules import (
     ISSM,
     LADM,
@@ -25,7 +27,6 @@ from ifdd.modules import (
 )
 from ifdd.modules.issm import FrameSplit, make_split
 from ifdd.modules.ladm import Lifting
-from torch import nn
 
 
 def test_conv_embedding_folds_the_temporal_mean() -> None:

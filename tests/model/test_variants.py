@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from golden_cases import assert_close
 from ifdd._original_names import original_names
-from torch import nn
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},

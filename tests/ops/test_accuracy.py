@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from ops.cases import differentiable_outputs, gradients, outputs_of, samples, with_gradients
 from torch import Tensor
 
 from ifdd_kernels.registry import Entry, Maker, Sample
 from ifdd_kernels.testing import poisoned_memory, precision_error_bound, relative_error, unwritten_fraction
+from ops.cases import differentiable_outputs, gradients, outputs_of, samples, with_gradients
 
 GRADIENT_FACTOR = 4
 LOW_PRECISION = [torch.float32, torch.bfloat16, torch.float16]

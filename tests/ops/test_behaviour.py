@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from ops.cases import outputs_of, samples, with_gradients
 from torch import Tensor
 
 import ifdd_kernels
@@ -14,6 +13,7 @@ from ifdd_kernels import backends
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.registry import REGISTRY, Entry, Maker, Sample
 from ifdd_kernels.testing import relative_error, thread_count
+from ops.cases import outputs_of, samples, with_gradients
 
 
 def _first(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:

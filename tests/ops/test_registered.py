@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from ops.cases import differentiable_outputs, outputs_of, samples, with_gradients
 from torch.library import opcheck
 
 import ifdd_kernels
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.registry import REGISTRY, Entry, Maker, Sample, backward_arguments
+from ops.cases import differentiable_outputs, outputs_of, samples, with_gradients
 
 ROOT = Path(ifdd_kernels.__file__).parent
 

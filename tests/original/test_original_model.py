@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from golden_cases import INTEGER_BUFFERS, assert_close, golden_model, weights_from_names
 from torch import Tensor, nn
 
 from benchmarks.original import (
@@ -26,6 +25,7 @@ from benchmarks.original import (
     make_split,
 )
 from benchmarks.original.layers import DropPath
+from golden_cases import INTEGER_BUFFERS, assert_close, golden_model, weights_from_names
 
 SMALL: dict[str, Any] = {
     "num_classes": 5,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_cases import GoldenCase, assert_close, assert_outputs, cases, check_module, golden
 from torch import Tensor, nn
 
 from benchmarks.original import (
@@ -18,6 +17,7 @@ from benchmarks.original import (
     S3DEmbedding,
     TopKSplit,
 )
+from golden_cases import GoldenCase, assert_close, assert_outputs, cases, check_module, golden
 
 # Outputs and gradients, relative to the largest element. The values are stored in float32 (rounding 6e-8 of
 # each element), so a float64 run can only differ by that; a float32 run accumulates its own rounding.

@@ -17,7 +17,15 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_pa
 
 from ifdd.cli import COMMANDS, EXIT_USAGE
 from ifdd.config import IFDDConfig
-from ifdd.training.config import DataConfig, DatasetName, Device, OptimConfig, Precision, TrainingConfig
+from ifdd.training.config import (
+    DataConfig,
+    DatasetName,
+    Device,
+    InitPart,
+    OptimConfig,
+    Precision,
+    TrainingConfig,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,6 +115,12 @@ def _add_recipe_options(parser: ArgumentParser) -> None:
         default=None,
         help="weights to start from; their classifier is kept if it is for the same classes",
     )
+    group.add_argument(
+        "--init_part",
+        type=InitPart,
+        default="all",
+        help="what to take of them: all, or backbone (embedding, backbone and pyramid)",
+    )
 
 
 def add_device_option(parser: ArgumentParser) -> None:
@@ -132,6 +146,7 @@ def training_config(options: Namespace) -> TrainingConfig:
             precision=options.precision,
             device=options.device,
             init=options.init,
+            init_part=options.init_part,
         )
 
 

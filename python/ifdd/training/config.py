@@ -15,6 +15,7 @@ Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Device = Literal["auto", "cpu", "cuda"]
 Select = Literal["best", "last"]
 OnError = Literal["raise", "skip"]
+InitPart = Literal["all", "backbone"]
 LiftingReduction = Literal["sum", "mean"]
 
 
@@ -67,6 +68,8 @@ class DataConfig:
     """number of drawn training clips (only for `synthetic`)"""
     test_size: int = 350
     """number of drawn test clips (only for `synthetic`)"""
+    posed: bool = False
+    """draw undiluted training clips: a still, frontal face at full intensity (only for `synthetic`)"""
 
     def __post_init__(self) -> None:
         _check(self.name in get_args(DatasetName), "data.name", f"one of {get_args(DatasetName)}", self.name)
@@ -85,6 +88,7 @@ class DataConfig:
         _check(self.eval_batch_size >= 1, "data.eval_batch_size", "at least 1", self.eval_batch_size)
         _check(self.workers >= 0, "data.workers", "at least 0", self.workers)
         _check(self.stride is None or self.stride >= 1, "data.stride", "at least 1", self.stride)
+        _check(not self.posed or self.name == "synthetic", "data.posed", "off but for synthetic", self.posed)
         if self.name in ("dfew", "mafw"):
             _check(1 <= self.fold <= 5, "data.fold", "1 to 5", self.fold)
         if self.name in ("dfew", "ferv39k", "mafw"):
@@ -164,6 +168,7 @@ class TrainingConfig:
     precision: Precision = "32"
     device: Device = "auto"
     init: str | None = None
+    init_part: InitPart = "all"
 
     def __post_init__(self) -> None:
         _check(
@@ -171,6 +176,12 @@ class TrainingConfig:
             "precision",
             f"one of {get_args(Precision)}",
             self.precision,
+        )
+        _check(
+            self.init_part in get_args(InitPart),
+            "init_part",
+            f"one of {get_args(InitPart)}",
+            self.init_part,
         )
         _check(self.device in get_args(Device), "device", f"one of {get_args(Device)}", self.device)
         _check(

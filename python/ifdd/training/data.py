@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ifdd.config import IFDDConfig
 from ifdd.data.datasets import DFEW, MAFW, FERV39k, ListDataset
-from ifdd.data.synthetic import SyntheticExpressions
+from ifdd.data.synthetic import Difficulty, SyntheticExpressions
 from ifdd.training.config import DataConfig, TrainingConfig
 from ifdd.training.seeds import derived_seed
 from ifdd.training.windows import collate_windows
@@ -64,6 +64,7 @@ def make_dataset(data: DataConfig, split: str, network: IFDDConfig, seed: int) -
             clip_frames=network.clip_frames,
             image_size=network.image_size,
             seed=derived_seed(seed, SYNTHETIC_VALIDATION_STREAM) if split == "validation" else seed,
+            difficulty=Difficulty.posed() if data.posed and split != "test" else None,
         )
     options: dict[str, Any] = {
         "validation": data.validation,

@@ -100,7 +100,7 @@ def build_model(config: TrainingConfig, class_names: tuple[str, ...]) -> IFDD:
     if config.init is None:
         return model
     fresh_head = {name: value.clone() for name, value in model.head.state_dict().items()}
-    report = load_pretrained(model, config.init, reset_head=True)
+    report = load_pretrained(model, config.init, reset_head=True, part=config.init_part)
     if report.kind != "checkpoint" or load_checkpoint(config.init).class_names != class_names:
         # The file's class order is unknown or another one: its classifier would be wrong from the start.
         model.head.load_state_dict(fresh_head)

@@ -155,6 +155,25 @@ class Difficulty:
     noise: float = 0.02
     """Standard deviation of the sensor noise in units of the image's range [0, 1], >= 0."""
 
+    @classmethod
+    def posed(cls) -> Difficulty:
+        """An undiluted set, as from a laboratory: mostly at full intensity, still, with nothing else moving."""
+        return cls(
+            active_fraction=(0.8, 0.95),
+            intensity=(1.0, 1.0),
+            resting_resemblance=0.0,
+            unit_variation=0.1,
+            asymmetry=0.1,
+            head_motion=0.3,
+            camera_jitter=0.3,
+            light_change=0.3,
+            talk_probability=0.0,
+            brow_flash_probability=0.0,
+            blink_probability=0.2,
+            occluder_probability=0.0,
+            noise=0.01,
+        )
+
     def __post_init__(self) -> None:
         for name in ("active_fraction", "intensity"):
             pair = getattr(self, name)
