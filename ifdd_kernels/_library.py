@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import platform
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ def failure() -> str:
     return _state.reason if _state is not None else ""
 
 
+# Kernels are registered once, by load(): the answer stays, and scanning the op names takes milliseconds.
+@functools.cache
 def native_ops(device: str = "cpu") -> frozenset[str]:
     """Names of the ops, backward ops too, for which the dispatcher has a native kernel of a device type."""
     load()

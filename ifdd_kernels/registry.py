@@ -316,6 +316,7 @@ def _loss_samples(make: Maker) -> Iterator[Sample]:
     yield Sample("sum over clips", (make.normal(3, 7, 7), 0.1, 1.0, False))
     yield Sample("mean over clips, other beta", (make.normal(4, 5, scale=2.0), 1.0, 0.3, True))
     yield Sample("strided", (make.strided(2, 3, 5), 0.5, 1.0, False))
+    yield Sample("one value a clip", (make.normal(3), 0.5, 1.0, True))
     yield Sample("empty batch", (make.normal(0, 7, 7), 0.1, 1.0, False))
 
 

@@ -1,65 +1,20 @@
 // ifdd::split_frames and its backward on the CPU: checks, memory and threads. The arithmetic is in
 // kernels/split_frames.cpp; the definition, in plain torch, in ifdd_kernels/reference/split_frames.py.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <optional>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
-#include "check.h"
 #include "kernels/split_frames.h"
+#include "tensor.h"
 
 namespace ifdd::cpu {
 namespace {
 
 namespace stable = torch::stable;
 using OptionalTensor = std::optional<Tensor>;
-
-template <class T>
-constexpr ScalarType dtype_of() {
-  if constexpr (std::is_same_v<T, double>) {
-    return ScalarType::Double;
-  } else if constexpr (std::is_same_v<T, bf16>) {
-    return ScalarType::BFloat16;
-  } else if constexpr (std::is_same_v<T, fp16>) {
-    return ScalarType::Half;
-  } else {
-    return ScalarType::Float;
-  }
-}
-
-ScalarType accumulation_dtype(ScalarType dtype) {
-  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// Calls f with a value of the element type of x (one of the four that check_inputs allows).
-template <class F>
-auto dispatch(ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return f(double{});
-    case ScalarType::BFloat16:
-      return f(bf16{});
-    case ScalarType::Half:
-      return f(fp16{});
-    default:
-      return f(float{});
-  }
-}
-
-template <class T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <class T>
-T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
 
 struct Inputs {
   int64_t B;
@@ -119,12 +74,6 @@ bool check_norms(const char* op, const Inputs& in,
     if (given) check_norm(op, argument, **tensor, in);
   }
   return given;
-}
-
-// Contiguous and in the accumulation type.
-Tensor accumulable(const Tensor& tensor) {
-  const ScalarType wanted = accumulation_dtype(tensor.scalar_type());
-  return stable::contiguous(tensor.scalar_type() == wanted ? tensor : stable::to(tensor, wanted));
 }
 
 // Position of a fractional index, see the reference. A NaN index gives a NaN output frame.
@@ -218,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> split_frames(const Tensor& x, const Tensor& s
     const auto kernel = IFDD_SELECT(split_forward<E>);
     const int64_t grain = std::max<int64_t>(1, 32768 / (K * C));
     stable::parallel_for(0, in.B * N, grain, [&](int64_t begin, int64_t end) {
-      std::vector<A> scratch(norm ? C : 0);
+      std::vector<A> scratch(4 * C);
       kernel(call, begin, end, scratch.data());
     });
   });
@@ -277,7 +226,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
     call.weight_partial = norm ? mutable_data<A>(weight_partial) : nullptr;
     const auto kernel = IFDD_SELECT(split_backward<E>);
     stable::parallel_for(0, in.B * parts, 1, [&](int64_t begin, int64_t end) {
-      std::vector<A> scratch((K + 1) * C);
+      std::vector<A> scratch((K + 4) * C);
       kernel(call, begin, end, scratch.data());
     });
     const auto sum = IFDD_SELECT(sum_rows<A>);

@@ -9,9 +9,10 @@ import io
 from pathlib import Path
 
 import torch
-from ifdd.data.synthetic import SyntheticExpressions
 from matplotlib.figure import Figure
 from PIL import Image
+
+from ifdd.data.synthetic import SyntheticExpressions
 
 FRAMES, STEP = 32, 4
 

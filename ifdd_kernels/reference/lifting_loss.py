@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +15,7 @@ def lifting_loss(residual: Tensor, weight: float, beta: float, mean: bool) -> Te
     """Weight * sum (or mean) over clips of the clip's mean smooth-L1 distance to zero."""
     residual = residual.to(accumulator(residual.dtype))
     elementwise = F.smooth_l1_loss(residual, torch.zeros_like(residual), reduction="none", beta=beta)
-    clips = elementwise.flatten(1).mean(1)
+    clips = elementwise.reshape(residual.shape[0], math.prod(residual.shape[1:])).mean(1)
     return weight * (clips.mean() if mean else clips.sum())
 
 

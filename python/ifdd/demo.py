@@ -4,8 +4,9 @@
 
 The data are :class:`ifdd.data.synthetic.SyntheticExpressions`; people of the test clips never appear in
 training. As a real training starts from weights of another video task, all three networks start from one
-backbone trained on posed clips (still faces at full intensity), and then take the same number of steps on
-diluted clips through :func:`ifdd.training.run.fit`, the training of `ifdd fit`:
+plain backbone, trained on posed clips (still faces at full intensity) and then on diluted ones. From there
+each takes the same number of steps on diluted clips. All trainings go through :func:`ifdd.training.run.fit`,
+as `ifdd fit` does:
 
 IFDD            small backbone, learned split (ISSM) and lifting (LADM)
 backbone        the same backbone, even and odd frames, no lifting
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import time
@@ -28,15 +30,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ifdd.data.synthetic import SyntheticExpressions
 from ifdd.training.config import DataConfig, OptimConfig, TrainingConfig
 from ifdd.training.metrics import Scores
 
-DEFAULT_MINUTES = 4.0
-START_EPOCHS = 14
-EPOCHS = 16
-START = "start"
+EXPORTED = "model.safetensors"
+DEFAULT_MINUTES = 4.5
+EPOCHS = 12
+POSED = "posed start"
+DILUTED = "diluted start"
+STARTS = (POSED, DILUTED)
 REAL_CROP = "50,20,90,90"
 REAL_NOTE = "The network has only seen drawings: this says nothing true about the man in the video"
 
@@ -52,14 +57,11 @@ PLAIN: dict[str, Any] = {"split": "even_odd", "lifting": "none"}
 
 
 def recipe(options: argparse.Namespace) -> dict[str, TrainingConfig]:
-    """The trainings by name, in order: the common start, then the three that begin with its backbone."""
+    """The trainings by name, in order: the common start in two parts, then the three that go on from it."""
     size = options.steps_per_epoch * options.batch
+    count = options.epochs or max(1, round(EPOCHS * options.minutes / DEFAULT_MINUTES))
 
-    def epochs(default: int) -> int:
-        chosen: int | None = options.epochs
-        return max(1, round(default * options.minutes / DEFAULT_MINUTES)) if chosen is None else chosen
-
-    def optim(count: int, rate: float, warmup: float) -> OptimConfig:
+    def optim(rate: float, warmup: float) -> OptimConfig:
         return OptimConfig(
             epochs=count,
             # The recipe's rate is stated for a batch of 32 and scaled; here it is given as it is used.
@@ -83,29 +85,40 @@ def recipe(options: argparse.Namespace) -> dict[str, TrainingConfig]:
         batch_size=options.batch,
         workers=options.workers,
     )
-    plain = {**NETWORK, **PLAIN}
-    start = TrainingConfig(
+    posed = TrainingConfig(
         data=replace(data, posed=True),
         # A long warm-up: at a high rate a network without features first learns to say nothing at all.
-        optim=optim(epochs(START_EPOCHS), options.start_rate, warmup=0.4),
-        model=plain,
+        optim=optim(options.start_rate, warmup=0.4),
+        model={**NETWORK, **PLAIN},
         seed=options.seed,
         device="cpu",
     )
-    ifdd = replace(
-        start,
+    diluted = replace(
+        posed,
         data=data,
-        optim=optim(epochs(EPOCHS), options.learning_rate, warmup=0.25),
-        model=NETWORK,
-        init=str(Path(options.out) / START / "model.safetensors"),
+        optim=optim(options.learning_rate, warmup=0.2),
+        seed=options.seed + 1,
+        init=str(folder(options, POSED) / EXPORTED),
+    )
+    backbone = replace(
+        diluted,
+        seed=options.seed + 2,
+        init=str(folder(options, DILUTED) / EXPORTED),
         init_part="backbone",
     )
+    ifdd = replace(backbone, model=NETWORK)
     return {
-        START: start,
+        POSED: posed,
+        DILUTED: diluted,
         "IFDD": ifdd,
-        "backbone": replace(ifdd, model=plain),
+        "backbone": backbone,
         "one frame": replace(ifdd, data=replace(data, one_frame=True)),
     }
+
+
+def folder(options: argparse.Namespace, name: str) -> Path:
+    """Where a training of :func:`recipe` is kept."""
+    return Path(options.out) / name.replace(" ", "_")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -116,24 +129,25 @@ def run(options: argparse.Namespace) -> int:
     from ifdd.training.run import evaluate, fit
 
     quiet_lightning()
+    # Threads that wait for one another must not share their cores with the processes that draw.
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - options.workers))
     started = time.monotonic()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     say = wide_console().print
     results: dict[str, Scores] = {}
-    folders: dict[str, Path] = {}
-    checkpoint = out / "IFDD" / "model.safetensors"
+    logs: dict[str, Path] = {}
+    checkpoint = folder(options, "IFDD") / EXPORTED
     for name, config in recipe(options).items():
-        folder = out / name.replace(" ", "_")
         steps = config.optim.epochs * (config.data.train_size // config.data.batch_size)
         kind = "posed" if config.data.posed else "diluted"
         say(f"[bold]{name}[/bold]: {steps} steps of {config.data.batch_size} {kind} drawn clips")
         before = time.monotonic()
-        weights = fit(config, folder, progress=False).checkpoint
-        folders[name] = folder / "logs"
-        if name == START:
-            say(f"  {time.monotonic() - before:.0f} s; the three trainings below begin with this backbone")
+        weights = fit(config, folder(options, name), progress=False).checkpoint
+        if name in STARTS:
+            say(f"  {time.monotonic() - before:.0f} s")
             continue
+        logs[name] = folder(options, name) / "logs"
         scores = evaluate(load_checkpoint(weights), config)
         results[name] = scores
         say(
@@ -141,7 +155,7 @@ def run(options: argparse.Namespace) -> int:
             f"WAR {100 * scores.war:.1f} %, UAR {100 * scores.uar:.1f} %"
         )
     figures = [
-        training_curves(folders, out / "training.png"),
+        training_curves(logs, out / "training.png"),
         confusion_matrix(results["IFDD"], out / "confusion.png", title="IFDD on unseen drawn people"),
         recall_bars(results, out / "recall.png"),
         *_predictions(checkpoint, out, options.seed),
@@ -251,17 +265,15 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m ifdd.demo`."""
     options = make_parser().parse_args(argv)
-    before = [
-        folder for name in recipe(options) if (folder := Path(options.out, name.replace(" ", "_"))).exists()
-    ]
+    before = [path for name in recipe(options) if (path := folder(options, name)).exists()]
     if before and not options.overwrite:
         print(
             f"{options.out} already holds a demonstration: give another folder, or --overwrite",
             file=sys.stderr,
         )
         return 2
-    for folder in before:
-        shutil.rmtree(folder)
+    for path in before:
+        shutil.rmtree(path)
     return run(options)
 
 

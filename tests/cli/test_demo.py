@@ -26,7 +26,7 @@ def test_the_demo_runs_from_training_to_figures(
     out = capsys.readouterr().out
     report = json.loads((tmp_path / "d" / "summary.json").read_text())
     assert set(report["models"]) == {"IFDD", "backbone", "one frame"}
-    start = load_checkpoint(tmp_path / "d" / "start" / "model.safetensors")
+    start = load_checkpoint(tmp_path / "d" / "diluted_start" / "model.safetensors")
     assert start.config.lifting == "none"
     assert all(model["clips"] == 14 for model in report["models"].values())
     for figure in ("training", "confusion", "recall", "explain_drawn"):
@@ -59,10 +59,10 @@ def test_without_the_package_of_the_real_clip_the_demo_says_so(monkeypatch: pyte
 
 def test_minutes_set_the_number_of_steps_of_all_three_alike() -> None:
     parse = demo.make_parser().parse_args
-    short, long = (demo.recipe(parse(["--out", "x", "--minutes", m])) for m in ("2", "4"))
+    short, long = (demo.recipe(parse(["--out", "x", "--minutes", m])) for m in ("4.5", "9"))
     assert 2 * short["IFDD"].optim.epochs == long["IFDD"].optim.epochs
     for recipe in (short, long):
-        three = [config for name, config in recipe.items() if name != demo.START]
+        three = [config for name, config in recipe.items() if name not in demo.STARTS]
         assert len({config.optim for config in three}) == 1
         assert len({config.data.train_size for config in three}) == 1
         assert {config.init_part for config in three} == {"backbone"}

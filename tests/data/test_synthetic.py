@@ -285,3 +285,14 @@ def test_a_clip_is_drawn_in_milliseconds() -> None:
         times.append(time.process_time() - start)
     # About 5 ms on one idle core; the bound allows for slow and shared machines.
     assert min(times) < 0.05
+
+
+def test_a_posed_set_is_nearly_always_at_full_intensity() -> None:
+    posed = SyntheticExpressions("train", 14, difficulty=Difficulty.posed())
+    diluted = SyntheticExpressions("train", 14)
+
+    def shown(clips: SyntheticExpressions) -> float:
+        active = [clips.truth(i).intensity for i in range(14) if clips.truth(i).apex is not None]
+        return float(np.mean([(np.asarray(intensity) > 0.5).mean() for intensity in active]))
+
+    assert shown(posed) > 0.5 > shown(diluted)

@@ -27,6 +27,7 @@ from ifdd.checkpoint import (
 
 NAMES = ("Happy", "Sad", "Neutral", "Angry", "Surprise")
 Weights = dict[str, torch.Tensor]
+Small = Callable[..., IFDDConfig]
 
 
 @pytest.fixture
@@ -373,3 +374,29 @@ def test_foreign_weights(model: IFDD, tmp_path: Path) -> None:
     save_file({"layer.weight": torch.randn(2)}, path, {"note": json.dumps({})})
     with pytest.raises(CheckpointError, match="neither an IFDD checkpoint, nor"):
         load_pretrained(model, path)
+
+
+def test_a_start_from_the_backbone_takes_nothing_behind_it(small_config: Small, tmp_path: Path) -> None:
+    plain = IFDD(small_config(split="even_odd", lifting="none"))
+    path = tmp_path / "plain.safetensors"
+    save_checkpoint(path, plain, NAMES)
+    full = IFDD(small_config())
+    before = {name: value.clone() for name, value in full.state_dict().items()}
+    report = load_pretrained(full, path, part="backbone")
+    taken = plain.state_dict()
+    for name, value in full.state_dict().items():
+        shared = name.startswith(("embedding.", "backbone.", "pyramid."))
+        assert torch.equal(value, taken[name] if shared else before[name]), name
+        assert (name in report.untouched) != shared
+    assert all(name.startswith(("lifting.", "head.")) for name in report.dropped)
+    with pytest.raises(CheckpointError, match=r"do not fit the model: missing .*lifting"):
+        load_pretrained(full, path)
+    with pytest.raises(ValueError, match=r"part must be one of .*; got 'head'"):
+        load_pretrained(full, path, part="head")
+
+
+def test_a_start_from_a_backbone_of_another_width_is_refused(small_config: Small, tmp_path: Path) -> None:
+    path = tmp_path / "narrow.safetensors"
+    save_checkpoint(path, IFDD(small_config(embed_dim=8)), NAMES)
+    with pytest.raises(CheckpointError, match="of other shapes"):
+        load_pretrained(IFDD(small_config()), path, part="backbone")

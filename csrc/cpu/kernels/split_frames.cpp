@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "ifdd/pack.h"
 #include "ifdd/simd.h"
 
 namespace ifdd::cpu::IFDD_ISA {
@@ -40,6 +41,48 @@ IFDD_INLINE acc_t<T> value(const Row<T>& row, int64_t j) {
     return row.keep * load(row.first + j) + row.take * load(row.second + j);
   } else {
     return load(row.first + j);
+  }
+}
+
+// Halves are converted a whole row at a time where the set has instructions for it (see ifdd/pack.h).
+#if defined(__F16C__)
+template <class T>
+constexpr bool kByRow = std::is_same_v<T, fp16>;
+#else
+template <class T>
+constexpr bool kByRow = false;
+#endif
+
+// The row as the loops read it: itself, or widened into two rows of scratch.
+template <bool lerp, class T>
+IFDD_INLINE auto readable(const Row<T>& row, int64_t C, acc_t<T>* scratch) {
+  if constexpr (kByRow<T>) {
+    widen(row.first, C, scratch);
+    if constexpr (lerp) widen(row.second, C, scratch + C);
+    return Row<acc_t<T>>{scratch, scratch + C, row.keep, row.take};
+  } else {
+    return row;
+  }
+}
+
+template <class T>
+IFDD_INLINE auto readable(const T* row, int64_t C, acc_t<T>* scratch) {
+  if constexpr (kByRow<T>) {
+    widen(row, C, scratch);
+    return static_cast<const acc_t<T>*>(scratch);
+  } else {
+    return row;
+  }
+}
+
+// Calls body with the row to write: out itself, or a row of scratch that is narrowed afterwards.
+template <class T, class Body>
+IFDD_INLINE void with_output(T* out, int64_t C, acc_t<T>* scratch, const Body& body) {
+  if constexpr (kByRow<T>) {
+    body(scratch);
+    narrow(scratch, C, out);
+  } else {
+    body(out);
   }
 }
 
@@ -119,21 +162,68 @@ IFDD_INLINE A plain_row_backward(const Row<T>& row, int64_t C, const T* __restri
   return lerp ? total(slope) : A(0);
 }
 
-// Row of the gradient of input frame t: the output frames that read it, each with its weight.
+// An output frame that reads an input frame, and its weight there.
+template <class A>
+struct Reader {
+  const A* grad;
+  A factor;
+};
+
+// out = (start ? 0 : sum) + the first `count` readers, in order; `out` is the row itself when `last`, else `sum`.
+template <int count, class T, class A>
+IFDD_INLINE void add_readers(const Reader<A>* reader, int64_t C, bool start, bool last, A* __restrict__ sum,
+                             T* __restrict__ out) {
+  Reader<A> r[count];
+  for (int i = 0; i < count; ++i) r[i] = reader[i];
+  const auto value = [&](int64_t j, A from) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int i = 0; i < count; ++i) from += r[i].factor * r[i].grad[j];
+    return from;
+  };
+  if (start && last) {
+    for_each(C, [&](int64_t j) { store(out + j, value(j, A(0))); });
+  } else if (start) {
+    for_each(C, [&](int64_t j) { sum[j] = value(j, A(0)); });
+  } else if (last) {
+    for_each(C, [&](int64_t j) { store(out + j, value(j, sum[j])); });
+  } else {
+    for_each(C, [&](int64_t j) { sum[j] = value(j, sum[j]); });
+  }
+}
+
+// Row of the gradient of input frame t: the output frames that read it, each with its weight. Two of them on average,
+// so they are gathered four at a time, without passes over the row for the sum.
 template <class T, class A>
 IFDD_INLINE void gather_input_gradient(const Sample<A>* samples, int64_t K, int64_t t, int64_t C,
                                        const A* __restrict__ grad_y, A* __restrict__ sum, T* __restrict__ out) {
-  for_each(C, [&](int64_t j) { sum[j] = 0; });
+  Reader<A> reader[4];
+  int count = 0;
+  bool start = true;
   for (int64_t k = 0; k < K; ++k) {
     const Sample<A>& s = samples[k];
     A factor = 0;
     if (s.first == t) factor += s.lerp ? 1 - s.fraction : A(1);
     if (s.lerp && s.second == t) factor += s.fraction;
     if (factor == 0) continue;
-    const A* __restrict__ g = grad_y + k * C;
-    for_each(C, [&](int64_t j) { sum[j] += factor * g[j]; });
+    if (count == 4) {
+      add_readers<4>(reader, C, start, false, sum, out);
+      start = false;
+      count = 0;
+    }
+    reader[count++] = {grad_y + k * C, factor};
   }
-  for_each(C, [&](int64_t j) { store(out + j, sum[j]); });
+  switch (count) {
+    case 0:
+      return for_each(C, [&](int64_t j) { store(out + j, A(0)); });
+    case 1:
+      return add_readers<1>(reader, C, start, true, sum, out);
+    case 2:
+      return add_readers<2>(reader, C, start, true, sum, out);
+    case 3:
+      return add_readers<3>(reader, C, start, true, sum, out);
+    default:
+      return add_readers<4>(reader, C, start, true, sum, out);
+  }
 }
 
 }  // namespace
@@ -143,6 +233,9 @@ void split_forward(const SplitForward<T>& op, int64_t begin, int64_t end, acc_t<
   using A = acc_t<T>;
   const SplitSizes& size = op.size;
   const int64_t K = size.Ks + size.Kd, C = size.C;
+  A* y = scratch;
+  A* widened = scratch + C;
+  A* result = widened + 2 * C;
   // All output frames of a position together: its T input rows stay in the first-level cache.
   for (int64_t position = begin; position < end; ++position) {
     const int64_t b = position / size.N, n = position % size.N;
@@ -150,16 +243,18 @@ void split_forward(const SplitForward<T>& op, int64_t begin, int64_t end, acc_t<
       const int group = k >= size.Ks;
       const int64_t slot = group ? b * size.Kd + k - size.Ks : b * size.Ks + k;
       const Sample<A>& sample = op.samples[b * K + k];
-      const Row<T> row = make_row(op.x, sample, size, b, n);
-      T* out = op.frames[group] + (slot * size.N + n) * C;
       with_lerp(sample.lerp, [&](auto flag) __attribute__((always_inline)) {
         constexpr bool lerp = decltype(flag)::value;
-        if (op.weight[group] == nullptr) {
-          write_row<lerp>(row, C, out);
-        } else {
-          write_normalized<lerp>(row, C, op.weight[group], op.bias[group], op.eps, scratch, out,
-                                 op.stats + ((b * K + k) * size.N + n) * 2);
-        }
+        const auto row = readable<lerp>(make_row(op.x, sample, size, b, n), C, widened);
+        with_output(op.frames[group] + (slot * size.N + n) * C, C, result,
+                    [&](auto* out) __attribute__((always_inline)) {
+                      if (op.weight[group] == nullptr) {
+                        write_row<lerp>(row, C, out);
+                      } else {
+                        write_normalized<lerp>(row, C, op.weight[group], op.bias[group], op.eps, y, out,
+                                               op.stats + ((b * K + k) * size.N + n) * 2);
+                      }
+                    });
       });
     }
   }
@@ -172,6 +267,7 @@ void split_backward(const SplitBackward<T>& op, int64_t begin, int64_t end, acc_
   const int64_t K = size.Ks + size.Kd, C = size.C, per_clip = chunks(size);
   A* grad_y = scratch;           // (K, C)
   A* row_sum = scratch + K * C;  // (C)
+  A* widened = row_sum + C;      // (3, C): two rows of x and one of the gradient, or the result
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t b = chunk / per_clip, first = chunk % per_clip * kChunk;
     const int64_t last = first + kChunk < size.N ? first + kChunk : size.N;
@@ -184,11 +280,11 @@ void split_backward(const SplitBackward<T>& op, int64_t begin, int64_t end, acc_
       for (int64_t k = 0; k < K; ++k) {
         const int group = k >= size.Ks;
         const int64_t slot = group ? b * size.Kd + k - size.Ks : b * size.Ks + k;
-        const Row<T> row = make_row(op.x, samples[k], size, b, n);
-        const T* grad = op.grad_frames[group] + (slot * size.N + n) * C;
+        const auto grad = readable(op.grad_frames[group] + (slot * size.N + n) * C, C, widened + 2 * C);
         A slope = 0;
         with_lerp(samples[k].lerp, [&](auto flag) __attribute__((always_inline)) {
           constexpr bool lerp = decltype(flag)::value;
+          const auto row = readable<lerp>(make_row(op.x, samples[k], size, b, n), C, widened);
           if (weight_partial == nullptr) {
             slope = plain_row_backward<lerp>(row, C, grad, grad_y + k * C);
           } else {
@@ -202,7 +298,10 @@ void split_backward(const SplitBackward<T>& op, int64_t begin, int64_t end, acc_
         if (index_partial != nullptr && samples[k].slope != 0) index_partial[k] += slope * samples[k].slope;
       }
       for (int64_t t = 0; t < size.T; ++t) {
-        gather_input_gradient(samples, K, t, C, grad_y, row_sum, op.grad_x + ((b * size.T + t) * size.N + n) * C);
+        with_output(op.grad_x + ((b * size.T + t) * size.N + n) * C, C, widened,
+                    [&](auto* out) __attribute__((always_inline)) {
+                      gather_input_gradient(samples, K, t, C, grad_y, row_sum, out);
+                    });
       }
     }
   }

@@ -57,8 +57,8 @@ struct SplitBackward {
 
 constexpr int64_t chunks(const SplitSizes& s) { return (s.N + kChunk - 1) / kChunk; }
 
-// forward: positions [begin, end) of the B * N; scratch holds C elements.
-// backward: chunks [begin, end) of the B * chunks(size); scratch holds (K + 1) * C elements.
+// forward: positions [begin, end) of the B * N; scratch holds 4 * C elements.
+// backward: chunks [begin, end) of the B * chunks(size); scratch holds (K + 4) * C elements.
 // sum_rows: out[c] = sum over rows r of in[r * stride + c], in order of r, for c in [begin, end).
 IFDD_DECLARE_PER_ISA(template <class T>
                      void split_forward(const SplitForward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch);

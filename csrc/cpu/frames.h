@@ -1,0 +1,125 @@
+// Frames (B, T, N, C) and the tokenizer's arguments, checked and made readable for the kernels.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "floating.h"
+#include "kernels/frame_tokens.h"
+#include "kernels/split_frames.h"
+
+namespace ifdd::cpu {
+
+// Itself where channels are dense (any other strides), else a copy.
+inline Tensor dense_channels(const Tensor& x) { return x.size(3) == 1 || x.stride(3) == 1 ? x : stable::contiguous(x); }
+
+template <class T>
+Frames<T> frames_of(const Tensor& x) {
+  return {data<T>(x), x.stride(0), x.stride(1), x.stride(2)};
+}
+
+// Frames on an (height, width) grid to be pooled to (pool, pool); S is left to the caller.
+inline TokenSizes check_grid(const char* op, const Tensor& x, int64_t height, int64_t width, int64_t pool) {
+  check_floating(op, "x", x, {-1, -1, -1, -1});
+  const auto check_side = [&](const char* argument, int64_t side) {
+    // Products of two sides must not overflow.
+    if (side < 1 || side > std::numeric_limits<int32_t>::max()) {
+      fail(op, argument, "expected a positive 32-bit integer, got ", side);
+    }
+  };
+  check_side("height", height);
+  check_side("width", width);
+  check_side("pool", pool);
+  if (x.size(2) != height * width) {
+    fail(op, "x", "expected N = height * width = ", height, " * ", width, " tokens a frame, got shape ",
+         shape_text(x.sizes()));
+  }
+  if (x.size(3) < 1) fail(op, "x", "expected at least one channel, got shape ", shape_text(x.sizes()));
+  TokenSizes size{};
+  size.T = x.size(1);
+  size.N = x.size(2);
+  size.C = x.size(3);
+  size.H = height;
+  size.W = width;
+  size.P = pool;
+  size.width = padded_channels(size.C);
+  return size;
+}
+
+inline void check_even_frames(const char* op, const Tensor& x) {
+  if (x.size(1) < 2 || x.size(1) % 2 != 0) {
+    fail(op, "x", "expected an even number of frames, at least 2, got shape ", shape_text(x.sizes()));
+  }
+}
+
+inline TokenSizes check_tokenizer(const char* op, const Tensor& x, const char* weight_name, const Tensor& weight,
+                                  const char* bias_name, const Tensor& bias, int64_t height, int64_t width,
+                                  int64_t pool) {
+  TokenSizes size = check_grid(op, x, height, width, pool);
+  check_parameter(op, weight_name, weight, {-1, size.C}, x.scalar_type());
+  size.S = weight.size(0);
+  if (size.S < 1) fail(op, weight_name, "expected at least one row, got shape ", shape_text(weight.sizes()));
+  check_parameter(op, bias_name, bias, {size.S}, x.scalar_type());
+  return size;
+}
+
+// Rows of the tokenizer's weight in the accumulation type, padded with zeros to whole packs.
+template <class A>
+std::vector<A> packed_weight(const TokenSizes& size, const Tensor& accumulable_weight) {
+  std::vector<A> packed(size.S * size.width);
+  const A* source = data<A>(accumulable_weight);
+  for (int64_t s = 0; s < size.S; ++s) {
+    std::copy_n(source + s * size.C, size.C, packed.data() + s * size.width);
+  }
+  return packed;
+}
+
+// The tokenizer of one call: x (dense channels) of element type T and its parameters.
+template <class T>
+struct Tokenizer {
+  using A = acc_t<T>;
+  TokenSizes size;
+  int64_t frames;  // B * T
+  Frames<T> x;
+  Tensor bias;
+  std::vector<A> weight;
+
+  Tokenizer(const TokenSizes& sizes, const Tensor& rows, const Tensor& weight_given, const Tensor& bias_given)
+      : size(sizes),
+        frames(rows.size(0) * rows.size(1)),
+        x(frames_of<T>(rows)),
+        bias(accumulable(bias_given)),
+        weight(packed_weight<A>(sizes, accumulable(weight_given))) {}
+
+  // Tokens (B * T, S, P, P); `before`, the activation's argument, may be null.
+  void forward(A* before, A* tokens) const {
+    const TokenForward<T> call{size, x, weight.data(), data<A>(bias), before, tokens};
+    const auto kernel = IFDD_SELECT(frame_tokens<T>);
+    stable::parallel_for(0, frames, 1, [&](int64_t begin, int64_t end) {
+      std::vector<A> scratch(token_forward_scratch(size));
+      kernel(call, begin, end, scratch.data());
+    });
+  }
+
+  // grad_x (B, T, N, C), grad_weight (S, C) and grad_bias (S) in the accumulation type; `before` as stored, or null.
+  void backward(const A* before, const A* grad_tokens, T* grad_x, A* grad_weight, A* grad_bias) const {
+    const int64_t per_chunk = token_chunk(frames), chunks = (frames + per_chunk - 1) / per_chunk;
+    std::vector<A> weight_partial(chunks * size.S * size.width), bias_partial(chunks * size.S);
+    const TokenBackward<T> call{
+        size,      x,      weight.data(),         data<A>(bias),      before, grad_tokens, frames,
+        per_chunk, grad_x, weight_partial.data(), bias_partial.data()};
+    const auto kernel = IFDD_SELECT(frame_tokens_backward<T>);
+    stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+      std::vector<A> scratch(token_backward_scratch(size));
+      kernel(call, begin, end, scratch.data());
+    });
+    const auto sum = IFDD_SELECT(sum_rows<A>);
+    for (int64_t s = 0; s < size.S; ++s) {
+      sum(weight_partial.data() + s * size.width, chunks, size.S * size.width, 0, size.C, grad_weight + s * size.C);
+    }
+    sum(bias_partial.data(), chunks, size.S, 0, size.S, grad_bias);
+  }
+};
+
+}  // namespace ifdd::cpu

@@ -1,0 +1,85 @@
+// Kernels of frame_tokens, free of torch; split_index uses them too.
+//
+// The 1x1 convolution comes before the average pool: both are linear, so q = W x_n per cell of the grid (S x N numbers)
+// is pooled instead of x. One pass over x whatever the grids, and in backward the pool is again only a matter of S x N
+// numbers: with g the gradient of q, dx_n = W^T g_n and dW = sum_n g_n x_n^T.
+#pragma once
+
+#include <cstdint>
+
+#include "ifdd/scalar.h"
+
+namespace ifdd::cpu {
+
+// Frames (B, T, N, C) with any strides but dense channels.
+template <class T>
+struct Frames {
+  const T* data;
+  int64_t batch, frame, token;  // strides
+};
+
+struct TokenSizes {
+  int64_t T, N, C;
+  int64_t S;      // rows of the convolution
+  int64_t H, W;   // grid, N = H * W
+  int64_t P;      // side of the pooled grid
+  int64_t width;  // C rounded up to whole packs: the row stride of packed weights
+
+  constexpr int64_t cells() const { return P * P; }
+  constexpr int64_t tokens() const { return S * cells(); }
+};
+
+// Channels that the kernels take at a time (the lanes of a Pack, see ifdd/pack.h).
+constexpr int64_t kTokenLanes = 16;
+
+constexpr int64_t padded_channels(int64_t channels) { return (channels + kTokenLanes - 1) / kTokenLanes * kTokenLanes; }
+
+template <class T>
+struct TokenForward {
+  using A = acc_t<T>;
+  TokenSizes size;
+  Frames<T> x;
+  const A* weight;  // (S, width), zero beyond C
+  const A* bias;    // (S)
+  A* before;        // (B * T, S, P, P): the argument of the activation; may be null
+  A* tokens;        // (B * T, S, P, P)
+};
+
+template <class T>
+struct TokenBackward {
+  using A = acc_t<T>;
+  TokenSizes size;
+  Frames<T> x;
+  const A* weight;
+  const A* bias;
+  const A* before;       // as stored by forward, or null: recomputed
+  const A* grad_tokens;  // (B * T, S, P, P)
+  int64_t frames;        // B * T
+  int64_t frames_per_chunk;
+  T* grad_x;          // (B, T, N, C) contiguous
+  A* weight_partial;  // (chunks, S, width)
+  A* bias_partial;    // (chunks, S)
+};
+
+// Frames of one unit of backward work, for at most 64 partial sums. A function of the sizes only: the sums, and so the
+// bits of the result, are the same for any number of threads.
+constexpr int64_t token_chunk(int64_t frames) { return frames <= 64 ? 1 : (frames + 63) / 64; }
+
+// Rows that one step of the projection may widen.
+constexpr int64_t kTokenRows = 4;
+// Rows of x that the backward takes at a time: few enough for the memory prefetchers to follow each of them.
+constexpr int64_t kTokenRowsBackward = 14;
+
+// In elements of the accumulation type.
+constexpr int64_t token_forward_scratch(const TokenSizes& s) { return s.S * s.N + kTokenRows * s.width; }
+constexpr int64_t token_backward_scratch(const TokenSizes& s) {
+  return token_forward_scratch(s) + 2 * s.tokens() + kTokenRowsBackward * kTokenLanes;
+}
+
+// forward: frames [begin, end) of the B * T. backward: chunks [begin, end).
+IFDD_DECLARE_PER_ISA(template <class T>
+                     void frame_tokens(const TokenForward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch);
+                     template <class T> void frame_tokens_backward(const TokenBackward<T>& op, int64_t begin,
+                                                                   int64_t end, acc_t<T>* scratch);)
+
+}  // namespace ifdd::cpu
