@@ -47,6 +47,7 @@ class Operator:
     name: str
     schema: str
     reference: Callable[..., Any]
+    #: Shapes and dtypes of the outputs; called with checked arguments.
     fake: Callable[..., Any]
     #: Raises on inputs the op cannot take; called with the op's arguments before anything runs.
     check: Callable[..., None]
@@ -83,11 +84,13 @@ def register(operator: Operator) -> Operator:
     OPERATORS[operator.name] = operator
     backward = operator.backward
     reference = Twin(
-        _kernel(operator.reference, operator.check), _kernel(backward.reference) if backward else None
+        _kernel(_checked(operator.reference, operator.check)),
+        _kernel(backward.reference) if backward else None,
     )
     for name, twin in {"": reference, "reference": reference, **operator.twins}.items():
         suffix = f"_{name}" if name else ""
-        _define(operator.name + suffix, operator.schema, twin.forward, operator.fake, operator.autocast)
+        fake = _checked(operator.fake, operator.check)
+        _define(operator.name + suffix, operator.schema, twin.forward, fake, operator.autocast)
         if backward is not None:
             assert twin.backward is not None, f"{operator.name}: twin {name} has no backward"
             backward_name = f"{operator.name}_backward{suffix}"
@@ -97,12 +100,20 @@ def register(operator: Operator) -> Operator:
     return operator
 
 
-def _kernel(function: Callable[..., Any], check: Callable[..., None] | None = None) -> Callable[..., Any]:
-    """A plain PyTorch function as an op's kernel: arguments checked, outputs contiguous as its fake says."""
+def _checked(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
+    """A function of an op's arguments that refuses bad ones first."""
+
+    def checked(*args: Any) -> Any:
+        check(*args)
+        return function(*args)
+
+    return checked
+
+
+def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A plain PyTorch function as an op's kernel: its outputs are contiguous, as the fake says."""
 
     def kernel(*args: Any) -> Any:
-        if check is not None:
-            check(*args)
         results = function(*args)
         if isinstance(results, Tensor):
             return results.contiguous()

@@ -19,7 +19,6 @@ def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor, height: int, width
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int) -> Tensor:
-    _check_arguments(x, weight, bias, height, width, pool)
     return x.new_empty(x.shape[0], x.shape[1], weight.shape[0] * pool * pool, dtype=accumulator(x.dtype))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ifdd_kernels import _check, reference
@@ -20,8 +22,7 @@ def _check_arguments(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
         _check.same(op, name, part, "query", query)
 
 
-def _fake(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    _check_arguments(query, key, value, scale)
+def _fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, channels = query.shape
     return (
         query.new_empty(batch, tokens, heads * channels),
@@ -29,9 +30,7 @@ def _fake(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tens
     )
 
 
-def _fake_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum: Tensor, scale: float
-) -> tuple[Tensor, ...]:
+def _fake_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return tuple(part.new_empty(part.shape) for part in (query, key, value))
 
 

@@ -24,7 +24,6 @@ def _check_arguments(x: Tensor, approximation: Tensor) -> None:
 
 
 def _fake(x: Tensor, approximation: Tensor) -> Tensor:
-    _check_arguments(x, approximation)
     return x.new_empty(x.shape[0], x.shape[2], dtype=accumulator(x.dtype))
 
 

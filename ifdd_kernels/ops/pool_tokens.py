@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -66,40 +67,8 @@ def _check_arguments(
         _check.parameter(op, name, value, (channels,), "qkv", qkv)
 
 
-def _fake(
-    qkv: Tensor,
-    weight_q: Tensor,
-    weight_k: Tensor,
-    weight_v: Tensor,
-    norm_weight_q: Tensor,
-    norm_bias_q: Tensor,
-    norm_weight_k: Tensor,
-    norm_bias_k: Tensor,
-    norm_weight_v: Tensor,
-    norm_bias_v: Tensor,
-    grid: Sequence[int],
-    heads: int,
-    stride_q: Sequence[int],
-    stride_kv: Sequence[int],
-    eps: float,
-) -> tuple[Tensor, ...]:
-    _check_arguments(
-        qkv,
-        weight_q,
-        weight_k,
-        weight_v,
-        norm_weight_q,
-        norm_bias_q,
-        norm_weight_k,
-        norm_bias_k,
-        norm_weight_v,
-        norm_bias_v,
-        grid,
-        heads,
-        stride_q,
-        stride_kv,
-        eps,
-    )
+def _fake(qkv: Tensor, weight_q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    grid, heads, stride_q, stride_kv = rest[8:12]
     batch, channels = qkv.shape[0], weight_q.shape[0]
     rows = []
     for stride in (stride_q, stride_kv, stride_kv):
@@ -110,32 +79,10 @@ def _fake(
     return (*pooled, *stats)
 
 
-def _fake_backward(
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
-    qkv: Tensor,
-    weight_q: Tensor,
-    weight_k: Tensor,
-    weight_v: Tensor,
-    norm_weight_q: Tensor,
-    norm_weight_k: Tensor,
-    norm_weight_v: Tensor,
-    stats_q: Tensor,
-    stats_k: Tensor,
-    stats_v: Tensor,
-    grid: Sequence[int],
-    heads: int,
-    stride_q: Sequence[int],
-    stride_kv: Sequence[int],
-) -> tuple[Tensor, ...]:
-    convolutions = [w.new_empty(w.shape) for w in (weight_q, weight_k, weight_v)]
-    norms = [
-        w.new_empty(w.shape)
-        for w in (norm_weight_q, norm_weight_k, norm_weight_v)
-        for _ in ("weight", "bias")
-    ]
-    return (qkv.new_empty(qkv.shape), *convolutions, *norms)
+def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
+    qkv, *convolutions = args[3:7]
+    norms = [weight for weight in args[7:10] for _ in ("weight", "bias")]
+    return tuple(t.new_empty(t.shape) for t in (qkv, *convolutions, *norms))
 
 
 OPERATOR = register(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,18 +46,7 @@ def _check_arguments(
         _check.parameter(op, name, table, (rows, channels), "query", query)
 
 
-def _fake(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    table_h: Tensor,
-    table_w: Tensor,
-    table_t: Tensor,
-    q_grid: Sequence[int],
-    k_grid: Sequence[int],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    _check_arguments(query, key, value, table_h, table_w, table_t, q_grid, k_grid, scale)
+def _fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     batch, rows, heads, channels = query.shape
     return (
         query.new_empty(batch, rows, heads * channels),
@@ -64,21 +54,8 @@ def _fake(
     )
 
 
-def _fake_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    table_h: Tensor,
-    table_w: Tensor,
-    table_t: Tensor,
-    out: Tensor,
-    log_sum: Tensor,
-    q_grid: Sequence[int],
-    k_grid: Sequence[int],
-    scale: float,
-) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in (query, key, value, table_h, table_w, table_t))
+def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in args[:6])  # query, key, value and the three tables
 
 
 OPERATOR = register(

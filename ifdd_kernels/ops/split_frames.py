@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -67,27 +69,8 @@ def _check_arguments(
 
 
 def _fake(
-    x: Tensor,
-    static_index: Tensor,
-    dynamic_index: Tensor,
-    static_weight: Tensor | None,
-    static_bias: Tensor | None,
-    dynamic_weight: Tensor | None,
-    dynamic_bias: Tensor | None,
-    eps: float,
-    aligned: bool,
+    x: Tensor, static_index: Tensor, dynamic_index: Tensor, static_weight: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_arguments(
-        x,
-        static_index,
-        dynamic_index,
-        static_weight,
-        static_bias,
-        dynamic_weight,
-        dynamic_bias,
-        eps,
-        aligned,
-    )
     batch, _, tokens, channels = x.shape
     count_s, count_d = static_index.shape[1], dynamic_index.shape[1]
     stats = (0,) if static_weight is None else (batch, count_s + count_d, tokens, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -45,18 +45,7 @@ def _check_arguments(
     _check.parameter(op, "dynamic_weight", dynamic_weight, (frames // 2, frames * frames), "x", x)
 
 
-def _fake(
-    x: Tensor,
-    token_weight: Tensor,
-    token_bias: Tensor,
-    static_weight: Tensor,
-    dynamic_weight: Tensor,
-    height: int,
-    width: int,
-    pool: int,
-    reach: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check_arguments(x, token_weight, token_bias, static_weight, dynamic_weight, height, width, pool, reach)
+def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, frames = x.shape[:2]
     dtype = accumulator(x.dtype)
     return (
@@ -66,22 +55,8 @@ def _fake(
     )
 
 
-def _fake_backward(
-    grad_static: Tensor,
-    grad_dynamic: Tensor,
-    grad_correlation: Tensor,
-    x: Tensor,
-    token_weight: Tensor,
-    token_bias: Tensor,
-    static_weight: Tensor,
-    dynamic_weight: Tensor,
-    correlation: Tensor,
-    height: int,
-    width: int,
-    pool: int,
-    reach: float,
-) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in (x, token_weight, token_bias, static_weight, dynamic_weight))
+def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in args[3:8])  # x and the four parameters
 
 
 OPERATOR = register(

@@ -26,7 +26,7 @@ def test_the_demo_runs_from_training_to_figures(
     out = capsys.readouterr().out
     report = json.loads((tmp_path / "d" / "summary.json").read_text())
     assert set(report["models"]) == {"IFDD", "backbone", "one frame"}
-    start = load_checkpoint(tmp_path / "d" / "diluted_start" / "model.safetensors")
+    start = load_checkpoint(tmp_path / "d" / "start" / "model.safetensors")
     assert start.config.lifting == "none"
     assert all(model["clips"] == 14 for model in report["models"].values())
     for figure in ("training", "confusion", "recall", "explain_drawn"):
@@ -62,7 +62,7 @@ def test_minutes_set_the_number_of_steps_of_all_three_alike() -> None:
     short, long = (demo.recipe(parse(["--out", "x", "--minutes", m])) for m in ("4.5", "9"))
     assert 2 * short["IFDD"].optim.epochs == long["IFDD"].optim.epochs
     for recipe in (short, long):
-        three = [config for name, config in recipe.items() if name not in demo.STARTS]
+        three = [config for name, config in recipe.items() if name != demo.START]
         assert len({config.optim for config in three}) == 1
         assert len({config.data.train_size for config in three}) == 1
         assert {config.init_part for config in three} == {"backbone"}

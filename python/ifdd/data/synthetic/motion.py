@@ -128,31 +128,31 @@ class Difficulty:
     the usual amount. Raising any knob but the first two makes the set harder.
     """
 
-    active_fraction: tuple[float, float] = (0.55, 0.75)
+    active_fraction: tuple[float, float] = (0.45, 0.65)
     """Share of the clip between the first onset and the end of the offset; the rest is the neutral face."""
-    intensity: tuple[float, float] = (0.8, 1.0)
+    intensity: tuple[float, float] = (0.9, 1.0)
     """Strength of the expression at its apex, relative to the full prototype."""
-    resting_resemblance: float = 0.2
+    resting_resemblance: float = 0.3
     """Largest strength at which an identity's NEUTRAL face looks like some (random) emotion, in [0, 1]."""
-    unit_variation: float = 0.2
+    unit_variation: float = 0.15
     """Relative spread of each action unit's strength from clip to clip, in [0, 1]."""
     asymmetry: float = 0.2
     """Largest relative difference between the two halves of the face, in [0, 1]."""
-    head_motion: float = 1.0
+    head_motion: float = 0.5
     """Scales turning, nodding, rolling and moving of the head, >= 0."""
-    camera_jitter: float = 1.0
+    camera_jitter: float = 0.5
     """Scales the frame-to-frame shaking of the camera, >= 0."""
-    light_change: float = 1.0
+    light_change: float = 0.5
     """Scales slow changes of brightness, direction and tint of the light, and sudden steps in it, >= 0."""
-    talk_probability: float = 0.25
+    talk_probability: float = 0.3
     """Chance that the person speaks during a part of the clip: mouth motion without emotion, in [0, 1]."""
-    brow_flash_probability: float = 0.15
+    brow_flash_probability: float = 0.2
     """Chance of a short weak raise of the brows that belongs to no emotion, in [0, 1]."""
     blink_probability: float = 0.5
     """Chance of one blink in a clip, in [0, 1]."""
     occluder_probability: float = 0.2
     """Chance that a hand or microphone moves into the face for a part of the clip, in [0, 1]."""
-    noise: float = 0.02
+    noise: float = 0.015
     """Standard deviation of the sensor noise in units of the image's range [0, 1], >= 0."""
 
     @classmethod
