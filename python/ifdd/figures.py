@@ -57,15 +57,17 @@ def training_curves(runs: Mapping[str, str | Path], path: str | Path) -> Path:
         runs: label -> the ``logs`` folder of a run.
         path: image to write.
     """
-    panels = (
+    curves = (
         ("train/loss", "training loss", False),
         ("val/uar", "UAR on held-out training clips", False),
         ("lr", "learning rate", True),
     )
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    axes = figure.subplots(1, len(panels))
-    for number, (label, logs) in enumerate(runs.items()):
-        history = read_history(logs)
+    histories = {label: read_history(logs) for label, logs in runs.items()}
+    # A training without a held-out part has no curve of its UAR.
+    panels = [curve for curve in curves if any(history.get(curve[0]) for history in histories.values())]
+    figure = Figure(figsize=(4.3 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for number, (label, history) in enumerate(histories.items()):
         for axis, (curve, _, _) in zip(axes, panels, strict=True):
             points = history.get(curve, [])
             axis.plot(
@@ -86,7 +88,7 @@ def training_curves(runs: Mapping[str, str | Path], path: str | Path) -> Path:
         if name == "val/uar":
             axis.set_ylim(0, 1)
     if len(runs) > 1:
-        axes[1].legend(fontsize=9, loc="lower right")
+        axes[0].legend(fontsize=9)
     return _save(figure, path)
 
 
@@ -140,7 +142,15 @@ def recall_bars(results: Mapping[str, Scores], path: str | Path) -> Path:
             label=f"{label}: UAR {100 * scores.uar:.1f} %",
         )
     axis.axhline(1 / len(names), color="black", linestyle=":", linewidth=1)
-    axis.text(len(names) - 0.5, 1 / len(names) + 0.01, "chance", ha="right", fontsize=9)
+    axis.annotate(
+        "chance",
+        (1, 1 / len(names)),
+        (4, 0),
+        xycoords=axis.get_yaxis_transform(),
+        textcoords="offset points",
+        va="center",
+        fontsize=9,
+    )
     axis.set_xticks(range(len(names)), names)
     axis.set_ylim(0, 1.0)
     axis.set_ylabel("recall")

@@ -59,7 +59,7 @@ def test_without_the_package_of_the_real_clip_the_demo_says_so(monkeypatch: pyte
 
 def test_minutes_set_the_number_of_steps_of_all_three_alike() -> None:
     parse = demo.make_parser().parse_args
-    short, long = (demo.recipe(parse(["--out", "x", "--minutes", m])) for m in ("4.5", "9"))
+    short, long = (demo.recipe(parse(["--out", "x", "--minutes", m])) for m in ("5.5", "11"))
     assert 2 * short["IFDD"].optim.epochs == long["IFDD"].optim.epochs
     for recipe in (short, long):
         three = [config for name, config in recipe.items() if name != demo.START]

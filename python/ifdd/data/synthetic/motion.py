@@ -128,11 +128,11 @@ class Difficulty:
     the usual amount. Raising any knob but the first two makes the set harder.
     """
 
-    active_fraction: tuple[float, float] = (0.45, 0.65)
+    active_fraction: tuple[float, float] = (0.5, 0.7)
     """Share of the clip between the first onset and the end of the offset; the rest is the neutral face."""
     intensity: tuple[float, float] = (0.9, 1.0)
     """Strength of the expression at its apex, relative to the full prototype."""
-    resting_resemblance: float = 0.3
+    resting_resemblance: float = 0.25
     """Largest strength at which an identity's NEUTRAL face looks like some (random) emotion, in [0, 1]."""
     unit_variation: float = 0.15
     """Relative spread of each action unit's strength from clip to clip, in [0, 1]."""
