@@ -403,15 +403,15 @@ REGISTRY: dict[str, Entry] = {
             ops.frame_tokens,
             _frame_tokens_samples,
             _frame_tokens_cost,
-            roundings=32,
-            why="sums of C + pooled products in float32, sqrt(C) roundings in the mean, worst seen below 8",
+            roundings=16,
+            why="a sum of C products in float32 errs by about sqrt(C) roundings of its terms, then one GELU",
         ),
         Entry(
             "frame_correlation",
             ops.frame_correlation,
             _correlation_samples,
             _correlation_cost,
-            roundings=32,
+            roundings=8,
             why="sums of D products in float32",
         ),
         Entry(
@@ -419,7 +419,7 @@ REGISTRY: dict[str, Entry] = {
             ops.split_index,
             _split_index_samples,
             _split_index_cost,
-            roundings=128,
+            roundings=32,
             why="tokens, correlation and two softmaxes in a row; tanh damps, T*T weights add up",
         ),
         Entry(
@@ -435,7 +435,7 @@ REGISTRY: dict[str, Entry] = {
             ops.split_frames,
             _split_frames_samples,
             _split_frames_cost,
-            roundings=64,
+            roundings=48,
             why=_ROUNDING + "the position is a float32 number of up to T, so f carries T/2 roundings;"
             " the norm divides by the group's deviation",
         ),
@@ -444,7 +444,7 @@ REGISTRY: dict[str, Entry] = {
             ops.lifting_attention,
             _attention_samples,
             _attention_cost,
-            roundings=64,
+            roundings=16,
             why=_ROUNDING + "an error of a score (its size times a rounding) is one of its probability",
         ),
         Entry(
@@ -452,7 +452,7 @@ REGISTRY: dict[str, Entry] = {
             ops.lifting_update,
             _step_samples,
             _step_cost,
-            roundings=64,
+            roundings=16,
             why="three matrix products in the given precision around lifting_attention",
         ),
         Entry(
@@ -460,7 +460,7 @@ REGISTRY: dict[str, Entry] = {
             ops.lifting_predict,
             _step_samples,
             _step_cost,
-            roundings=64,
+            roundings=16,
             why="as lifting_update",
         ),
         Entry(
@@ -468,7 +468,7 @@ REGISTRY: dict[str, Entry] = {
             ops.lifting_residual,
             _residual_samples,
             _residual_cost,
-            roundings=64,
+            roundings=16,
             why="two means that nearly cancel: the bound is relative to a result of 1/sqrt(T*C) the inputs'",
         ),
         Entry(
@@ -477,14 +477,14 @@ REGISTRY: dict[str, Entry] = {
             _loss_samples,
             _loss_cost,
             roundings=32,
-            why="one sum of non-negative terms in float32",
+            why="one sum of non-negative terms in float32, of up to tens of thousands of cells",
         ),
         Entry(
             "pool_tokens",
             ops.pool_tokens,
             _pool_tokens_samples,
             _pool_tokens_cost,
-            roundings=64,
+            roundings=32,
             why=_ROUNDING + "27 products a sum, then a division by the deviation of d values",
         ),
         Entry(
@@ -492,7 +492,7 @@ REGISTRY: dict[str, Entry] = {
             ops.pooled_attention,
             _pooled_attention_samples,
             _pooled_attention_cost,
-            roundings=64,
+            roundings=16,
             why=_ROUNDING + "an error of a score (its size times a rounding) is one of its probability",
         ),
     )

@@ -25,6 +25,7 @@ from ifdd.data.lists import (
 )
 from ifdd.data.transforms import ClipAugment
 from ifdd.data.video import VideoError
+from ifdd.training.windows import collate_windows, mean_over_windows
 
 NUMBERS = (1, 12, 345, 6789, 10001, 11697, 16372)
 
@@ -556,12 +557,11 @@ def test_crops(tmp_path: Path, write_folder, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_collating_windows(dfew: Path) -> None:
-    windows = pytest.importorskip("ifdd.training.windows")
     data = DFEW(dfew, split="test", clips="native", **small())
-    batch = windows.collate_windows([data[i] for i in range(3)])
+    batch = collate_windows([data[i] for i in range(3)])
     assert batch.clips.shape == (12, 3, 8, 16, 16)
     assert batch.windows.tolist() == [3, 4, 5]
     logits = torch.randn(12, 7)
-    mean = windows.mean_over_windows(logits, batch.windows)
+    mean = mean_over_windows(logits, batch.windows)
     torch.testing.assert_close(mean[1], logits[3:7].mean(0))
     assert np.array_equal(batch.labels.numpy(), [2, 3, 4])

@@ -179,7 +179,7 @@ def _network_problem(device: str) -> str | None:
     loss = IFDDLoss()(model(clips), torch.tensor([1, 4], device=device)).total
     loss.backward()
     if not torch.isfinite(loss):
-        return f"the loss is {float(loss)}"
+        return f"the loss is {float(loss.detach())}"
     for name, weight in model.named_parameters():
         if weight.grad is None:
             return f"no gradient reaches {name}"
