@@ -37,8 +37,11 @@ def _exact(entry: Entry, args: tuple[Any, ...]) -> Any:
     return entry.reference(*args) if entry.operator else entry.overload(*args)
 
 
+@pytest.mark.parametrize("twin", ["", "reference"])
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float64, differentiable=True))
-def test_backward_op_is_the_derivative_of_the_definition(entry: Entry, sample: Sample) -> None:
+def test_backward_op_is_the_derivative_of_the_definition(entry: Entry, sample: Sample, twin: str) -> None:
+    """Of the native kernels, and of the hand-derived reference that runs wherever there are none."""
+    op = entry.operator.overload(twin) if entry.operator else entry.overload
     args = with_gradients(sample)
     generator = torch.Generator().manual_seed(3)
     exact = _exact(entry, args)
@@ -47,7 +50,7 @@ def test_backward_op_is_the_derivative_of_the_definition(entry: Entry, sample: S
         for out in differentiable_outputs(entry, exact)
     ]
     expected = gradients(entry, exact, args, cotangents)
-    actual = gradients(entry, entry.overload(*args), args, cotangents)
+    actual = gradients(entry, op(*args), args, cotangents)
     largest = max((float(g.abs().max()) for g in expected if g.numel()), default=0.0)
     for got, wanted in zip(actual, expected, strict=True):
         assert got.shape == wanted.shape
@@ -55,12 +58,14 @@ def test_backward_op_is_the_derivative_of_the_definition(entry: Entry, sample: S
             assert float((got - wanted).abs().max()) <= 1e-12 * max(largest, 1e-300)
 
 
+@pytest.mark.parametrize("twin", ["", "reference"])
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, differentiable=True))
-def test_precision(entry: Entry, sample: Sample, dtype: torch.dtype) -> None:
+def test_precision(entry: Entry, sample: Sample, dtype: torch.dtype, twin: str) -> None:
+    op = entry.operator.overload(twin) if entry.operator else entry.overload
     args = _lowered(entry, sample, dtype)
     with poisoned_memory():
-        result = entry.overload(*args)
+        result = op(*args)
         cotangents = [
             torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(
                 out.dtype

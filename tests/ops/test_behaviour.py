@@ -20,38 +20,47 @@ def _first(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     return next(REGISTRY[name].samples(Maker(dtype))).args
 
 
+# Both twins throughout: the reference is plain PyTorch, whose products autocast would lower on its own.
+TWINS = pytest.mark.parametrize("twin", ["", "reference"])
+
+
+@TWINS
 @pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if o.autocast])
-def test_autocast_lowers_activations_and_keeps_parameters(name: str) -> None:
+def test_autocast_lowers_activations_and_keeps_parameters(name: str, twin: str) -> None:
+    op = OPERATORS[name].overload(twin)
     args = _first(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = outputs_of(REGISTRY[name].overload(*args))[0]
+        out = outputs_of(op(*args))[0]
     cast = OPERATORS[name].autocast
     lowered = tuple(arg.bfloat16() if place in cast else arg for place, arg in enumerate(args))
     assert out.dtype == torch.bfloat16
-    assert torch.equal(out, outputs_of(REGISTRY[name].overload(*lowered))[0])
+    assert torch.equal(out, outputs_of(op(*lowered))[0])
 
 
+@TWINS
 @pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if not o.autocast])
-def test_autocast_leaves_the_index_chain_and_losses_alone(name: str) -> None:
+def test_autocast_leaves_the_index_chain_and_losses_alone(name: str, twin: str) -> None:
     """bfloat16 anywhere in the chain to the indexes would move samples by a part of a frame."""
+    op = OPERATORS[name].overload(twin)
     args = _first(name)
-    plain = outputs_of(REGISTRY[name].overload(*args))
+    plain = outputs_of(op(*args))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = outputs_of(REGISTRY[name].overload(*args))
+        cast = outputs_of(op(*args))
     for got, wanted in zip(cast, plain, strict=True):
         assert got.dtype == wanted.dtype
         assert torch.equal(got, wanted)
 
 
+@TWINS
 @pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if o.backward])
-def test_backward_inside_autocast_is_the_same(name: str) -> None:
+def test_backward_inside_autocast_is_the_same(name: str, twin: str) -> None:
     grads = []
     for enabled in (False, True):
         args = tuple(
             a.detach().clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
             for a in _first(name)
         )
-        out = outputs_of(OPERATORS[name].overload()(*args))[0]
+        out = outputs_of(OPERATORS[name].overload(twin)(*args))[0]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             out.sum().backward()
         grads.append([a.grad for a in args if isinstance(a, Tensor) and a.grad is not None])

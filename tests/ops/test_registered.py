@@ -34,9 +34,11 @@ def test_backward_op(entry: Entry, sample: Sample, twin: str) -> None:
     opcheck(entry.operator.overload(twin, backward=True), backward_arguments(entry.operator, sample.args))
 
 
+@pytest.mark.parametrize("twin", ["", "reference"])
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float64, differentiable=True))
-def test_gradcheck(entry: Entry, sample: Sample) -> None:
-    assert torch.autograd.gradcheck(entry.overload, with_gradients(sample), fast_mode=True)
+def test_gradcheck(entry: Entry, sample: Sample, twin: str) -> None:
+    op = entry.operator.overload(twin) if entry.operator else entry.overload
+    assert torch.autograd.gradcheck(op, with_gradients(sample), fast_mode=True)
 
 
 def test_every_op_has_all_its_pieces() -> None:
