@@ -1,74 +1,20 @@
-// Argument checks of the operators: one message that names op, argument, expected and actual.
+// Argument checks of the CPU kernels.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 
 #include <initializer_list>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
-#include <string>
+
+#include "../common/check.h"
 
 namespace ifdd::cpu {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-template <class... Parts>
-[[noreturn]] void fail(const char* op, const char* argument, const Parts&... parts) {
-  std::ostringstream message;
-  message << "ifdd::" << op << ": " << argument << ": ";
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
-}
-
-inline const char* dtype_name(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::Double:
-      return "float64";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::Long:
-      return "int64";
-    default:
-      return torch::headeronly::toString(dtype);
-  }
-}
-
-template <class Sizes>
-std::string shape_text(const Sizes& sizes) {
-  std::ostringstream text;
-  text << '(';
-  for (size_t i = 0; i < sizes.size(); ++i) text << (i == 0 ? "" : ", ") << *(sizes.begin() + i);
-  text << (sizes.size() == 1 ? ",)" : ")");
-  return text.str();
-}
 
 // A CPU tensor of the given shape (-1 allows any size) and one of the given dtypes.
 inline void check_tensor(const char* op, const char* argument, const Tensor& tensor,
                          std::initializer_list<int64_t> shape, std::initializer_list<ScalarType> dtypes) {
   if (!tensor.is_cpu()) fail(op, argument, "expected a tensor on the CPU, got one on another device");
-  const ScalarType dtype = tensor.scalar_type();
-  bool dtype_ok = false;
-  std::string wanted;
-  for (ScalarType candidate : dtypes) {
-    dtype_ok = dtype_ok || candidate == dtype;
-    wanted += std::string(wanted.empty() ? "" : " or ") + dtype_name(candidate);
-  }
-  if (!dtype_ok) fail(op, argument, "expected dtype ", wanted, ", got ", dtype_name(dtype));
-  const auto sizes = tensor.sizes();
-  bool shape_ok = sizes.size() == shape.size();
-  for (size_t i = 0; shape_ok && i < sizes.size(); ++i) {
-    const int64_t expected = *(shape.begin() + i);
-    shape_ok = expected == -1 || expected == sizes[i];
-  }
-  if (!shape_ok) {
-    fail(op, argument, "expected shape ", shape_text(shape), " (-1: any size), got ", shape_text(sizes));
-  }
+  check_layout(op, argument, tensor, shape, dtypes);
 }
 
 }  // namespace ifdd::cpu

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "ifdd/accumulate.h"
 #include "ifdd/isa.h"
 
 namespace ifdd {
@@ -14,18 +15,6 @@ struct bf16 {
 struct fp16 {
   uint16_t bits;
 };
-
-// float for all types but double.
-template <class T>
-struct Accumulate {
-  using type = float;
-};
-template <>
-struct Accumulate<double> {
-  using type = double;
-};
-template <class T>
-using acc_t = typename Accumulate<T>::type;
 
 IFDD_INLINE uint32_t float_bits(float value) {
   uint32_t bits;

@@ -1,0 +1,72 @@
+// Argument checks of the operators: one message that names op, argument, expected and actual. For every device.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace ifdd {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] void fail(const char* op, const char* argument, const Parts&... parts) {
+  std::ostringstream message;
+  message << "ifdd::" << op << ": " << argument << ": ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return torch::headeronly::toString(dtype);
+  }
+}
+
+template <class Sizes>
+std::string shape_text(const Sizes& sizes) {
+  std::ostringstream text;
+  text << '(';
+  for (size_t i = 0; i < sizes.size(); ++i) text << (i == 0 ? "" : ", ") << *(sizes.begin() + i);
+  text << (sizes.size() == 1 ? ",)" : ")");
+  return text.str();
+}
+
+// One of the given dtypes and the given shape (-1 allows any size), on any device.
+inline void check_layout(const char* op, const char* argument, const Tensor& tensor,
+                         std::initializer_list<int64_t> shape, std::initializer_list<ScalarType> dtypes) {
+  const ScalarType dtype = tensor.scalar_type();
+  bool dtype_ok = false;
+  std::string wanted;
+  for (ScalarType candidate : dtypes) {
+    dtype_ok = dtype_ok || candidate == dtype;
+    wanted += std::string(wanted.empty() ? "" : " or ") + dtype_name(candidate);
+  }
+  if (!dtype_ok) fail(op, argument, "expected dtype ", wanted, ", got ", dtype_name(dtype));
+  const auto sizes = tensor.sizes();
+  bool shape_ok = sizes.size() == shape.size();
+  for (size_t i = 0; shape_ok && i < sizes.size(); ++i) {
+    const int64_t expected = *(shape.begin() + i);
+    shape_ok = expected == -1 || expected == sizes[i];
+  }
+  if (!shape_ok) {
+    fail(op, argument, "expected shape ", shape_text(shape), " (-1: any size), got ", shape_text(sizes));
+  }
+}
+
+}  // namespace ifdd

@@ -1,0 +1,23 @@
+// Warp-wide matrix instructions. Each needs all 32 lanes.
+#pragma once
+
+#include <cstdint>
+
+#include "emulator/machine.h"
+
+namespace emulator {
+
+enum class Element { half, bfloat16, tf32 };
+
+// D += A B for a 16 x K matrix A and a K x 8 matrix B in the fragments of mma.sync; K is 16, or 8 for TF32. Products
+// are exact and summed in float: an order of its own, like every tensor core's.
+void mma(const Site& site, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Element element);
+
+struct alignas(16) MatrixRow {
+  uint16_t element[8];
+};
+
+// ldmatrix.x4, of the rows that the lanes have read.
+void load_matrices(const Site& site, uint32_t (&r)[4], const MatrixRow& row, bool transposed);
+
+}  // namespace emulator

@@ -1,0 +1,316 @@
+"""The host emulator of CUDA kernels: what it computes, and that it catches what is broken on purpose."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from emulator import build
+from emulator.build import HERE, Library, Plant, compile_source, load, sanitizer_environment
+from emulator.compare import SEEDS
+
+pytestmark = pytest.mark.skipif(build.compiler is None, reason="the emulator needs a C++ compiler")
+
+SCHEMAS = {
+    "transpose": "(Tensor x) -> Tensor",
+    "mirror": "(Tensor x) -> Tensor",
+    "meet": "(Tensor x, int mode) -> Tensor",
+    "row_sum": "(Tensor x) -> Tensor",
+    "exchange": "(Tensor x) -> Tensor",
+    "pipeline": "(Tensor x) -> Tensor",
+    "matmul": "(Tensor a, Tensor b) -> Tensor",
+    "matrices": "(Tensor x, bool transposed) -> Tensor",
+    "last_block": "(Tensor x, Tensor(a!) arrived) -> Tensor",
+    "memory": "(Tensor x, int mode, int shared_bytes) -> Tensor",
+}
+
+
+def features(*plants: Plant) -> tuple[Library, Any]:
+    """The kernels of features.cu, changed by plants."""
+    library = compile_source(HERE / "kernels" / "features.cu", plants)
+    return library, load(library, SCHEMAS)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=SEEDS)
+def ops(request: pytest.FixtureRequest) -> Any:
+    """The sound kernels, under each schedule."""
+    library, ops = features()
+    library.configure(request.param)
+    return ops
+
+
+def pipeline_exact(x: Tensor) -> Tensor:
+    return x.view(-1, 128).sum(0)
+
+
+def mirrored(x: Tensor) -> Tensor:
+    return x.view(-1, 32).flip(1).flatten()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (32, 32), (33, 70), (100, 5)], ids=str)
+def test_block_barrier(ops: Any, shape: tuple[int, int]) -> None:
+    x = numbers(*shape)
+    assert torch.equal(ops.transpose(x), x.T)
+
+
+def test_warp_barrier_and_dynamic_shared_memory(ops: Any) -> None:
+    x = numbers(384)
+    assert torch.equal(ops.mirror(x), mirrored(x))
+
+
+@pytest.mark.parametrize("columns", [1, 5, 16, 31, 32])
+def test_shuffle_with_a_mask(ops: Any, columns: int) -> None:
+    x = numbers(3, columns)
+    expected = torch.stack([x[:, i] for i in range(columns)], 1).double().sum(1, keepdim=True)
+    torch.testing.assert_close(ops.row_sum(x).double(), expected.expand(3, columns), rtol=1e-5, atol=1e-5)
+
+
+def test_exchanges(ops: Any) -> None:
+    x = numbers(32)
+    lane = torch.arange(32)
+    result = ops.exchange(x)
+    assert torch.equal(result[0], x[torch.where(lane >= 3, lane - 3, lane)])
+    assert torch.equal(result[1], x[torch.where(lane < 29, lane + 3, lane)])
+    assert torch.equal(result[2], x[lane ^ 5])
+    assert torch.equal(result[3], x[lane // 8 * 8 + 2])
+    assert torch.equal(result[4], (x > 0).sum().float().expand(32))
+    assert torch.equal(result[5], torch.full((32,), 2.0))
+    torch.testing.assert_close(result[6], x.view(4, 8).sum(1).repeat_interleave(8))
+    assert torch.equal(result[7], x.max().expand(32))
+
+
+def test_asynchronous_copies(ops: Any) -> None:
+    x = numbers(5 * 128)
+    torch.testing.assert_close(ops.pipeline(x), pipeline_exact(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_tensor_cores(ops: Any, dtype: torch.dtype) -> None:
+    a, b = numbers(32, 48).to(dtype), numbers(48, 24, seed=1).to(dtype)
+    if dtype == torch.float32:  # to the 11 significant bits of TF32, so that its products are exact
+        a, b = (t.half().float() for t in (a, b))
+    result = ops.matmul(a, b)
+    expected = a.double() @ b.double()
+    # 48 products, exact in float32, summed in it.
+    assert float((result - expected).abs().max()) <= 48 * 2**-24 * float(
+        (a.abs().double() @ b.abs().double()).max()
+    )
+
+
+def test_tf32_drops_what_the_tensor_cores_drop(ops: Any) -> None:
+    a, b = torch.full((16, 8), 1 + 2**-12 + 2**-11), torch.eye(8)
+    # 1 + 3 * 2^-12 rounds to the nearest multiple of 2^-10, which is 1 + 2^-10.
+    assert torch.equal(ops.matmul(a, b), torch.full((16, 8), 1 + 2**-10))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matrix_loads(ops: Any, transposed: bool) -> None:
+    x = torch.randint(0, 2**15, (4, 8, 8), generator=torch.Generator().manual_seed(2)).to(torch.int16)
+    expected = x.transpose(1, 2) if transposed else x
+    assert torch.equal(ops.matrices(x, transposed), expected)
+
+
+def test_atomics_and_blocks(ops: Any) -> None:
+    x = numbers(7 * 32)
+    total = ops.last_block(x, torch.zeros(1, dtype=torch.int32))
+    torch.testing.assert_close(total[0].double(), x.double().sum(), rtol=1e-5, atol=1e-5)
+
+
+def test_barriers_of_some_threads(ops: Any) -> None:
+    x = numbers(1)
+    assert torch.equal(ops.meet(x, 0), torch.ones(64))
+    assert torch.equal(
+        ops.meet(x, 3), torch.cat([torch.ones(32), torch.zeros(32)])
+    )  # ended ones do not count
+    assert torch.equal(ops.meet(x, 4), torch.full((64,), 22.0))
+    with pytest.raises(
+        RuntimeError, match=r"__syncthreads \(tests/emulator/kernels/features.cu:\d+\): .* different"
+    ):
+        ops.meet(x, 1)
+    with pytest.raises(
+        RuntimeError, match=r"threads 0-39 wait at __syncthreads .* threads 40-40 wait at __syncwarp"
+    ):
+        ops.meet(x, 2)
+    assert torch.equal(ops.meet(x, 0), torch.ones(64))  # an error leaves nothing behind
+
+
+def test_unwritten_shared_memory_is_nan(ops: Any) -> None:
+    assert bool(ops.memory(numbers(32), 0, 128).isnan().all())
+
+
+def test_misaligned_access_is_refused(ops: Any) -> None:
+    with pytest.raises(RuntimeError, match=r"read_word .*vector.h:.* not a multiple of 16"):
+        ops.memory(numbers(32), 1, 128)
+
+
+def test_shared_memory_is_limited() -> None:
+    library, ops = features()
+    library.configure(0, shared_bytes=1024)
+    ops.memory(numbers(32), 0, 1024)
+    with pytest.raises(RuntimeError, match="1028 bytes of dynamic shared memory, the device has 1024"):
+        ops.memory(numbers(32), 0, 1028)
+
+
+def seen(ops: Any, library: Library, run: Callable[[Any], Tensor], expected: Tensor) -> list[int]:
+    """The schedules under which a result is not what it should be."""
+    found = []
+    for seed in SEEDS:
+        library.configure(seed)
+        try:
+            result = run(ops)
+        except RuntimeError:
+            found.append(seed)
+        else:
+            if not torch.allclose(result, expected, rtol=1e-5, atol=1e-5):
+                found.append(seed)
+    return found
+
+
+X = numbers(40, 50)
+LINE = numbers(512)
+ROW = numbers(2, 20)
+
+#: What is broken, how it is called, what it should give.
+PLANTS: dict[str, tuple[Plant, Callable[[Any], Tensor], Tensor]] = {
+    "a removed block barrier": (Plant("__syncthreads();"), lambda ops: ops.transpose(X), X.T),
+    "a row too few": (Plant("row0 + i < rows", "row0 + i < rows - 1"), lambda ops: ops.transpose(X), X.T),
+    "a removed warp barrier": (Plant("__syncwarp();"), lambda ops: ops.mirror(LINE), mirrored(LINE)),
+    "a mask with lanes that are gone": (
+        Plant("i < columns; ++i) sum", "i < kWarp; ++i) sum"),
+        lambda ops: ops.row_sum(ROW),
+        ROW.sum(1, keepdim=True).expand(2, 20),
+    ),
+    "a lane outside of its mask": (
+        Plant("(1u << columns) - 1", "(1u << columns) - 2"),
+        lambda ops: ops.row_sum(ROW),
+        ROW.sum(1, keepdim=True).expand(2, 20),
+    ),
+    "a removed wait": (Plant("copy_async_wait<1>();"), lambda ops: ops.pipeline(LINE), pipeline_exact(LINE)),
+    "a wait for too little": (
+        Plant("copy_async_wait<1>", "copy_async_wait<2>"),
+        lambda ops: ops.pipeline(LINE),
+        pipeline_exact(LINE),
+    ),
+    "a removed barrier behind the wait": (
+        Plant("copy_async_wait<1>();\n    __syncthreads();", "copy_async_wait<1>();"),
+        lambda ops: ops.pipeline(LINE),
+        pipeline_exact(LINE),
+    ),
+    "a removed barrier before the next copy": (
+        Plant("__syncthreads();  // the next copy overwrites what was read"),
+        lambda ops: ops.pipeline(LINE),
+        pipeline_exact(LINE),
+    ),
+    "a removed barrier before a matrix load": (
+        Plant("__syncwarp();", occurrence=1),
+        lambda ops: ops.matrices(torch.arange(256, dtype=torch.int16).view(4, 8, 8), False).float(),
+        torch.arange(256).view(4, 8, 8).float(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_what_is_broken_is_caught(name: str) -> None:
+    plant, run, expected = PLANTS[name]
+    library, ops = features()
+    assert seen(ops, library, run, expected) == [], "the sound kernel"
+    library, ops = features(plant)
+    assert seen(ops, library, run, expected), "the broken kernel"
+
+
+def test_a_plant_must_change_something() -> None:
+    with pytest.raises(AssertionError, match="occurs 0 times"):
+        features(Plant("no such text"))
+
+
+#: Broken kernels that the sanitizers report: sanitizer, plant, call, what the report says.
+SANITIZED: dict[str, tuple[str, Plant | None, str, str]] = {
+    "race without a block barrier": ("thread", Plant("__syncthreads();"), "ops.transpose(x)", "data race"),
+    "race without a warp barrier": ("thread", Plant("__syncwarp();"), "ops.mirror(x.flatten())", "data race"),
+    "race without a fence between blocks": (
+        "thread",
+        Plant("__threadfence();"),
+        "ops.last_block(x.flatten(), torch.zeros(1, dtype=torch.int32))",
+        "data race",
+    ),
+    "a row too many": (
+        "address,undefined",
+        Plant("row0 + i < rows", "row0 + i <= rows"),
+        "ops.transpose(x[:40].clone())",
+        "heap-buffer-overflow",
+    ),
+    "a read behind a tensor": (
+        "address,undefined",
+        None,
+        "ops.memory(x.clone(), 2, 128)",
+        "heap-buffer-overflow",
+    ),
+    "a write behind dynamic shared memory": (
+        "address,undefined",
+        None,
+        "ops.memory(x, 3, 128)",
+        "heap-buffer-overflow",
+    ),
+}
+
+SCRIPT = """
+import torch
+from emulator.test_emulator import features, numbers
+from emulator.build import Plant
+library, ops = features(*{plants})
+x = numbers(64, 32)
+for seed in range(4):
+    library.configure(seed)
+    {call}
+"""
+
+
+def sanitized(tmp_path: Path, sanitize: str, plant: Plant | None, call: str) -> str:
+    """Runs a call on features.cu under a sanitizer; returns its reports."""
+    script = SCRIPT.format(plants=[] if plant is None else [plant], call=call)
+    log = tmp_path / "report"
+    environment = sanitizer_environment(sanitize, log)
+    environment["PYTHONPATH"] = f"{build.ROOT}:{HERE.parent}:{environment.get('PYTHONPATH', '')}"
+    process = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=250
+    )
+    report = "".join(file.read_text() for file in sorted(tmp_path.glob("report*")))
+    assert report or process.returncode == 0, process.stderr
+    return report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SANITIZED)
+def test_sanitizers_report_what_is_broken(name: str, tmp_path: Path) -> None:
+    sanitize, plant, call, expected = SANITIZED[name]
+    report = sanitized(tmp_path, sanitize, plant, call)
+    assert expected in report
+    assert "features.cu:" in report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
+def test_sanitizers_are_silent_on_sound_kernels(sanitize: str, tmp_path: Path) -> None:
+    calls = [
+        "ops.transpose(x)",
+        "ops.mirror(x.flatten())",
+        "ops.row_sum(x[:, :20].contiguous())",
+        "ops.exchange(x[0])",
+        "ops.pipeline(x.flatten())",
+        "ops.matmul(x, x.T.contiguous())",
+        "ops.matmul(x.half(), x.half().T.contiguous())",
+        "ops.matrices(x[:8].to(torch.int16).clone(), True)",
+        "ops.last_block(x.flatten(), torch.zeros(1, dtype=torch.int32))",
+    ]
+    assert sanitized(tmp_path, sanitize, None, "; ".join(calls)) == ""
