@@ -9,11 +9,12 @@ registered backward (``f_backward``, ``f_backward_reference``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 NAMESPACE = "ifdd"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -73,6 +74,9 @@ class Twin:
 
     forward: Callable[..., Any]
     backward: Callable[..., Any] | None = None
+    #: Compilers trace into it (as ``torch.library.triton_op`` does) and optimise its launches and
+    #: allocations with the rest of the graph; otherwise they call it as one opaque op.
+    traced: bool = False
 
 
 #: Every registered operator by name.
@@ -87,7 +91,11 @@ def register(operator: Operator) -> Operator:
         _kernel(_checked(operator.reference, operator.check)),
         _kernel(backward.reference) if backward else None,
     )
-    for name, twin in {"": reference, "reference": reference, **operator.twins}.items():
+    checked = {
+        name: replace(twin, forward=_checked(twin.forward, operator.check))
+        for name, twin in operator.twins.items()
+    }
+    for name, twin in {"": reference, "reference": reference, **checked}.items():
         suffix = f"_{name}" if name else ""
         fake = _checked(operator.fake, operator.check)
         _define(operator.name + suffix, operator.schema, twin.forward, fake, operator.autocast)
@@ -96,6 +104,10 @@ def register(operator: Operator) -> Operator:
             backward_name = f"{operator.name}_backward{suffix}"
             _define(backward_name, backward.schema, twin.backward, backward.fake, ())
             _refuse_double_backward(backward_name)
+        if twin.traced:
+            _trace_into(operator.name + suffix, twin.forward)
+            if twin.backward is not None and backward is not None:
+                _trace_into(f"{operator.name}_backward{suffix}", twin.backward)
         _register_autograd(operator, name)
     return operator
 
@@ -150,6 +162,22 @@ def _autocast_kernel(
             return overload(*(lower(arg, dtype) if i in cast else arg for i, arg in enumerate(args)))
 
     return kernel
+
+
+def _trace_into(name: str, function: Callable[..., Any]) -> None:
+    """AOTAutograd replaces the op by what its function does; exported programs keep the op."""
+
+    def decompose(mode: Any, op: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        from torch.export._trace import custom_triton_ops_decomposition_disabled
+
+        if custom_triton_ops_decomposition_disabled():
+            return mode.__torch_dispatch__(op, types, args, kwargs)
+        with mode:
+            return function(*args, **kwargs)
+
+    torch.library.register_torch_dispatch(
+        f"{NAMESPACE}::{name}", FunctionalTensorMode, decompose, lib=LIBRARY
+    )
 
 
 def _refuse_double_backward(name: str) -> None:

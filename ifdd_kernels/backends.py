@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ifdd_kernels import _library
+from ifdd_kernels import _library, _measured, triton
 from ifdd_kernels._operator import OPERATORS, Operator
 
 Backend = Literal["auto", "native", "triton", "reference"]
@@ -46,26 +47,24 @@ def can_run(op: str, backend: str, *tensors: Tensor, raise_error: bool = False) 
         RuntimeError: the backend cannot run the op and ``raise_error`` is set.
     """
     _check_names(op, backend)
-    device = tensors[0].device.type if tensors else "cpu"
-    refusal = _refusal(op, backend, device)
+    device, dtype = (tensors[0].device.type, tensors[0].dtype) if tensors else ("cpu", None)
+    refusal = _refusal(op, backend, device, dtype)
     if raise_error and refusal:
         raise RuntimeError(refusal)
-    return _support(op, backend, device)
+    return _support(op, backend, device, dtype)
 
 
-def _support(op: str, backend: str, device: str) -> Support:
+def _support(op: str, backend: str, device: str, dtype: torch.dtype | None) -> Support:
     if backend == "reference":
         return Support(True, "plain PyTorch runs on every device")
     if backend == "auto":
-        native = _support(op, "native", device)
-        chosen = "native" if native.ok else "reference"
-        return Support(True, f"chooses {chosen}: {native.reason}")
+        chosen, reason = _fastest(op, device, dtype)
+        return Support(True, f"chooses {chosen}: {reason}")
     if backend == "triton":
-        if "triton" in OPERATORS[op].twins and device == "cuda":
-            return Support(True, "Triton kernels exist")
-        if "triton" in OPERATORS[op].twins:
-            return Support(False, f"Triton kernels need a CUDA device, the input is on {device}")
-        return Support(False, "no Triton kernels of this op exist yet")
+        if "triton" not in OPERATORS[op].twins:
+            return Support(False, "no Triton kernels of this op exist yet")
+        problem = triton.refusal(device, dtype)
+        return Support(not problem, problem or "Triton kernels exist")
     if not _library.loaded():
         return Support(False, f"the native library is not loaded: {_library.failure()}")
     if op not in _library.native_ops(device):
@@ -73,15 +72,36 @@ def _support(op: str, backend: str, device: str) -> Support:
     return Support(True, f"the native library has a {device} kernel")
 
 
+@functools.cache
+def _fastest(op: str, device: str, dtype: torch.dtype | None) -> tuple[str, str]:
+    """The backend that ``"auto"`` means, and why.
+
+    On a GPU the measured one where the table has this device. Triton never runs on a CPU by itself: there
+    it would be interpreted.
+    """
+    native = _support(op, "native", device, dtype)
+    if device != "cuda":
+        return ("native" if native.ok else "reference"), native.reason
+    if torch.cuda.is_available():
+        measured = _measured.FASTEST.get(torch.cuda.get_device_name(), {}).get(op)
+        if measured is not None and _support(op, measured, device, dtype).ok:
+            return measured, "measured as the fastest on this device"
+    if native.ok:
+        return "native", f"{native.reason}, and nothing else was measured faster on this device"
+    written = _support(op, "triton", device, dtype)
+    chosen = "triton" if written.ok else "reference"
+    return chosen, f"{written.reason}; {native.reason}"
+
+
 def select(op: str, backend: str, x: Tensor) -> str:
     """The twin of ``op`` (see :class:`ifdd_kernels._operator.Operator`) that ``backend`` means for x.
 
-    ``torch.ops.ifdd.<op>`` itself runs the native kernel where there is one and the reference elsewhere,
-    so ``"auto"`` and ``"native"`` share it; asking for ``"native"`` refuses to fall back.
+    ``torch.ops.ifdd.<op>`` itself runs the native kernel where there is one and the reference elsewhere:
+    on a CPU that is what ``"auto"`` means, while asking for ``"native"`` refuses to fall back.
     """
     if backend == "auto":
-        return ""
-    refusal = _refusal(op, backend, x.device.type)
+        return "" if x.device.type != "cuda" else _fastest_twin(op, x.device.type, x.dtype)
+    refusal = _refusal(op, backend, x.device.type, x.dtype)
     if refusal:
         raise RuntimeError(refusal)
     return "" if backend == "native" else backend
@@ -89,10 +109,16 @@ def select(op: str, backend: str, x: Tensor) -> str:
 
 # A constant of the process, and it asks the dispatcher: compilers take the answer instead of tracing it.
 @torch.compiler.assume_constant_result
-def _refusal(op: str, backend: str, device: str) -> str:
+def _fastest_twin(op: str, device: str, dtype: torch.dtype) -> str:
+    chosen = _fastest(op, device, dtype)[0]
+    return "" if chosen == "native" else chosen
+
+
+@torch.compiler.assume_constant_result
+def _refusal(op: str, backend: str, device: str, dtype: torch.dtype | None) -> str:
     """Why a backend cannot run an op, as a whole message; empty if it can."""
     _check_names(op, backend)
-    support = _support(op, backend, device)
+    support = _support(op, backend, device, dtype)
     return "" if support.ok else f"{op}: backend {backend!r} cannot run: {support.reason}"
 
 

@@ -1,0 +1,132 @@
+"""How kernels are launched: configuration, device, compilers that trace, precision of float32 products."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ifdd_kernels.triton import _tuning, interpreted
+from ifdd_kernels.triton._tuning import Config
+
+INTERPRET = interpreted()
+
+Arguments = Mapping[str, Any]
+Grid = Callable[[Mapping[str, int]], tuple[int, ...]]
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """``input_precision`` of ``tl.dot`` for operands of a dtype.
+
+    float32 products use TF32 only where PyTorch's own would (``torch.set_float32_matmul_precision``,
+    ``torch.backends.cuda.matmul.allow_tf32``); otherwise three TF32 products, which tensor cores run and
+    which err like float32. 16-bit operands are exact in any of them.
+    """
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch seen by :func:`captured_launches`: what to compile, in every configuration."""
+
+    kernel: Kernel
+    arguments: Arguments
+    configs: Sequence[Config]
+
+
+class Kernel:
+    """A ``@triton.jit`` function with its configurations.
+
+    Args:
+        function: the kernel. It must give the same result when it runs twice, because tuning runs it
+            again: it writes its outputs and accumulates into none.
+        configs: (arguments) -> the configurations that suit them, the default first. Few: each is compiled
+            and timed once per key and device.
+        key: names of the arguments the best configuration depends on, beside the dtypes of the tensors.
+        interpreter: (arguments) -> the tiles for the interpreter, whose cost follows the number of program
+            instances: few and large. The default configuration if not given.
+    """
+
+    def __init__(
+        self,
+        function: Any,
+        configs: Callable[[Arguments], Sequence[Config]],
+        key: Sequence[str] = (),
+        interpreter: Callable[[Arguments], Mapping[str, int]] | None = None,
+    ) -> None:
+        self.function = function
+        self.name: str = function.__name__
+        self.configs = configs
+        self.key = tuple(key)
+        self.interpreter = interpreter
+
+    def __call__(self, grid: Grid, **arguments: Any) -> None:
+        """Launches the kernel on ``grid(tiles)`` programs, on the device of its first tensor."""
+        if _captured is not None:
+            _captured.append(Launch(self, arguments, self.configs(arguments)))
+            return
+        if INTERPRET:
+            tiles = (
+                self.interpreter(arguments)
+                if self.interpreter is not None
+                else self.configs(arguments)[0].tiles
+            )
+            self.function[grid(tiles)](**arguments, **tiles)
+            return
+        tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
+        traced = type(tensor) not in (Tensor, torch.nn.Parameter)
+
+        def launch(config: Config) -> None:
+            # A compiler that traces sees a plain launch only through wrap_triton.
+            function = torch.library.wrap_triton(self.function) if traced else self.function
+            function[grid(config.tiles)](
+                **arguments, **config.tiles, num_warps=config.num_warps, num_stages=config.num_stages
+            )
+
+        with contextlib.nullcontext() if traced else _on(tensor.device):
+            launch(_tuning.choose(self, arguments, tensor.device, launch, may_time=not traced))
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device: make it the tensor's."""
+    if device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
+
+
+_captured: list[Launch] | None = None
+
+
+@contextlib.contextmanager
+def captured_launches() -> Iterator[list[Launch]]:
+    """Kernels are noted instead of launched inside: with fake tensors, what an op would compile."""
+    global _captured
+    _captured = []
+    try:
+        yield _captured
+    finally:
+        _captured = None
+
+
+def contiguous_channels(x: Tensor) -> Tensor:
+    """x if its last axis is dense, else a contiguous copy: kernels take any other strides."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def next_power_of_2(value: int) -> int:
+    """The least power of two that is not below a value."""
+    result: int = triton.next_power_of_2(value)
+    return result
+
+
+def cdiv(value: int, by: int) -> int:
+    """value / by, rounded up."""
+    return -(-value // by)

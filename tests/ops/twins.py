@@ -1,0 +1,89 @@
+"""A backend's kernels against the float64 definition, on the CPU (interpreter) or on a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ifdd_kernels.registry import Entry, Maker, Sample
+from ifdd_kernels.testing import poisoned_memory, precision_error_bound, relative_error, unwritten_fraction
+from ops.cases import differentiable_outputs, gradients, outputs_of
+
+#: Gradients may err this much more than results: each is a product of two results of that accuracy, summed
+#: over one more axis.
+GRADIENT_FACTOR = 4
+
+
+def check_twin(entry: Entry, sample: Sample, twin: str = "triton") -> None:
+    """Values and gradients of a twin against the op's definition in float64.
+
+    Bounds are the registry's (roundings of the result's dtype relative to the largest value). Memory the
+    twin allocates is full of NaN, so that what it forgets to write shows.
+    """
+    assert entry.operator is not None
+    args = tuple(_leaf(arg) for arg in sample.args)
+    wide = tuple(_leaf(arg.detach().cpu().double()) if _real(arg) else _on_cpu(arg) for arg in args)
+    exact = entry.reference(*wide)
+    with poisoned_memory():
+        result = entry.operator.overload(twin)(*args)
+    _compare_results(entry, outputs_of(result), outputs_of(exact))
+    if entry.operator.backward is None:
+        return
+    cotangents = [
+        torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(out)
+        for out in differentiable_outputs(entry, result)
+    ]
+    with poisoned_memory():
+        actual = gradients(entry, result, args, cotangents)
+    expected = gradients(entry, exact, wide, [c.cpu().double() for c in cotangents])
+    _compare_gradients(entry, actual, expected, differentiable_outputs(entry, result)[0].dtype)
+
+
+def lowered(entry: Entry, label: str, dtype: torch.dtype, device: str = "cpu") -> Sample:
+    """A sample of the registry in a dtype; parameters and positions stay as wide as the ops promise."""
+    return next(s for s in entry.samples(Maker(dtype, device, seed=11)) if s.label == label)
+
+
+def _real(arg: Any) -> bool:
+    return isinstance(arg, Tensor) and arg.is_floating_point()
+
+
+def _leaf(arg: Any) -> Any:
+    return arg.detach().requires_grad_() if _real(arg) else arg
+
+
+def _on_cpu(arg: Any) -> Any:
+    return arg.cpu() if isinstance(arg, Tensor) else arg
+
+
+def _compare_results(entry: Entry, actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    """Statistics too: the backward starts from them."""
+    for place, (got, wanted) in enumerate(zip(actual, expected, strict=True)):
+        assert got.shape == wanted.shape, f"result {place}: {tuple(got.shape)}"
+        assert got.is_contiguous(), f"result {place} is not contiguous, as the fake promises"
+        if not got.is_floating_point():
+            assert torch.equal(got.cpu(), wanted), f"result {place}"
+        elif wanted.numel():
+            assert unwritten_fraction(got) == 0, f"result {place} has unwritten values"
+            error = relative_error(got, wanted)
+            bound = precision_error_bound(got.dtype, entry.roundings)
+            assert error <= bound, f"result {place}: relative error {error:.2e}, allowed {bound:.2e}"
+
+
+def _compare_gradients(
+    entry: Entry, actual: list[Tensor], expected: list[Tensor], result_dtype: torch.dtype
+) -> None:
+    largest = max((float(g.abs().max()) for g in expected if g.numel()), default=0.0)
+    for place, (got, wanted) in enumerate(zip(actual, expected, strict=True)):
+        assert got.shape == wanted.shape, f"gradient {place}: {tuple(got.shape)}"
+        if not wanted.numel():
+            continue
+        assert unwritten_fraction(got) == 0, f"gradient {place} has unwritten values"
+        eps = max(torch.finfo(result_dtype).eps, torch.finfo(got.dtype).eps)
+        # Gradients that vanish by symmetry hold rounding of the largest gradient of the case.
+        size = max(float(wanted.abs().max()), 1e-2 * largest)
+        error = float((got.cpu().double() - wanted).abs().max()) / size if size else 0.0
+        bound = GRADIENT_FACTOR * entry.roundings * eps
+        assert error <= bound, f"gradient {place}: relative error {error:.2e}, allowed {bound:.2e}"

@@ -1,0 +1,237 @@
+"""Launching, configurations, tuning and its cache, precision rule, refusals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from ifdd_kernels import _measured, backends
+from ifdd_kernels.triton import _runtime, _tuned, _tuning, interpreted, refusal
+from ifdd_kernels.triton._runtime import Kernel, captured_launches, dot_precision
+from ifdd_kernels.triton._tuning import Config
+
+DEVICE = "cpu" if interpreted() else "cuda"
+CUDA = torch.device("cuda", 0)
+SMALL, LARGE = Config({"block": 16}, 1, 1), Config({"block": 64}, 2, 1)
+
+
+@triton.jit
+def _double(x, y, size, block: tl.constexpr):
+    i = tl.program_id(0) * block + tl.arange(0, block)
+    tl.store(y + i, 2 * tl.load(x + i, mask=i < size), mask=i < size)
+
+
+def _kernel(**options: Any) -> Kernel:
+    return Kernel(_double, lambda arguments: [SMALL, LARGE], key=("size",), **options)
+
+
+def _grid(size: int) -> Any:
+    return lambda tiles: (_runtime.cdiv(size, tiles["block"]),)
+
+
+@pytest.mark.parametrize("size", [0, 1, 16, 100])
+def test_a_launch_covers_every_size(size: int) -> None:
+    x = torch.randn(size, device=DEVICE)
+    y = torch.full_like(x, float("nan"))
+    _kernel()(_grid(size), x=x, y=y, size=size)
+    assert torch.equal(y, 2 * x)
+
+
+@pytest.mark.skipif(not interpreted(), reason="for Triton's interpreter")
+def test_the_interpreter_gets_its_own_tiles() -> None:
+    seen: list[int] = []
+
+    def grid(tiles: Any) -> tuple[int]:
+        seen.append(tiles["block"])
+        return (1,)
+
+    x = torch.randn(256)
+    _kernel(interpreter=lambda arguments: {"block": 256})(grid, x=x, y=torch.empty_like(x), size=256)
+    assert seen == [256]
+
+
+def test_captured_launches_run_nothing() -> None:
+    x = torch.randn(8)
+    y = torch.full_like(x, 3)
+    with captured_launches() as launches:
+        _kernel()(_grid(8), x=x, y=y, size=8)
+    assert (y == 3).all()
+    assert [(launch.kernel.name, launch.configs) for launch in launches] == [("_double", [SMALL, LARGE])]
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """A stand-in GPU: its state, and a stopwatch that finds LARGE faster."""
+    state: dict[str, Any] = {"capturing": False, "timed": []}
+    monkeypatch.setenv("IFDD_TRITON_CACHE", str(tmp_path))
+    monkeypatch.delenv("IFDD_TRITON_TUNE", raising=False)
+    monkeypatch.setattr(_tuning, "_chosen", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state["capturing"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Stand-in")
+
+    def fastest(candidates: list[Config], launch: Any) -> Config:
+        state["timed"].append(len(candidates))
+        return LARGE
+
+    monkeypatch.setattr(_tuning, "fastest", fastest)
+    _tuning._device_tag.cache_clear()
+    yield state
+    _tuning._device_tag.cache_clear()
+
+
+def _choose(may_time: bool = True, size: int = 8) -> Config:
+    kernel = _kernel()
+    kernel.function = SimpleNamespace(cache_key="source")
+    arguments = {"x": torch.empty(size), "size": size}
+    return _tuning.choose(kernel, arguments, CUDA, lambda config: None, may_time=may_time)
+
+
+def test_a_choice_is_timed_once_and_kept_on_disk(device: dict[str, Any], tmp_path: Path) -> None:
+    assert _choose() == LARGE
+    assert _choose() == LARGE
+    assert device["timed"] == [2]
+    (file,) = tmp_path.iterdir()
+    assert "_double(float32; size=8)" in file.read_text()
+    _tuning._chosen.clear()  # another process
+    assert _choose() == LARGE
+    assert device["timed"] == [2]
+    assert _choose(size=9) == LARGE
+    assert device["timed"] == [2, 2]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"config": {"tiles": {"block": 3}}}'])
+def test_a_damaged_cache_only_means_timing_again(
+    device: dict[str, Any], tmp_path: Path, content: str
+) -> None:
+    _choose()
+    (file,) = tmp_path.iterdir()
+    file.write_text(content)
+    _tuning._chosen.clear()
+    assert _choose() == LARGE
+    assert device["timed"] == [2, 2]
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    device: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("IFDD_TRITON_CACHE", str(tmp_path / "file" / "below"))
+    assert _choose() == LARGE
+
+
+def test_nothing_is_timed_in_a_capture_or_a_trace(
+    device: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device["capturing"] = True
+    assert _choose() == SMALL
+    device["capturing"] = False
+    assert _choose(may_time=False) == SMALL
+    monkeypatch.setenv("IFDD_TRITON_TUNE", "0")
+    assert _choose() == SMALL
+    assert device["timed"] == []
+    monkeypatch.delenv("IFDD_TRITON_TUNE")
+    assert _choose() == LARGE  # the default was not remembered
+    device["capturing"] = True
+    assert _choose() == LARGE
+
+
+def test_nothing_is_timed_where_results_must_not_depend_on_it(device: dict[str, Any]) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert _choose() == SMALL
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert device["timed"] == []
+
+
+def test_the_committed_table_comes_first(device: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tuned, "CHOSEN", {"Stand-in": {"_double(float32; size=8)": asdict(LARGE)}})
+    assert _choose(may_time=False) == LARGE
+    assert device["timed"] == []
+
+
+def test_tables_hold_choices_that_exist() -> None:
+    for choices in _tuned.CHOSEN.values():
+        for config in choices.values():
+            Config(**config)
+    for ops in _measured.FASTEST.values():
+        assert set(ops.values()) <= set(backends.BACKENDS) - {"auto"}
+
+
+def test_float32_products_follow_pytorchs_switch() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert dot_precision(torch.float32) == "tf32x3"
+        assert dot_precision(torch.bfloat16) == "ieee"
+        torch.set_float32_matmul_precision("high")
+        assert dot_precision(torch.float32) == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert dot_precision(torch.float32) == "tf32"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_refusals_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert "TRITON_INTERPRET=1" in refusal("cpu", torch.float32)
+    assert "the input is on mps" in refusal("mps", torch.float32)
+    assert "the input is float64" in refusal("cuda", torch.float64)
+    assert refusal("cuda", torch.bfloat16) == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert "8.0, the device has 7.5" in refusal("cuda", torch.float32)
+    monkeypatch.setattr("ifdd_kernels.triton._installed", lambda: False)
+    assert "pip install triton" in refusal("cuda", torch.float32)
+
+
+def test_auto_on_a_gpu_follows_the_measured_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Stand-in")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(_measured, "FASTEST", {"Stand-in": {"pool_tokens": "reference"}})
+    backends._fastest.cache_clear()
+    try:
+        assert backends._fastest("pool_tokens", "cuda", torch.float32) == (
+            "reference",
+            "measured as the fastest on this device",
+        )
+        chosen, reason = backends._fastest("split_frames", "cuda", torch.float32)
+        assert chosen in ("native", "triton", "reference")
+        assert "native library" in reason
+    finally:
+        backends._fastest.cache_clear()
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import torch, ifdd_kernels
+assert torch.isfinite(ifdd_kernels.frame_correlation(torch.randn(1, 2, 3), 1.0)).all()
+print(ifdd_kernels.backends.can_run("pool_tokens", "triton").reason)
+"""
+
+
+def test_without_triton_everything_else_works() -> None:
+    ran = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], check=False, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "pip install triton" in ran.stdout or "no Triton kernels" in ran.stdout
+
+
+def test_importing_the_package_defines_no_kernel() -> None:
+    code = "import sys, ifdd_kernels; sys.exit('ifdd_kernels.triton._runtime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
