@@ -10,6 +10,7 @@ from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
+from ifdd_kernels.triton import twin
 
 
 def _check_arguments(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
@@ -51,6 +52,7 @@ OPERATOR = register(
         ),
         non_differentiable=(1,),
         autocast=(0, 1, 2),
+        twins={"triton": twin("lifting_attention")},
     )
 )
 

@@ -13,6 +13,7 @@ from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
+from ifdd_kernels.triton import twin
 
 
 def table_length(queries: int, keys: int) -> int:
@@ -77,6 +78,7 @@ OPERATOR = register(
         ),
         non_differentiable=(1,),
         autocast=(0, 1, 2),
+        twins={"triton": twin("pooled_attention")},
     )
 )
 

@@ -1,0 +1,629 @@
+"""Kernels that pooled_attention and lifting_attention share: one attention, with or without positions.
+
+Scores live on chip in units of log 2, s' = log2(e) (scale q.k + bias), so that probabilities are exp2. The
+decomposed position bias of a tile is a second product, (queries, E) with (E, keys): the first factor holds
+q.R of the query for every coordinate a key can have (E = T + H + W of the key grid, see
+pooled_attention.py), the second one, built in registers, is 1 where a key has that coordinate.
+
+A head of d channels is a tuple of one or two tiles (96 = 64 + 32): products over an axis padded to the next
+power of two would waste a quarter of them.
+
+Forward and the gradient of the queries walk over the keys in full tiles without masks, start from the class
+key (key 0, no bias) where there is one, and end with one narrow masked tile for what is left: 392 keys are
+6 x 64 + 16, not 7 x 64. Key and value gradients split over the queries: a program owns a tile of keys and a
+chunk of queries; partial sums of several chunks are added in order by a last kernel. No atomics.
+
+K_T = K_H = K_W = 0 means attention without positions: no class token, values as the residual
+(lifting_attention). With a key grid, token 0 is the class token and the residual is the query of all others
+(pooled_attention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ifdd_kernels.triton._runtime import Arguments, Kernel, cdiv, dot_precision, next_power_of_2
+from ifdd_kernels.triton._tuning import Config
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+#: The running maximum starts here and not at -inf, so that a tile of scores -inf subtracts no infinities.
+LOWEST = tl.constexpr(-3.0e38)
+
+
+@triton.constexpr_function
+def column_tiles(width):
+    """Widths of the tiles a row of ``width`` columns is cut into: one or two powers of two, 16 or more."""
+    if width == 0:
+        return ()
+    whole = triton.next_power_of_2(max(width, 16))
+    rest = triton.next_power_of_2(max(width - whole // 2, 16))
+    return (whole // 2, rest) if whole >= 32 and whole // 2 + rest < whole else (whole,)
+
+
+@triton.constexpr_function
+def tile_width(parts, i):
+    """parts[i]; Triton 3.6 takes no plain subscript of a tuple in a shape."""
+    return parts[i]
+
+
+@triton.constexpr_function
+def position_stride(positions):
+    """Elements of a row of q.R in memory: 16 bytes or more are read at once."""
+    return (positions + 7) // 8 * 8
+
+
+@triton.jit
+def load_tiles(rows, inside, WIDTH: tl.constexpr, PARTS: tl.constexpr, MASKED: tl.constexpr):
+    """Column tiles of the rows at pointers ``rows``, zeros past WIDTH and, if MASKED, where not ``inside``."""
+    tiles = ()
+    for i in tl.static_range(len(PARTS)):
+        columns = i * PARTS[0] + tl.arange(0, PARTS[i])
+        pointers = rows[:, None] + columns[None, :]
+        if i * PARTS[0] + PARTS[i] > WIDTH:
+            kept = inside[:, None] & (columns < WIDTH)[None, :]
+            tiles = tiles + (tl.load(pointers, mask=kept, other=0.0),)
+        elif MASKED:
+            tiles = tiles + (tl.load(pointers, mask=inside[:, None], other=0.0),)
+        else:
+            tiles = tiles + (tl.load(pointers),)
+    return tiles
+
+
+@triton.jit
+def store_tiles(rows, inside, tiles, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+    for i in tl.static_range(len(PARTS)):
+        columns = i * PARTS[0] + tl.arange(0, PARTS[i])
+        kept = inside[:, None] & (columns < WIDTH)[None, :]
+        tl.store(rows[:, None] + columns[None, :], tiles[i].to(rows.dtype.element_ty), mask=kept)
+
+
+@triton.jit
+def zeros(ROWS: tl.constexpr, PARTS: tl.constexpr):
+    tiles = ()
+    for i in tl.static_range(len(PARTS)):
+        tiles = tiles + (tl.zeros((ROWS, tile_width(PARTS, i)), tl.float32),)
+    return tiles
+
+
+@triton.jit
+def _scaled(tiles, factor):
+    """Rows times ``factor``, a number or a column."""
+    scaled = ()
+    for i in tl.static_range(len(tiles)):
+        scaled = scaled + (tiles[i] * factor,)
+    return scaled
+
+
+@triton.jit
+def as_float(tiles):
+    converted = ()
+    for i in tl.static_range(len(tiles)):
+        converted = converted + (tiles[i].to(tl.float32),)
+    return converted
+
+
+@triton.jit
+def _plus_where(tiles, kept, others):
+    """Rows of ``others`` added where ``kept``; elsewhere not even their infinities count."""
+    sums = ()
+    for i in tl.static_range(len(tiles)):
+        sums = sums + (tiles[i] + tl.where(kept[:, None], others[i].to(tl.float32), 0.0),)
+    return sums
+
+
+@triton.jit
+def plus(tiles, others):
+    sums = ()
+    for i in tl.static_range(len(tiles)):
+        sums = sums + (tiles[i] + others[i].to(tl.float32),)
+    return sums
+
+
+@triton.jit
+def _row_dot(tiles, others):
+    """Sum over the columns of a product, a number a row, in float32."""
+    total = tl.sum(tiles[0].to(tl.float32) * others[0].to(tl.float32), 1)
+    for i in tl.static_range(1, len(tiles)):
+        total += tl.sum(tiles[i].to(tl.float32) * others[i].to(tl.float32), 1)
+    return total
+
+
+@triton.jit
+def inner(left, right, PRECISION: tl.constexpr):
+    """left right^T, over all columns."""
+    product = tl.dot(left[0], tl.trans(right[0]), input_precision=PRECISION)
+    for i in tl.static_range(1, len(left)):
+        product = tl.dot(left[i], tl.trans(right[i]), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def accumulate(sums, weights, rows, PRECISION: tl.constexpr):
+    """sums + weights rows; float32 weights are rounded only for 16-bit rows."""
+    result = ()
+    for i in tl.static_range(len(rows)):
+        factor = weights.to(rows[i].dtype)
+        result = result + (tl.dot(factor, rows[i], sums[i], input_precision=PRECISION),)
+    return result
+
+
+@triton.jit
+def _onehot(keys, dtype: tl.constexpr, K_GRID: tl.constexpr, PARTS: tl.constexpr):
+    """(keys, E): 1 at the key's t, T + y and T + H + x. Key 0 is the class key, which has no position."""
+    cell = keys - 1
+    t = cell // (K_GRID[1] * K_GRID[2])
+    y = K_GRID[0] + cell // K_GRID[2] % K_GRID[1]
+    x = K_GRID[0] + K_GRID[1] + cell % K_GRID[2]
+    has_position = (keys > 0)[:, None]
+    tiles = ()
+    for i in tl.static_range(len(PARTS)):
+        column = (i * PARTS[0] + tl.arange(0, PARTS[i]))[None, :]
+        hit = (column == t[:, None]) | (column == y[:, None]) | (column == x[:, None])
+        tiles = tiles + ((hit & has_position).to(dtype),)
+    return tiles
+
+
+@triton.jit
+def _mean_onehot(K_GRID: tl.constexpr, PARTS: tl.constexpr):
+    """(1, E): mean of the one-hot rows of all keys with a position."""
+    tiles = ()
+    for i in tl.static_range(len(PARTS)):
+        column = (i * PARTS[0] + tl.arange(0, PARTS[i]))[None, :]
+        of_space = tl.where(column < K_GRID[0] + K_GRID[1], 1.0 / K_GRID[1], 1.0 / K_GRID[2])
+        tiles = tiles + (tl.where(column < K_GRID[0], 1.0 / K_GRID[0], of_space),)
+    return tiles
+
+
+@triton.jit
+def _scores(
+    q, position, k, key, scale,
+    K_GRID: tl.constexpr, POSITIONS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(queries, keys), in units of log 2."""
+    scores = inner(q, k, PRECISION) * scale
+    if len(POSITIONS) > 0:
+        scores += inner(position, _onehot(key, position[0].dtype, K_GRID, POSITIONS), PRECISION)
+    return scores
+
+
+@triton.jit
+def _softmax_step(
+    sums, total, largest, q, position, keys_at, values_at, start, keys, scale,
+    K_GRID: tl.constexpr, POSITIONS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Online softmax over BLOCK keys from ``start``; ``*_at`` is (pointer, token stride) of a head."""
+    key = start + tl.arange(0, BLOCK)
+    inside = key < keys
+    k = load_tiles(keys_at[0] + key.to(tl.int64) * keys_at[1], inside, WIDTH, PARTS, MASKED)
+    scores = _scores(q, position, k, key, scale, K_GRID, POSITIONS, PRECISION)
+    if MASKED:
+        scores = tl.where(inside[None, :], scores, -float("inf"))
+    raised = tl.maximum(largest, tl.max(scores, 1))
+    probability = tl.exp2(scores - raised[:, None])
+    shrink = tl.exp2(largest - raised)
+    v = load_tiles(values_at[0] + key.to(tl.int64) * values_at[1], inside, WIDTH, PARTS, MASKED)
+    sums = accumulate(_scaled(sums, shrink[:, None]), probability, v, PRECISION)
+    return sums, total * shrink + tl.sum(probability, 1), raised
+
+
+@triton.jit
+def _head(program, tiles, heads):
+    """Tile, and clip and head (int64), of a program; tiles of one head are neighbours and share its keys."""
+    batch_head = (program // tiles).to(tl.int64)
+    return program % tiles, batch_head, batch_head // heads, batch_head % heads
+
+
+@triton.jit
+def attention_forward(
+    query, key, value, position, out, log_sum,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
+    queries, keys, heads, scale,
+    K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of queries against all keys of a head; out (B, Nq, h*d), log_sum (B, h, Nq)."""
+    K_GRID: tl.constexpr = (K_T, K_H, K_W)
+    E: tl.constexpr = K_T + K_H + K_W
+    POOLED: tl.constexpr = E > 0
+    POSITIONS: tl.constexpr = column_tiles(E)
+    PARTS: tl.constexpr = column_tiles(WIDTH)
+    tile, batch_head, batch, head = _head(tl.program_id(0), tl.cdiv(queries, BLOCK_Q), heads)
+    row = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    inside = row < queries
+    row64 = row.to(tl.int64)
+    q = load_tiles(query + batch * q_batch + head * q_head + row64 * q_token, inside, WIDTH, PARTS, True)
+    keys_at = (key + batch * k_batch + head * k_head, k_token)
+    values_at = (value + batch * v_batch + head * v_head, v_token)
+
+    bias = ()
+    first = 0
+    if POOLED:
+        rows = position + (batch_head * (queries - 1) + row64 - 1) * position_stride(E)
+        bias = load_tiles(rows, inside & (row > 0), E, POSITIONS, True)
+        first = 1
+        one = tl.arange(0, 1)
+        score = _row_dot(q, load_tiles(keys_at[0] + one, one == 0, WIDTH, PARTS, False)) * scale
+        largest = tl.maximum(score, LOWEST)
+        total = tl.exp2(score - largest)
+        v = load_tiles(values_at[0] + one, one == 0, WIDTH, PARTS, False)
+        sums = _scaled(as_float(v), total[:, None])
+    else:
+        largest = tl.full((BLOCK_Q,), LOWEST, tl.float32)
+        total = tl.zeros((BLOCK_Q,), tl.float32)
+        sums = zeros(BLOCK_Q, PARTS)
+
+    full = first + (keys - first) // BLOCK_K * BLOCK_K
+    for start in tl.range(first, full, BLOCK_K):
+        sums, total, largest = _softmax_step(
+            sums, total, largest, q, bias, keys_at, values_at, start, keys, scale,
+            K_GRID, POSITIONS, WIDTH, PARTS, BLOCK_K, False, PRECISION,
+        )  # fmt: skip
+    if TAIL > 0:
+        sums, total, largest = _softmax_step(
+            sums, total, largest, q, bias, keys_at, values_at, full, keys, scale,
+            K_GRID, POSITIONS, WIDTH, PARTS, TAIL, True, PRECISION,
+        )  # fmt: skip
+
+    result = _scaled(sums, (1.0 / total)[:, None])
+    if POOLED:
+        result = _plus_where(result, row > 0, q)
+    else:
+        result = plus(result, load_tiles(values_at[0] + row64 * values_at[1], inside, WIDTH, PARTS, True))
+    joined = ((batch * queries + row64) * heads + head) * WIDTH
+    store_tiles(out + joined, inside, result, WIDTH, PARTS)
+    tl.store(log_sum + batch_head * queries + row, (largest + tl.log2(total)) * LN2, mask=inside)
+
+
+@triton.jit
+def _query_gradient_step(
+    sums, position_sums, excess, q, position, g, delta, log_sum, keys_at, values_at, start, keys, scale,
+    K_GRID: tl.constexpr, POSITIONS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds dS K and dS onehot of BLOCK keys from ``start``, and the rows' sum of dS."""
+    key = start + tl.arange(0, BLOCK)
+    inside = key < keys
+    k = load_tiles(keys_at[0] + key.to(tl.int64) * keys_at[1], inside, WIDTH, PARTS, MASKED)
+    v = load_tiles(values_at[0] + key.to(tl.int64) * values_at[1], inside, WIDTH, PARTS, MASKED)
+    scores = _scores(q, position, k, key, scale, K_GRID, POSITIONS, PRECISION)
+    if MASKED:
+        scores = tl.where(inside[None, :], scores, -float("inf"))
+    probability = tl.exp2(scores - log_sum[:, None])
+    grad_scores = probability * (inner(g, v, PRECISION) - delta[:, None])
+    sums = accumulate(sums, grad_scores, k, PRECISION)
+    if len(POSITIONS) > 0:
+        onehot = _onehot(key, k[0].dtype, K_GRID, POSITIONS)
+        position_sums = accumulate(position_sums, grad_scores, onehot, PRECISION)
+    return sums, position_sums, excess + tl.sum(grad_scores, 1)
+
+
+@triton.jit
+def attention_query_gradient(
+    grad, query, key, value, mean_key, position, out, log_sum, grad_query, grad_position, delta_out,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
+    queries, keys, heads, scale, score_scale,
+    K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dQ without the part through the bias, the gradient of q.R, and delta = rowsum(dP P) (B, h, Nq)."""
+    K_GRID: tl.constexpr = (K_T, K_H, K_W)
+    E: tl.constexpr = K_T + K_H + K_W
+    POOLED: tl.constexpr = E > 0
+    POSITIONS: tl.constexpr = column_tiles(E)
+    PARTS: tl.constexpr = column_tiles(WIDTH)
+    tile, batch_head, batch, head = _head(tl.program_id(0), tl.cdiv(queries, BLOCK_Q), heads)
+    row = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    inside = row < queries
+    row64 = row.to(tl.int64)
+    q = load_tiles(query + batch * q_batch + head * q_head + row64 * q_token, inside, WIDTH, PARTS, True)
+    joined = ((batch * queries + row64) * heads + head) * WIDTH
+    g = load_tiles(grad + joined, inside, WIDTH, PARTS, True)
+    o = load_tiles(out + joined, inside, WIDTH, PARTS, True)
+    lse = tl.load(log_sum + batch_head * queries + row, mask=inside, other=0.0) * LOG2E
+    keys_at = (key + batch * k_batch + head * k_head, k_token)
+    values_at = (value + batch * v_batch + head * v_head, v_token)
+    has_position = inside & (row > 0)
+    one = tl.arange(0, 1)
+
+    bias = ()
+    position_sums = ()
+    position_row = batch_head * (queries - 1) + row64 - 1
+    first = 0
+    if POOLED:
+        bias = load_tiles(position + position_row * position_stride(E), has_position, E, POSITIONS, True)
+        position_sums = zeros(BLOCK_Q, POSITIONS)
+        first = 1
+        k = load_tiles(keys_at[0] + one, one == 0, WIDTH, PARTS, False)
+        v = load_tiles(values_at[0] + one, one == 0, WIDTH, PARTS, False)
+        delta = _row_dot(g, o) - tl.where(row > 0, _row_dot(g, q), 0.0)
+        probability = tl.exp2(_row_dot(q, k) * score_scale - lse)
+        excess = probability * (_row_dot(g, v) - delta)
+        sums = _scaled(as_float(k), excess[:, None])
+    else:
+        residual = load_tiles(values_at[0] + row64 * values_at[1], inside, WIDTH, PARTS, True)
+        delta = _row_dot(g, o) - _row_dot(g, residual)
+        excess = tl.zeros((BLOCK_Q,), tl.float32)
+        sums = zeros(BLOCK_Q, PARTS)
+
+    full = first + (keys - first) // BLOCK_K * BLOCK_K
+    for start in tl.range(first, full, BLOCK_K):
+        sums, position_sums, excess = _query_gradient_step(
+            sums, position_sums, excess, q, bias, g, delta, lse, keys_at, values_at, start, keys, score_scale,
+            K_GRID, POSITIONS, WIDTH, PARTS, BLOCK_K, False, PRECISION,
+        )  # fmt: skip
+    if TAIL > 0:
+        sums, position_sums, excess = _query_gradient_step(
+            sums, position_sums, excess, q, bias, g, delta, lse, keys_at, values_at, full, keys, score_scale,
+            K_GRID, POSITIONS, WIDTH, PARTS, TAIL, True, PRECISION,
+        )  # fmt: skip
+
+    # Rows of dS sum to nothing. What they do sum to is the rounding of a 16-bit ``out`` in delta, the same
+    # for all keys of a row: it is taken off along their mean, and the key gradient gets the exact delta.
+    mean = load_tiles(mean_key + batch_head * WIDTH + one, one == 0, WIDTH, PARTS, False)
+    result = _scaled(plus(sums, _scaled(mean, -excess[:, None])), scale)
+    if POOLED:
+        result = _plus_where(result, row > 0, g)
+        position_sums = plus(position_sums, _scaled(_mean_onehot(K_GRID, POSITIONS), -excess[:, None]))
+        store_tiles(grad_position + position_row * position_stride(E), has_position, position_sums, E, POSITIONS)
+    store_tiles(grad_query + joined, inside, result, WIDTH, PARTS)
+    tl.store(delta_out + batch_head * queries + row, delta + excess, mask=inside)
+
+
+@triton.jit
+def attention_key_gradient(
+    grad, query, key, value, position, log_sum, delta_in, grad_key, grad_value,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
+    queries, keys, heads, batches, chunk, scale, score_scale,
+    K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Key and value gradients of a tile of keys from ``chunk`` queries, (chunks, B, Nk, h, d) both."""
+    K_GRID: tl.constexpr = (K_T, K_H, K_W)
+    E: tl.constexpr = K_T + K_H + K_W
+    POOLED: tl.constexpr = E > 0
+    POSITIONS: tl.constexpr = column_tiles(E)
+    PARTS: tl.constexpr = column_tiles(WIDTH)
+    tile, batch_head, batch, head = _head(tl.program_id(0), tl.cdiv(keys, BLOCK_K), heads)
+    key_row = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+    key_inside = key_row < keys
+    key_row64 = key_row.to(tl.int64)
+    k = load_tiles(key + batch * k_batch + head * k_head + key_row64 * k_token, key_inside, WIDTH, PARTS, True)
+    v = load_tiles(value + batch * v_batch + head * v_head + key_row64 * v_token, key_inside, WIDTH, PARTS, True)
+    onehot = ()
+    if POOLED:
+        onehot = _onehot(key_row, position.dtype.element_ty, K_GRID, POSITIONS)
+    queries_at = query + batch * q_batch + head * q_head
+    grads_at = grad + (batch * queries * heads + head) * WIDTH
+    key_sums = zeros(BLOCK_K, PARTS)
+    value_sums = zeros(BLOCK_K, PARTS)
+
+    begin = tl.program_id(1) * chunk
+    for start in tl.range(begin, tl.minimum(begin + chunk, queries), BLOCK_Q):
+        row = start + tl.arange(0, BLOCK_Q)
+        inside = row < queries
+        row64 = row.to(tl.int64)
+        q = load_tiles(queries_at + row64 * q_token, inside, WIDTH, PARTS, True)
+        g = load_tiles(grads_at + row64 * heads * WIDTH, inside, WIDTH, PARTS, True)
+        # Rows past the end have probability exp2(-inf) = 0.
+        lse = tl.load(log_sum + batch_head * queries + row, mask=inside, other=float("inf")) * LOG2E
+        delta = tl.load(delta_in + batch_head * queries + row, mask=inside, other=0.0)
+        # Transposed, (keys, queries), so that both products below take it as their left factor.
+        scores = inner(k, q, PRECISION) * score_scale
+        if POOLED:
+            rows = position + (batch_head * (queries - 1) + row64 - 1) * position_stride(E)
+            bias = load_tiles(rows, inside & (row > 0), E, POSITIONS, True)
+            scores += inner(onehot, bias, PRECISION)
+        probability = tl.exp2(scores - lse[None, :])
+        value_sums = accumulate(value_sums, probability, g, PRECISION)
+        grad_scores = probability * (inner(v, g, PRECISION) - delta[None, :])
+        key_sums = accumulate(key_sums, grad_scores, q, PRECISION)
+
+    if not POOLED:
+        # The value residual: token i of the values also reaches query i, in the chunk that has it.
+        mine = key_inside & (key_row >= begin) & (key_row < begin + chunk)
+        own = load_tiles(grads_at + key_row64 * heads * WIDTH, mine, WIDTH, PARTS, True)
+        value_sums = plus(value_sums, own)
+    rows = (((tl.program_id(1).to(tl.int64) * batches + batch) * keys + key_row64) * heads + head) * WIDTH
+    store_tiles(grad_key + rows, key_inside, _scaled(key_sums, scale), WIDTH, PARTS)
+    store_tiles(grad_value + rows, key_inside, value_sums, WIDTH, PARTS)
+
+
+@triton.jit
+def sum_chunks(
+    key_parts, value_parts, grad_key, grad_value, count, chunks, BLOCK: tl.constexpr
+):
+    """(chunks, count) float32 -> (count,) in the gradients' dtype, chunks added in order."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    key_sum = tl.zeros((BLOCK,), tl.float32)
+    value_sum = tl.zeros((BLOCK,), tl.float32)
+    part = place
+    for _ in range(chunks):
+        key_sum += tl.load(key_parts + part, mask=inside, other=0.0)
+        value_sum += tl.load(value_parts + part, mask=inside, other=0.0)
+        part += count
+    tl.store(grad_key + place, key_sum.to(grad_key.dtype.element_ty), mask=inside)
+    tl.store(grad_value + place, value_sum.to(grad_value.dtype.element_ty), mask=inside)
+
+
+#: (BLOCK_Q, BLOCK_K, warps, stages), the default first.
+Tiles = list[tuple[int, int, int, int]]
+
+
+def _walk_over_keys(choices: Callable[[Arguments], Tiles]) -> Callable[[Arguments], list[Config]]:
+    """Configurations of a kernel that walks over the keys, with the tail that BLOCK_K leaves."""
+
+    def configs(arguments: Arguments) -> list[Config]:
+        return [
+            Config({"BLOCK_Q": q, "BLOCK_K": k, "TAIL": _tail(arguments, k)}, warps, stages)
+            for q, k, warps, stages in choices(arguments)
+        ]
+
+    return configs
+
+
+def _tail(arguments: Arguments, block: int) -> int:
+    """Width of the last, masked tile of keys: what full tiles leave, to the next power of two."""
+    rest = (arguments["keys"] - (arguments["K_T"] > 0)) % block
+    return max(16, next_power_of_2(rest)) if rest else 0
+
+
+def _interpreted(arguments: Arguments) -> dict[str, int]:
+    """Large tiles, yet several where there are enough tokens."""
+    return {
+        "BLOCK_Q": 256 if arguments["queries"] > 64 else 16,
+        "BLOCK_K": 128 if arguments["keys"] > 64 else 16,
+    }
+
+
+def _interpreted_walk(arguments: Arguments) -> dict[str, int]:
+    tiles = _interpreted(arguments)
+    return {**tiles, "TAIL": _tail(arguments, tiles["BLOCK_K"])}
+
+
+def _forward_tiles(arguments: Arguments) -> Tiles:
+    if arguments["query"].dtype == torch.float32:
+        return [(64, 32, 4, 2)]
+    return [(128, 64, 8, 2), (64, 64, 4, 2)]
+
+
+def _query_gradient_tiles(arguments: Arguments) -> Tiles:
+    if arguments["query"].dtype == torch.float32:
+        return [(64, 32, 4, 1)]
+    return [(128, 64, 8, 2), (64, 64, 4, 2)]
+
+
+def _key_gradient_configs(arguments: Arguments) -> list[Config]:
+    if arguments["query"].dtype == torch.float32:
+        tiles = [(32, 64, 4, 1)]
+    else:
+        tiles = [(64, 64, 4, 2), (64, 128, 8, 2)]
+    return [Config({"BLOCK_Q": q, "BLOCK_K": k}, warps, stages) for q, k, warps, stages in tiles]
+
+
+_KEY = ("queries", "keys", "K_T", "K_H", "K_W", "WIDTH", "PRECISION")
+FORWARD = Kernel(attention_forward, _walk_over_keys(_forward_tiles), _KEY, _interpreted_walk)
+QUERY_GRADIENT = Kernel(
+    attention_query_gradient, _walk_over_keys(_query_gradient_tiles), _KEY, _interpreted_walk
+)
+KEY_GRADIENT = Kernel(attention_key_gradient, _key_gradient_configs, _KEY, _interpreted)
+SUM_CHUNKS = Kernel(
+    sum_chunks, lambda arguments: [Config({"BLOCK": 1024})], interpreter=lambda arguments: {"BLOCK": 1 << 16}
+)
+
+#: A pass over the queries is split so that about this many programs of 64 keys run, by the shape alone, ...
+PROGRAMS = 512
+#: ... but not into chunks of fewer queries, for partial sums are memory traffic.
+CHUNK = 512
+
+
+def _query_chunk(batch_heads: int, queries: int, keys: int) -> int:
+    """Queries of a chunk of the key gradient, a multiple of every BLOCK_Q."""
+    wanted = cdiv(PROGRAMS, batch_heads * cdiv(keys, 64))
+    return 128 * cdiv(max(CHUNK, cdiv(queries, wanted)), 128)
+
+
+def _arguments(query: Tensor, key: Tensor, value: Tensor, k_grid: Sequence[int]) -> dict[str, Any]:
+    """What the launches of one call have in common; the last axis of the tensors is dense."""
+    strides = {
+        f"{letter}_{axis}": tensor.stride(place)
+        for letter, tensor in (("q", query), ("k", key), ("v", value))
+        for place, axis in enumerate(("batch", "token", "head"))
+    }
+    return {
+        "query": query,
+        "key": key,
+        "value": value,
+        **strides,
+        "queries": query.shape[1],
+        "keys": key.shape[1],
+        "heads": query.shape[2],
+        **dict(zip(("K_T", "K_H", "K_W"), k_grid, strict=True)),
+        "WIDTH": query.shape[3],
+        "PRECISION": dot_precision(query.dtype),
+    }
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, position: Tensor | None, k_grid: Sequence[int], scale: float
+) -> tuple[Tensor, Tensor]:
+    """Result (B, Nq, h*d) with its residual, and log-sum-exp (B, h, Nq).
+
+    ``position`` is log2(e) q.R, (B, h, Nq - 1, position_stride(E)), for a ``k_grid`` that is not (0, 0, 0).
+    """
+    batch, queries, heads, channels = query.shape
+    out = query.new_empty(batch, queries, heads * channels)
+    log_sum = query.new_empty(batch, heads, queries, dtype=torch.float32)
+    FORWARD(
+        lambda tiles: (cdiv(queries, tiles["BLOCK_Q"]) * batch * heads,),
+        **_arguments(query, key, value, k_grid),
+        position=position,
+        out=out,
+        log_sum=log_sum,
+        scale=scale * LOG2E.value,
+    )
+    return out, log_sum
+
+
+def backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, position: Tensor | None, out: Tensor,
+    log_sum: Tensor, k_grid: Sequence[int], scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Gradients of query (without its part through the bias), key, value and q.R (laid out as position)."""
+    batch, queries, heads, channels = query.shape
+    keys = key.shape[1]
+    common = _arguments(query, key, value, k_grid)
+    common |= {
+        "grad": grad.contiguous(),
+        "position": position,
+        "log_sum": log_sum.contiguous(),
+        "scale": scale,
+        "score_scale": scale * LOG2E.value,
+    }
+    grad_query = query.new_empty(query.shape)
+    grad_position = None if position is None else torch.empty_like(position, dtype=query.dtype)
+    delta = torch.empty_like(common["log_sum"])
+    QUERY_GRADIENT(
+        lambda tiles: (cdiv(queries, tiles["BLOCK_Q"]) * batch * heads,),
+        **common,
+        mean_key=key.mean(1, dtype=torch.float32),
+        out=out.contiguous(),
+        grad_query=grad_query,
+        grad_position=grad_position,
+        delta_out=delta,
+    )
+    chunk = _query_chunk(max(batch * heads, 1), queries, keys)
+    chunks = cdiv(queries, chunk)
+    grad_key, grad_value = query.new_empty(key.shape), query.new_empty(key.shape)
+    partial = [grad_key, grad_value]
+    if chunks > 1:
+        partial = [query.new_empty(chunks, *key.shape, dtype=torch.float32) for _ in range(2)]
+    KEY_GRADIENT(
+        lambda tiles: (cdiv(keys, tiles["BLOCK_K"]) * batch * heads, chunks),
+        **common,
+        delta_in=delta,
+        grad_key=partial[0],
+        grad_value=partial[1],
+        batches=batch,
+        chunk=chunk,
+    )
+    if chunks > 1:
+        count = key.numel()
+        SUM_CHUNKS(
+            lambda tiles: (cdiv(count, tiles["BLOCK"]),),
+            key_parts=partial[0],
+            value_parts=partial[1],
+            grad_key=grad_key,
+            grad_value=grad_value,
+            count=count,
+            chunks=chunks,
+        )
+    return grad_query, grad_key, grad_value, grad_position

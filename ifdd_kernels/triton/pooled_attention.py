@@ -1,0 +1,367 @@
+"""Triton kernels of ``pooled_attention``: q.R and its gradients around the shared attention.
+
+The bias of a query at (t, y, x) and a key at (t', y', x') is q.(R_t[i(t, t')] + R_h[i(y, y')] +
+R_w[i(x, x')]), i the row of an axis' table. ``position_products`` writes q.R for every t', y' and x', T + H
++ W numbers a query where a matrix would have T*H*W, and the attention picks them with one-hot columns.
+
+A program owns one (y, x) of the query grid, all its clips, heads and t: it needs 7 + 7 rows of R_h and R_w
+(keys of 7 x 7), the same for all its queries, so both directions are products of dense tiles. Along t every
+query has rows of its own: those products run over the whole (short) table, and what a query has no key for is
+not stored, or read as zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ifdd_kernels.triton import _attention
+from ifdd_kernels.triton._attention import (
+    LOG2E,
+    accumulate,
+    as_float,
+    column_tiles,
+    inner,
+    load_tiles,
+    plus,
+    position_stride,
+    store_tiles,
+    zeros,
+)
+from ifdd_kernels.triton._runtime import Kernel, cdiv, contiguous_channels, dot_precision, next_power_of_2
+from ifdd_kernels.triton._tuning import Config
+
+
+@triton.jit
+def _table_row(q, k, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """Row of an axis' table for a query and a key: q max(K/Q, 1) + (K-1-k) max(Q/K, 1), rounded down."""
+    back = KEYS - 1 - k
+    if KEYS >= QUERIES:
+        row = q * KEYS // QUERIES + back
+    else:
+        row = q + back * QUERIES // KEYS
+    return row
+
+
+@triton.jit
+def _key_of_row(q, row, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """The key whose row of the table this is for a query, and whether there is one (there is at most one)."""
+    if KEYS >= QUERIES:
+        back = row - q * KEYS // QUERIES
+        exists = (back >= 0) & (back < KEYS)
+    else:
+        apart = tl.maximum(row - q, 0)
+        back = (apart * KEYS + QUERIES - 1) // QUERIES
+        exists = (row >= q) & (back < KEYS) & (back * QUERIES // KEYS == apart)
+    return KEYS - 1 - back, exists
+
+
+@triton.jit
+def _position_rows(
+    table_h, table_w, y, x, start, WIDTH: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+    Q_H: tl.constexpr, Q_W: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr,
+):  # fmt: skip
+    """(COLUMNS, d) float32: rows R_h[i(y, y')] and R_w[i(x, x')], columns y' and K_H + x' from ``start``."""
+    column = start + tl.arange(0, COLUMNS)
+    is_h = column < K_H
+    is_w = (column >= K_H) & (column < K_H + K_W)
+    # What is not asked for must not point outside its table either.
+    row_h = tl.where(is_h, _table_row(y, tl.where(is_h, column, 0), Q_H, K_H), 0)
+    row_w = tl.where(is_w, _table_row(x, tl.where(is_w, column - K_H, 0), Q_W, K_W), 0)
+    rows_h = load_tiles(table_h + row_h * WIDTH, is_h, WIDTH, PARTS, True)
+    rows_w = load_tiles(table_w + row_w * WIDTH, is_w, WIDTH, PARTS, True)
+    return plus(as_float(rows_h), rows_w)
+
+
+@triton.jit
+def _queries_of(tile, y, x, clips, heads, ROWS: tl.constexpr, Q_T: tl.constexpr, Q_H: tl.constexpr,
+                Q_W: tl.constexpr):  # fmt: skip
+    """The rows of a program are (clip, head, t), t fastest: whether they exist, t, clip, head, cell."""
+    row = tile * ROWS + tl.arange(0, ROWS)
+    t = row % Q_T
+    batch_head = (row // Q_T).to(tl.int64)
+    cell = (t * Q_H + y) * Q_W + x
+    return batch_head < clips * heads, t, batch_head // heads, batch_head % heads, cell.to(tl.int64)
+
+
+@triton.jit
+def _fitted(x, dtype: tl.constexpr):
+    """x in a dtype; what float16 cannot hold is its largest number, not infinity (a score of 45000)."""
+    if dtype == tl.float16:
+        x = tl.where(tl.abs(x) > 65504.0, tl.where(x > 0, 65504.0, -65504.0), x)
+    return x.to(dtype)
+
+
+@triton.jit
+def position_products(
+    query, table_h, table_w, table_t, position, q_batch, q_token, q_head, clips, heads,
+    Q_T: tl.constexpr, Q_H: tl.constexpr, Q_W: tl.constexpr,
+    K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """log2(e) q.R for every key coordinate, columns t | y | x; position (B, h, Nq, stride)."""
+    PARTS: tl.constexpr = column_tiles(WIDTH)
+    tiles = tl.cdiv(clips * heads * Q_T, ROWS)
+    y = tl.program_id(0) // tiles // Q_W
+    x = tl.program_id(0) // tiles % Q_W
+    inside, t, clip, head, cell = _queries_of(
+        tl.program_id(0) % tiles, y, x, clips, heads, ROWS, Q_T, Q_H, Q_W
+    )
+    rows = query + clip * q_batch + head * q_head + (1 + cell) * q_token
+    q = as_float(load_tiles(rows, inside, WIDTH, PARTS, True))
+    out = position + ((clip * heads + head) * (Q_T * Q_H * Q_W) + cell) * position_stride(K_T + K_H + K_W)
+
+    for start in range(0, K_H + K_W, 32):
+        r = _position_rows(table_h, table_w, y, x, start, WIDTH, PARTS, 32, Q_H, Q_W, K_H, K_W)
+        column = start + tl.arange(0, 32)
+        products = inner(q, r, PRECISION) * LOG2E
+        kept = inside[:, None] & (column < K_H + K_W)[None, :]
+        pointers = out[:, None] + (K_T + column)[None, :]
+        tl.store(pointers, _fitted(products, position.dtype.element_ty), mask=kept)
+
+    TABLE_T: tl.constexpr = 2 * max(Q_T, K_T) - 1
+    for start in range(0, TABLE_T, 16):
+        row = start + tl.arange(0, 16)
+        r = as_float(load_tiles(table_t + row * WIDTH, row < TABLE_T, WIDTH, PARTS, True))
+        key, exists = _key_of_row(t[:, None], row[None, :], Q_T, K_T)
+        products = inner(q, r, PRECISION) * LOG2E
+        kept = inside[:, None] & exists
+        tl.store(out[:, None] + key, _fitted(products, position.dtype.element_ty), mask=kept)
+
+
+@triton.jit
+def position_gradient(
+    grad_position, partial_grad, query, table_h, table_w, table_t, grad_query, parts,
+    q_batch, q_token, q_head, clips, heads,
+    Q_T: tl.constexpr, Q_H: tl.constexpr, Q_W: tl.constexpr,
+    K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """grad_query = partial_grad + gradient through q.R, and sums of grad_position^T q over a program's rows.
+
+    ``parts`` is (programs, K_H + K_W + rows of table_t, d) float32: see ``table_gradient``.
+    """
+    PARTS: tl.constexpr = column_tiles(WIDTH)
+    TABLE_T: tl.constexpr = 2 * max(Q_T, K_T) - 1
+    program = tl.program_id(0)
+    tiles = tl.cdiv(clips * heads * Q_T, ROWS)
+    y = program // tiles // Q_W
+    x = program // tiles % Q_W
+    inside, t, clip, head, cell = _queries_of(program % tiles, y, x, clips, heads, ROWS, Q_T, Q_H, Q_W)
+    rows = query + clip * q_batch + head * q_head + (1 + cell) * q_token
+    q = as_float(load_tiles(rows, inside, WIDTH, PARTS, True))
+    joined = ((clip * (1 + Q_T * Q_H * Q_W) + 1 + cell) * heads + head) * WIDTH
+    sums = as_float(load_tiles(partial_grad + joined, inside, WIDTH, PARTS, True))
+    grads = (
+        grad_position
+        + ((clip * heads + head) * (Q_T * Q_H * Q_W) + cell) * position_stride(K_T + K_H + K_W)
+    )
+    mine = parts + program.to(tl.int64) * ((K_H + K_W + TABLE_T) * WIDTH)
+
+    for start in range(0, K_H + K_W, 32):
+        r = _position_rows(table_h, table_w, y, x, start, WIDTH, PARTS, 32, Q_H, Q_W, K_H, K_W)
+        column = start + tl.arange(0, 32)
+        kept = inside[:, None] & (column < K_H + K_W)[None, :]
+        g = tl.load(grads[:, None] + (K_T + column)[None, :], mask=kept, other=0.0).to(tl.float32)
+        sums = accumulate(sums, g, r, PRECISION)
+        table = accumulate(zeros(32, PARTS), tl.trans(g), q, PRECISION)
+        store_tiles(mine + column * WIDTH, column < K_H + K_W, table, WIDTH, PARTS)
+
+    for start in range(0, TABLE_T, 16):
+        row = start + tl.arange(0, 16)
+        r = as_float(load_tiles(table_t + row * WIDTH, row < TABLE_T, WIDTH, PARTS, True))
+        key, exists = _key_of_row(t[:, None], row[None, :], Q_T, K_T)
+        kept = inside[:, None] & exists
+        g = tl.load(grads[:, None] + key, mask=kept, other=0.0).to(tl.float32)
+        sums = accumulate(sums, g, r, PRECISION)
+        table = accumulate(zeros(16, PARTS), tl.trans(g), q, PRECISION)
+        store_tiles(mine + (K_H + K_W + row) * WIDTH, row < TABLE_T, table, WIDTH, PARTS)
+
+    store_tiles(grad_query + joined, inside, sums, WIDTH, PARTS)
+
+
+@triton.jit
+def table_gradient(
+    parts, grad_table, slots, first_slot, lines, line_length, line_step, coordinate_step,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, ROWWISE: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Adds the slots of ``parts`` that belong to a row of a table, in a fixed order.
+
+    The programs of coordinate c are ``lines`` runs of ``line_length`` neighbours, ``line_step`` apart from
+    c * ``coordinate_step``. In an axis with a slot a key, a row takes the slot of its key from every c;
+    ROWWISE, it takes its own from all programs.
+    """
+    row = tl.program_id(0)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for c in range(1 if ROWWISE else QUERIES):
+        if ROWWISE:
+            slot = row
+            exists = row >= 0
+        else:
+            slot, exists = _key_of_row(c, row, QUERIES, KEYS)
+        if exists:
+            for start in range(0, lines * line_length, BLOCK):
+                i = start + tl.arange(0, BLOCK)
+                program = c * coordinate_step + i // line_length * line_step + i % line_length
+                rows = parts + (program.to(tl.int64) * slots + first_slot + slot) * WIDTH
+                kept = (i < lines * line_length)[:, None] & (column < WIDTH)[None, :]
+                total += tl.sum(tl.load(rows[:, None] + column[None, :], mask=kept, other=0.0), 0)
+    tl.store(grad_table + row * WIDTH + column, total.to(grad_table.dtype.element_ty), mask=column < WIDTH)
+
+
+def _one_config(**tiles: int) -> Any:
+    return lambda arguments: [Config(tiles)]
+
+
+#: ROWS is an argument, not a configuration: the number of partial sums follows from it.
+PRODUCTS = Kernel(position_products, _one_config())
+GRADIENT = Kernel(position_gradient, _one_config())
+TABLE = Kernel(table_gradient, _one_config(BLOCK=32, COLUMNS=32), (), lambda _: {"BLOCK": 256, "COLUMNS": 128})
+
+
+def _position_arguments(
+    query: Tensor, tables: Sequence[Tensor], q_grid: Sequence[int], k_grid: Sequence[int]
+) -> dict[str, Any]:
+    """Arguments of both position kernels. q.R of 16-bit queries is a TF32 product, in which they are exact."""
+    batch, _, heads, channels = query.shape
+    names = ("Q_T", "Q_H", "Q_W", "K_T", "K_H", "K_W")
+    return {
+        "query": query,
+        **dict(zip(("table_h", "table_w", "table_t"), tables, strict=True)),
+        "q_batch": query.stride(0),
+        "q_token": query.stride(1),
+        "q_head": query.stride(2),
+        "clips": batch,
+        "heads": heads,
+        **dict(zip(names, (*q_grid, *k_grid), strict=True)),
+        "WIDTH": channels,
+        "ROWS": _rows(query, q_grid),
+        "PRECISION": dot_precision(torch.float32) if query.dtype == torch.float32 else "tf32",
+    }
+
+
+def _rows(query: Tensor, q_grid: Sequence[int]) -> int:
+    """Queries of a program of the position kernels."""
+    widest = 64 if query.shape[3] <= 128 else 32
+    return min(widest, max(16, next_power_of_2(query.shape[0] * query.shape[2] * q_grid[0])))
+
+
+def _programs(query: Tensor, q_grid: Sequence[int]) -> int:
+    tiles = cdiv(query.shape[0] * query.shape[2] * q_grid[0], _rows(query, q_grid))
+    return q_grid[1] * q_grid[2] * tiles
+
+
+def _position(
+    query: Tensor, tables: Sequence[Tensor], q_grid: Sequence[int], k_grid: Sequence[int]
+) -> Tensor:
+    """log2(e) q.R of all queries but the class token's, (B, h, Nq, stride)."""
+    batch, queries, heads, _ = query.shape
+    stride: int = position_stride(sum(k_grid))
+    # float16 beside bfloat16 too: the range suffices and three more bits make its rounding the smallest one.
+    dtype = torch.float32 if query.dtype == torch.float32 else torch.float16
+    position = query.new_empty(batch, heads, queries - 1, stride, dtype=dtype)
+    programs = _programs(query, q_grid)
+    PRODUCTS(
+        lambda tiles: (programs,), **_position_arguments(query, tables, q_grid, k_grid), position=position
+    )
+    return position
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table_h: Tensor,
+    table_w: Tensor,
+    table_t: Tensor,
+    q_grid: Sequence[int],
+    k_grid: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The op's result and log-sum-exp; arguments of its schema."""
+    query, key, value = (contiguous_channels(part) for part in (query, key, value))
+    tables = [table.contiguous() for table in (table_h, table_w, table_t)]
+    position = _position(query, tables, q_grid, k_grid)
+    return _attention.forward(query, key, value, position, k_grid, scale)
+
+
+def backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table_h: Tensor,
+    table_w: Tensor,
+    table_t: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    q_grid: Sequence[int],
+    k_grid: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value and the tables; arguments of the backward op's schema."""
+    query, key, value = (contiguous_channels(part) for part in (query, key, value))
+    tables = [table.contiguous() for table in (table_h, table_w, table_t)]
+    position = _position(query, tables, q_grid, k_grid)
+    partial, grad_key, grad_value, grad_position = _attention.backward(
+        grad, query, key, value, position, out, log_sum, k_grid, scale
+    )
+    grad_query = torch.empty_like(partial)
+    grad_query[:, 0] = partial[:, 0]  # the class query has no position
+    programs = _programs(query, q_grid)
+    slots = k_grid[1] + k_grid[2] + tables[2].shape[0]
+    parts = query.new_empty(programs, slots, query.shape[3], dtype=torch.float32)
+    GRADIENT(
+        lambda tiles: (programs,),
+        **_position_arguments(query, tables, q_grid, k_grid),
+        grad_position=grad_position,
+        partial_grad=partial,
+        grad_query=grad_query,
+        parts=parts,
+    )
+    grad_h, grad_w, grad_t = _table_gradients(parts, tables, q_grid, k_grid)
+    return grad_query, grad_key, grad_value, grad_h, grad_w, grad_t
+
+
+def _table_gradients(
+    parts: Tensor, tables: Sequence[Tensor], q_grid: Sequence[int], k_grid: Sequence[int]
+) -> list[Tensor]:
+    """Gradients of table_h, table_w and table_t from the sums of ``position_gradient``'s programs."""
+    programs, slots, channels = parts.shape
+    _, q_h, q_w = q_grid
+    tiles = programs // (q_h * q_w)
+    # axis of the grid, first slot, then lines, line_length, line_step, coordinate_step
+    layouts = (
+        (1, 0, 1, q_w * tiles, 0, q_w * tiles),
+        (2, k_grid[1], q_h, tiles, q_w * tiles, tiles),
+        (0, k_grid[1] + k_grid[2], 1, programs, 0, 0),
+    )
+    grads = []
+    for table, (axis, first_slot, lines, line_length, line_step, coordinate_step) in zip(
+        tables, layouts, strict=True
+    ):
+        grad = torch.empty_like(table)
+        TABLE(
+            lambda tiles, rows=table.shape[0]: (rows, cdiv(channels, tiles["COLUMNS"])),
+            parts=parts,
+            grad_table=grad,
+            slots=slots,
+            first_slot=first_slot,
+            lines=lines,
+            line_length=line_length,
+            line_step=line_step,
+            coordinate_step=coordinate_step,
+            QUERIES=q_grid[axis],
+            KEYS=k_grid[axis],
+            ROWWISE=axis == 0,
+            WIDTH=channels,
+        )
+        grads.append(grad)
+    return grads
