@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <sstream>
 #include <stdexcept>
@@ -51,20 +52,14 @@ std::string shape_text(const Sizes& sizes) {
 inline void check_layout(const char* op, const char* argument, const Tensor& tensor,
                          std::initializer_list<int64_t> shape, std::initializer_list<ScalarType> dtypes) {
   const ScalarType dtype = tensor.scalar_type();
-  bool dtype_ok = false;
-  std::string wanted;
-  for (ScalarType candidate : dtypes) {
-    dtype_ok = dtype_ok || candidate == dtype;
-    wanted += std::string(wanted.empty() ? "" : " or ") + dtype_name(candidate);
+  if (std::find(dtypes.begin(), dtypes.end(), dtype) == dtypes.end()) {
+    std::string wanted;
+    for (ScalarType candidate : dtypes) wanted += std::string(wanted.empty() ? "" : " or ") + dtype_name(candidate);
+    fail(op, argument, "expected dtype ", wanted, ", got ", dtype_name(dtype));
   }
-  if (!dtype_ok) fail(op, argument, "expected dtype ", wanted, ", got ", dtype_name(dtype));
   const auto sizes = tensor.sizes();
-  bool shape_ok = sizes.size() == shape.size();
-  for (size_t i = 0; shape_ok && i < sizes.size(); ++i) {
-    const int64_t expected = *(shape.begin() + i);
-    shape_ok = expected == -1 || expected == sizes[i];
-  }
-  if (!shape_ok) {
+  const auto fits = [](int64_t expected, int64_t actual) { return expected == -1 || expected == actual; };
+  if (!std::equal(shape.begin(), shape.end(), sizes.begin(), sizes.end(), fits)) {
     fail(op, argument, "expected shape ", shape_text(shape), " (-1: any size), got ", shape_text(sizes));
   }
 }

@@ -1,4 +1,4 @@
-// Tensors of the four floating types: the check of an argument, and new memory.
+// The check of an argument of the four floating types.
 #pragma once
 
 #include <initializer_list>
@@ -13,10 +13,6 @@ inline void check_floating(const char* op, const char* argument, const Tensor& t
                            std::initializer_list<int64_t> shape) {
   check_tensor(op, argument, tensor, shape,
                {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half});
-}
-
-inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
-  return stable::new_empty(like, shape, dtype);
 }
 
 }  // namespace ifdd::cpu

@@ -10,7 +10,7 @@ namespace {
 Tensor frame_correlation(const Tensor& tokens, double scale) {
   check_floating("frame_correlation", "tokens", tokens, {-1, -1, -1});
   const int64_t B = tokens.size(0), frames = tokens.size(1), D = tokens.size(2);
-  const Tensor z = stable::contiguous(tokens);
+  const Tensor z = as_contiguous(tokens);
   const Tensor correlation = empty(tokens, {B, frames, frames}, accumulation_dtype(tokens.scalar_type()));
   dispatch(tokens.scalar_type(), [&](auto type) {
     using T = decltype(type);
@@ -24,7 +24,7 @@ Tensor frame_correlation_backward(const Tensor& grad, const Tensor& tokens, doub
   check_floating(op, "tokens", tokens, {-1, -1, -1});
   const int64_t B = tokens.size(0), frames = tokens.size(1), D = tokens.size(2);
   check_tensor(op, "grad", grad, {B, frames, frames}, {accumulation_dtype(tokens.scalar_type())});
-  const Tensor z = stable::contiguous(tokens), g = stable::contiguous(grad);
+  const Tensor z = as_contiguous(tokens), g = as_contiguous(grad);
   const Tensor grad_z = empty(tokens, {B, frames, D}, tokens.scalar_type());
   dispatch(tokens.scalar_type(), [&](auto type) {
     using T = decltype(type);

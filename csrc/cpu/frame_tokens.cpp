@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor> frame_tokens_backward(const Tensor& grad, con
   const TokenSizes size = check_tokenizer(op, x, "weight", weight, "bias", bias, height, width, pool);
   const ScalarType acc_dtype = accumulation_dtype(x.scalar_type());
   check_tensor(op, "grad", grad, {x.size(0), size.T, size.tokens()}, {acc_dtype});
-  const Tensor grad_tokens = stable::contiguous(grad);
+  const Tensor grad_tokens = as_contiguous(grad);
   const Tensor grad_x = empty(x, {x.size(0), size.T, size.N, size.C}, x.scalar_type());
   const Tensor grad_weight = empty(x, {size.S, size.C}, acc_dtype);
   const Tensor grad_bias = empty(x, {size.S}, acc_dtype);
@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> frame_tokens_backward(const Tensor& grad, con
         .backward(nullptr, data<A>(grad_tokens), mutable_data<T>(grad_x), mutable_data<A>(grad_weight),
                   mutable_data<A>(grad_bias));
   });
-  return {grad_x, stable::to(grad_weight, weight.scalar_type()), stable::to(grad_bias, bias.scalar_type())};
+  return {grad_x, converted(grad_weight, weight.scalar_type()), converted(grad_bias, bias.scalar_type())};
 }
 
 }  // namespace

@@ -12,7 +12,7 @@
 namespace ifdd::cpu {
 
 // Itself where channels are dense (any other strides), else a copy.
-inline Tensor dense_channels(const Tensor& x) { return x.size(3) == 1 || x.stride(3) == 1 ? x : stable::contiguous(x); }
+inline Tensor dense_channels(const Tensor& x) { return x.size(3) == 1 || x.stride(3) == 1 ? x : as_contiguous(x); }
 
 template <class T>
 Frames<T> frames_of(const Tensor& x) {

@@ -42,7 +42,7 @@ double share(const Tensor& residual, double weight, bool mean) {
 Tensor lifting_loss(const Tensor& residual, double weight, double beta, bool mean) {
   check_inputs("lifting_loss", residual, beta);
   const Tensor loss = empty(residual, {}, accumulation_dtype(residual.scalar_type()));
-  const Tensor r = stable::contiguous(residual);
+  const Tensor r = as_contiguous(residual);
   const int64_t count = r.numel();
   dispatch(r.scalar_type(), [&](auto type) {
     using T = decltype(type);
@@ -68,8 +68,8 @@ Tensor lifting_loss_backward(const Tensor& grad, const Tensor& residual, double 
   const char* op = "lifting_loss_backward";
   check_inputs(op, residual, beta);
   check_tensor(op, "grad", grad, {}, {accumulation_dtype(residual.scalar_type())});
-  const Tensor r = stable::contiguous(residual);
-  const Tensor out = stable::new_empty(residual, residual.sizes());
+  const Tensor r = as_contiguous(residual);
+  const Tensor out = empty(residual, residual.sizes(), residual.scalar_type());
   dispatch(r.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;

@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor> lifting_residual_backward(const Tensor& grad, const T
   const char* op = "lifting_residual_backward";
   check_inputs(op, x, approximation);
   check_tensor(op, "grad", grad, {x.size(0), x.size(2)}, {accumulation_dtype(x.scalar_type())});
-  const Tensor g = stable::contiguous(grad);
+  const Tensor g = as_contiguous(grad);
   return {spread(g, x, 1), spread(g, approximation, -1)};
 }
 

@@ -7,13 +7,11 @@
 #include <tuple>
 #include <vector>
 
-#include "kernels/split_frames.h"
-#include "tensor.h"
+#include "frames.h"
 
 namespace ifdd::cpu {
 namespace {
 
-namespace stable = torch::stable;
 using OptionalTensor = std::optional<Tensor>;
 
 struct Inputs {
@@ -85,7 +83,7 @@ Sample<A> interpolate(A index, int64_t T, bool aligned) {
   const bool inside = raw > 0 && raw < last;
   const A position = raw != raw ? raw : inside ? raw : raw <= 0 ? A(0) : last;
   const int64_t first = inside ? static_cast<int64_t>(position) : position == last ? T - 1 : 0;
-  return {first, std::min(first + 1, T - 1), position - static_cast<A>(first), inside ? scale : A(0), true};
+  return {first, std::min(first + 1, T - 1), position - static_cast<A>(first), inside ? scale : A(0)};
 }
 
 template <class A>
@@ -96,7 +94,7 @@ void fill_samples(const char* op, const char* argument, const Tensor& index, con
   const ScalarType wanted = in.gather                   ? ScalarType::Long
                             : std::is_same_v<A, double> ? ScalarType::Double
                                                         : ScalarType::Float;
-  const Tensor read = stable::contiguous(index.scalar_type() == wanted ? index : stable::to(index, wanted));
+  const Tensor read = as_contiguous(converted(index, wanted));
   for (int64_t b = 0; b < in.B; ++b) {
     for (int64_t k = 0; k < slots; ++k) {
       Sample<A>& sample = samples[b * all + first_slot + k];
@@ -106,7 +104,7 @@ void fill_samples(const char* op, const char* argument, const Tensor& index, con
           fail(op, argument, "index out of range: expected 0 <= index < T = ", in.size.T, ", got ", t, " at (", b, ", ",
                k, ")");
         }
-        sample = {t, t, A(0), A(0), false};
+        sample = {t, t, A(0), A(0)};
       } else {
         sample = interpolate(data<A>(read)[b * slots + k], in.size.T, aligned);
       }
@@ -123,6 +121,30 @@ std::vector<Sample<A>> make_samples(const char* op, const Tensor& static_index, 
   return samples;
 }
 
+// Which output frames read which input frame: an average of two, gathered without a search per position.
+template <class A>
+struct Readers {
+  std::vector<Reader<A>> all;
+  std::vector<int64_t> begin;
+
+  Readers(const std::vector<Sample<A>>& samples, const Inputs& in) {
+    const int64_t T = in.size.T, K = in.size.Ks + in.size.Kd;
+    all.reserve(2 * samples.size());
+    begin.reserve(in.B * T + 1);
+    for (int64_t frame = 0; frame < in.B * T; ++frame) {
+      begin.push_back(static_cast<int64_t>(all.size()));
+      for (int64_t k = 0; k < K; ++k) {
+        const Sample<A>& s = samples[frame / T * K + k];
+        A factor = 0;
+        if (s.first == frame % T) factor += 1 - s.fraction;
+        if (s.second == frame % T) factor += s.fraction;
+        if (factor != 0) all.push_back({k, factor});
+      }
+    }
+    begin.push_back(static_cast<int64_t>(all.size()));
+  }
+};
+
 std::tuple<Tensor, Tensor, Tensor> split_frames(const Tensor& x, const Tensor& static_index,
                                                 const Tensor& dynamic_index, const OptionalTensor& static_weight,
                                                 const OptionalTensor& static_bias, const OptionalTensor& dynamic_weight,
@@ -134,13 +156,13 @@ std::tuple<Tensor, Tensor, Tensor> split_frames(const Tensor& x, const Tensor& s
                                  {"static_bias", &static_bias},
                                  {"dynamic_weight", &dynamic_weight},
                                  {"dynamic_bias", &dynamic_bias}});
+  if (norm && !(eps > 0)) fail(op, "eps", "expected a positive number, got ", eps);
   const auto [T, N, C, Ks, Kd] = in.size;
   const int64_t K = Ks + Kd;
-  const Tensor rows = stable::contiguous(x);
-  const Tensor static_frames = stable::new_empty(x, {in.B, Ks, N, C});
-  const Tensor dynamic_frames = stable::new_empty(x, {in.B, Kd, N, C});
+  const Tensor rows = dense_channels(x);
+  const Tensor frames[2] = {empty(x, {in.B, Ks, N, C}, in.dtype), empty(x, {in.B, Kd, N, C}, in.dtype)};
   const ScalarType acc_dtype = accumulation_dtype(in.dtype);
-  const Tensor stats = norm ? stable::new_empty(x, {in.B, K, N, 2}, acc_dtype) : stable::new_empty(x, {0}, acc_dtype);
+  const Tensor stats = norm ? empty(x, {in.B, K, N, 2}, acc_dtype) : empty(x, {0}, acc_dtype);
   Tensor weight[2], bias[2];
   if (norm) {
     weight[0] = accumulable(*static_weight);
@@ -154,24 +176,21 @@ std::tuple<Tensor, Tensor, Tensor> split_frames(const Tensor& x, const Tensor& s
     const std::vector<Sample<A>> samples = make_samples<A>(op, static_index, dynamic_index, in, aligned);
     SplitForward<E> call{};
     call.size = in.size;
-    call.x = data<E>(rows);
+    call.x = frames_of<E>(rows);
+    call.gather = in.gather;
     call.samples = samples.data();
-    for (int group = 0; norm && group < 2; ++group) {
-      call.weight[group] = data<A>(weight[group]);
-      call.bias[group] = data<A>(bias[group]);
+    for (int group = 0; group < 2; ++group) {
+      call.weight[group] = norm ? data<A>(weight[group]) : nullptr;
+      call.bias[group] = norm ? data<A>(bias[group]) : nullptr;
+      call.frames[group] = mutable_data<E>(frames[group]);
     }
     call.eps = static_cast<A>(eps);
-    call.frames[0] = mutable_data<E>(static_frames);
-    call.frames[1] = mutable_data<E>(dynamic_frames);
     call.stats = norm ? mutable_data<A>(stats) : nullptr;
     const auto kernel = IFDD_SELECT(split_forward<E>);
     const int64_t grain = std::max<int64_t>(1, 32768 / (K * C));
-    stable::parallel_for(0, in.B * N, grain, [&](int64_t begin, int64_t end) {
-      std::vector<A> scratch(4 * C);
-      kernel(call, begin, end, scratch.data());
-    });
+    stable::parallel_for(0, in.B * N, grain, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
   });
-  return {static_frames, dynamic_frames, stats};
+  return {frames[0], frames[1], stats};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_backward(
@@ -192,30 +211,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
     check_tensor(op, "stats", stats, {0}, {acc_dtype});
   }
 
-  const Tensor rows = stable::contiguous(x);
-  const Tensor saved = stable::contiguous(stats);
-  const Tensor grads[2] = {stable::contiguous(grad_static), stable::contiguous(grad_dynamic)};
+  const Tensor rows = dense_channels(x);
+  const Tensor saved = as_contiguous(stats);
+  const Tensor grads[2] = {as_contiguous(grad_static), as_contiguous(grad_dynamic)};
   Tensor weight[2];
   if (norm) {
     weight[0] = accumulable(*static_weight);
     weight[1] = accumulable(*dynamic_weight);
   }
-  const Tensor grad_x = stable::new_empty(x, {in.B, T, N, C});
+  const Tensor grad_x = empty(x, {in.B, T, N, C}, in.dtype);
+  // An input that is not there, or is an integer, has an empty gradient.
+  const Tensor grad_index[2] = {
+      in.gather ? empty(x, {0}, acc_dtype) : empty(x, {in.B, Ks}, acc_dtype),
+      in.gather ? empty(x, {0}, acc_dtype) : empty(x, {in.B, Kd}, acc_dtype),
+  };
+  Tensor grad_norm[4];  // weight and bias of static, weight and bias of dynamic
+  for (Tensor& grad : grad_norm) grad = norm ? empty(x, {C}, acc_dtype) : empty(x, {0}, in.dtype);
+  // The partial sums of each chunk.
   const int64_t parts = chunks(in.size);
-  // The partial sums of each chunk: (B * chunks, K) for the indexes, (B * chunks, 4, C) for the norms.
-  const Tensor index_partial = stable::new_empty(x, {in.gather ? 0 : in.B * parts, K}, acc_dtype);
-  const Tensor weight_partial = stable::new_empty(x, {norm ? in.B * parts : 0, 4, C}, acc_dtype);
-  Tensor index_sum = stable::new_empty(x, {in.gather ? 0 : in.B, K}, acc_dtype);
-  const Tensor weight_sum = stable::new_empty(x, {norm ? 4 : 0, C}, acc_dtype);
+  const Tensor index_partial = empty(x, {in.gather ? 0 : in.B * parts, K}, acc_dtype);
+  const Tensor weight_partial = empty(x, {norm ? in.B * parts : 0, 4, C}, acc_dtype);
 
   dispatch(in.dtype, [&](auto type) {
     using E = decltype(type);
     using A = acc_t<E>;
     const std::vector<Sample<A>> samples = make_samples<A>(op, static_index, dynamic_index, in, aligned);
+    const Readers<A> readers(samples, in);
     SplitBackward<E> call{};
     call.size = in.size;
-    call.x = data<E>(rows);
+    call.x = frames_of<E>(rows);
+    call.gather = in.gather;
     call.samples = samples.data();
+    call.readers = readers.all.data();
+    call.reader_begin = readers.begin.data();
     for (int group = 0; group < 2; ++group) {
       call.weight[group] = norm ? data<A>(weight[group]) : nullptr;
       call.grad_frames[group] = data<E>(grads[group]);
@@ -226,34 +254,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
     call.weight_partial = norm ? mutable_data<A>(weight_partial) : nullptr;
     const auto kernel = IFDD_SELECT(split_backward<E>);
     stable::parallel_for(0, in.B * parts, 1, [&](int64_t begin, int64_t end) {
-      std::vector<A> scratch((K + 4) * C);
+      std::vector<A> scratch(split_backward_scratch(in.size));
       kernel(call, begin, end, scratch.data());
     });
     const auto sum = IFDD_SELECT(sum_rows<A>);
     if (!in.gather) {
       for (int64_t b = 0; b < in.B; ++b) {
-        sum(data<A>(index_partial) + b * parts * K, parts, K, 0, K, mutable_data<A>(index_sum) + b * K);
+        const A* partial = data<A>(index_partial) + b * parts * K;
+        sum(partial, parts, K, 0, Ks, mutable_data<A>(grad_index[0]) + b * Ks);
+        sum(partial + Ks, parts, K, 0, Kd, mutable_data<A>(grad_index[1]) + b * Kd);
       }
     }
     if (norm) {
-      stable::parallel_for(0, 4 * C, 256, [&](int64_t begin, int64_t end) {
-        sum(data<A>(weight_partial), in.B * parts, 4 * C, begin, end, mutable_data<A>(weight_sum));
+      constexpr int64_t kBlock = 256;
+      const int64_t blocks = (C + kBlock - 1) / kBlock;
+      stable::parallel_for(0, 4 * blocks, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t row = i / blocks, first = i % blocks * kBlock;
+          sum(data<A>(weight_partial) + row * C, in.B * parts, 4 * C, first, std::min(C, first + kBlock),
+              mutable_data<A>(grad_norm[row]));
+        }
       });
     }
   });
 
-  const auto none = [&](ScalarType dtype) { return stable::new_empty(x, {0}, dtype); };
-  const auto index_grad = [&](const Tensor& index, int64_t first) {
-    if (in.gather) return none(acc_dtype);
-    return stable::to(stable::clone(stable::narrow(index_sum, 1, first, index.size(1))), index.scalar_type());
-  };
   const auto norm_grad = [&](const OptionalTensor& like, int64_t row) {
-    if (!norm) return none(in.dtype);
-    return stable::to(stable::clone(stable::select(weight_sum, 0, row)), like->scalar_type());
+    return norm ? converted(grad_norm[row], like->scalar_type()) : grad_norm[row];
   };
   return {grad_x,
-          index_grad(static_index, 0),
-          index_grad(dynamic_index, Ks),
+          in.gather ? grad_index[0] : converted(grad_index[0], static_index.scalar_type()),
+          in.gather ? grad_index[1] : converted(grad_index[1], dynamic_index.scalar_type()),
           norm_grad(static_weight, 0),
           norm_grad(static_weight, 1),
           norm_grad(dynamic_weight, 2),

@@ -72,8 +72,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_index_backward(
   check_tensor(op, "correlation", correlation, {B, frames, frames}, {acc_dtype});
 
   const Tensor rows = dense_channels(x);
-  const Tensor saved = stable::contiguous(correlation), direct = stable::contiguous(grad_correlation);
-  const Tensor grad_index[2] = {stable::contiguous(grad_static), stable::contiguous(grad_dynamic)};
+  const Tensor saved = as_contiguous(correlation), direct = as_contiguous(grad_correlation);
+  const Tensor grad_index[2] = {as_contiguous(grad_static), as_contiguous(grad_dynamic)};
   const Tensor weight[2] = {accumulable(static_weight), accumulable(dynamic_weight)};
   const Tensor grad_x = empty(x, {B, frames, size.N, size.C}, x.scalar_type());
   const Tensor grad_weight[2] = {empty(x, {K, pairs}, acc_dtype), empty(x, {K, pairs}, acc_dtype)};
@@ -113,10 +113,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_index_backward(
     tokenizer.backward(before.data(), grad_tokens.data(), mutable_data<T>(grad_x), mutable_data<A>(grad_token_weight),
                        mutable_data<A>(grad_token_bias));
   });
-  return {grad_x, stable::to(grad_token_weight, token_weight.scalar_type()),
-          stable::to(grad_token_bias, token_bias.scalar_type()),
-          stable::to(grad_weight[0], static_weight.scalar_type()),
-          stable::to(grad_weight[1], dynamic_weight.scalar_type())};
+  return {grad_x, converted(grad_token_weight, token_weight.scalar_type()),
+          converted(grad_token_bias, token_bias.scalar_type()), converted(grad_weight[0], static_weight.scalar_type()),
+          converted(grad_weight[1], dynamic_weight.scalar_type())};
 }
 
 }  // namespace

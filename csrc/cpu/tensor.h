@@ -1,4 +1,7 @@
-// Typed access to tensors and the choice of a kernel's element type.
+// New and readable memory, typed access to it, and the choice of a kernel's element type.
+//
+// torch/csrc/stable/ops.h finds an operator by its name on every call, which costs more than a small tensor's kernel:
+// these helpers make the calls that are not needed no calls at all.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -40,10 +43,28 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
+// Uninitialised and contiguous, on the device of `like`.
+inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType dtype) {
+  int32_t dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle out = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.data(), static_cast<int64_t>(shape.size()),
+                                                          &dtype_code, nullptr, nullptr, 0, nullptr, &out));
+  return Tensor(out);
+}
+
+// Itself where it is contiguous, else a copy.
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// Itself where it has the dtype, else a copy.
+inline Tensor converted(const Tensor& tensor, ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+}
+
 // Contiguous and in the accumulation type.
 inline Tensor accumulable(const Tensor& tensor) {
-  const ScalarType wanted = accumulation_dtype(tensor.scalar_type());
-  return torch::stable::contiguous(tensor.scalar_type() == wanted ? tensor : torch::stable::to(tensor, wanted));
+  return as_contiguous(converted(tensor, accumulation_dtype(tensor.scalar_type())));
 }
 
 // Checks a parameter: of the given shape and, beside activations of `dtype`, of that dtype or float32 (float64 only

@@ -22,20 +22,6 @@ constexpr int kRows = 1, kProjected = 2, kSpread = 1;
 #endif
 static_assert(kRows <= kTokenRows && kPack == kTokenLanes);
 
-// Calls body with the compile-time number count, 1 <= count <= limit.
-template <int limit, class Body>
-IFDD_INLINE void with_count(int64_t count, const Body& body) {
-  if constexpr (limit == 1) {
-    body(std::integral_constant<int, 1>{});
-  } else {
-    if (count == limit) {
-      body(std::integral_constant<int, limit>{});
-    } else {
-      with_count<limit - 1>(count, body);
-    }
-  }
-}
-
 template <class T>
 IFDD_INLINE const T* frame_of(const Frames<T>& x, const TokenSizes& size, int64_t frame) {
   return x.data + frame / size.T * x.batch + frame % size.T * x.frame;

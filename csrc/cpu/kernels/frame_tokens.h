@@ -7,16 +7,10 @@
 
 #include <cstdint>
 
+#include "ifdd/frames.h"
 #include "ifdd/scalar.h"
 
 namespace ifdd::cpu {
-
-// Frames (B, T, N, C) with any strides but dense channels.
-template <class T>
-struct Frames {
-  const T* data;
-  int64_t batch, frame, token;  // strides
-};
 
 struct TokenSizes {
   int64_t T, N, C;

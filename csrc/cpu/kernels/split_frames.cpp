@@ -3,15 +3,18 @@
 
 #include <type_traits>
 
-#include "ifdd/pack.h"
 #include "ifdd/simd.h"
+#include "ifdd/vec.h"
 
 namespace ifdd::cpu::IFDD_ISA {
 namespace {
 
-// y[j] of an output row, in the accumulation type.
+// Slots that are worked on together: enough independent sums to hide the latency of an addition.
+constexpr int kTile = 4;
+
+// The rows of x that an output row is made of.
 template <class T>
-struct Row {
+struct Source {
   using A = acc_t<T>;
   const T* first;
   const T* second;
@@ -19,70 +22,50 @@ struct Row {
   A take;
 };
 
-template <class T>
-IFDD_INLINE Row<T> make_row(const T* x, const Sample<acc_t<T>>& s, const SplitSizes& size, int64_t b, int64_t n) {
-  const auto frame = [&](int64_t t) { return x + ((b * size.T + t) * size.N + n) * size.C; };
-  return {frame(s.first), frame(s.second), 1 - s.fraction, s.fraction};
-}
-
-// Calls body with a compile-time flag: gathered rows must not be multiplied by a zero weight (0 * inf is NaN).
-template <class Body>
-IFDD_INLINE void with_lerp(bool lerp, const Body& body) {
-  if (lerp) {
-    body(std::true_type{});
-  } else {
-    body(std::false_type{});
-  }
-}
-
-template <bool lerp, class T>
-IFDD_INLINE acc_t<T> value(const Row<T>& row, int64_t j) {
+// The output row in the accumulation type. A gathered row must not be multiplied by a zero weight: 0 * inf is NaN.
+template <bool lerp, class T, class Lanes>
+IFDD_INLINE Vec<acc_t<T>> value(const Source<T>& s, int64_t c, Lanes lanes) {
   if constexpr (lerp) {
-    return row.keep * load(row.first + j) + row.take * load(row.second + j);
+    return s.keep * lanes.read(s.first + c) + s.take * lanes.read(s.second + c);
   } else {
-    return load(row.first + j);
+    return lanes.read(s.first + c);
   }
 }
 
-// Halves are converted a whole row at a time where the set has instructions for it (see ifdd/pack.h).
-#if defined(__F16C__)
+// Slots [first, first + tile) of a group at one position, and what lies one position further.
 template <class T>
-constexpr bool kByRow = std::is_same_v<T, fp16>;
-#else
-template <class T>
-constexpr bool kByRow = false;
-#endif
+struct Slots {
+  using A = acc_t<T>;
+  int64_t slot[kTile];  // of all K
+  int64_t row[kTile];   // of the group's (B * Ks, N) or (B * Kd, N) rows
+  Source<T> source[kTile];
+  int64_t next;  // elements to the same row of x at the next position
+};
 
-// The row as the loops read it: itself, or widened into two rows of scratch.
-template <bool lerp, class T>
-IFDD_INLINE auto readable(const Row<T>& row, int64_t C, acc_t<T>* scratch) {
-  if constexpr (kByRow<T>) {
-    widen(row.first, C, scratch);
-    if constexpr (lerp) widen(row.second, C, scratch + C);
-    return Row<acc_t<T>>{scratch, scratch + C, row.keep, row.take};
-  } else {
-    return row;
-  }
+template <int tile, class Op, class T>
+IFDD_INLINE Slots<T> find_slots(const Op& op, const Frames<T>& x, int64_t b, int64_t n, int group, int64_t first) {
+  const int64_t K = op.size.Ks + op.size.Kd, count = group == 0 ? op.size.Ks : op.size.Kd;
+  const T* position = x.data + b * x.batch + n * x.token;
+  Slots<T> found;
+  unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+    found.slot[i] = first + i + (group == 0 ? 0 : op.size.Ks);
+    found.row[i] = (b * count + first + i) * op.size.N + n;
+    const auto& s = op.samples[b * K + found.slot[i]];
+    found.source[i] = {position + s.first * x.frame, position + s.second * x.frame, 1 - s.fraction, s.fraction};
+  });
+  found.next = x.token;
+  return found;
 }
 
-template <class T>
-IFDD_INLINE auto readable(const T* row, int64_t C, acc_t<T>* scratch) {
-  if constexpr (kByRow<T>) {
-    widen(row, C, scratch);
-    return static_cast<const acc_t<T>*>(scratch);
-  } else {
-    return row;
-  }
-}
-
-// Calls body with the row to write: out itself, or a row of scratch that is narrowed afterwards.
-template <class T, class Body>
-IFDD_INLINE void with_output(T* out, int64_t C, acc_t<T>* scratch, const Body& body) {
-  if constexpr (kByRow<T>) {
-    body(scratch);
-    narrow(scratch, C, out);
-  } else {
-    body(out);
+// Calls body(group, first, tile) for the tiles of both groups; tile is a compile-time number.
+template <class Body>
+IFDD_INLINE void for_tiles(const SplitSizes& size, const Body& body) {
+  for (int group = 0; group < 2; ++group) {
+    const int64_t count = group == 0 ? size.Ks : size.Kd;
+    for (int64_t first = 0; first < count; first += kTile) {
+      with_count<kTile>(count - first < kTile ? count - first : kTile,
+                        [&](auto tile) __attribute__((always_inline)) { body(group, first, tile); });
+    }
   }
 }
 
@@ -95,168 +78,194 @@ IFDD_INLINE A square_root(A v) {
   }
 }
 
+// LayerNorm: two passes for the statistics, since E[y^2] - E[y]^2 cancels. The rows are blended anew in each of the
+// three passes, which costs less than a copy of them in the first-level cache.
+template <bool lerp, int tile, class T, class A>
+IFDD_INLINE void write_normalized(const Slots<T>& slots, int64_t C, const A* weight, const A* bias, A eps,
+                                  T* const* out, A* const* stats) {
+  Vec<A> sum[tile] = {}, squares[tile] = {};
+  A mean[tile], rstd[tile];
+  for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+    unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+      // The prefetcher of the processor loses track of so many rows, each in another page.
+      __builtin_prefetch(slots.source[i].first + slots.next + c);
+      __builtin_prefetch(out[i] + C + c, 1);
+      sum[i] += value<lerp>(slots.source[i], c, lanes);
+    });
+  });
+  unrolled<tile>([&](auto i) __attribute__((always_inline)) { mean[i] = total<A>(sum[i]) / static_cast<A>(C); });
+  for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+    unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+      const Vec<A> d = lanes.template keep<A>(value<lerp>(slots.source[i], c, lanes) - mean[i]);
+      squares[i] += d * d;
+    });
+  });
+  unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+    rstd[i] = 1 / square_root(total<A>(squares[i]) / static_cast<A>(C) + eps);
+    stats[i][0] = mean[i];
+    stats[i][1] = rstd[i];
+  });
+  for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+    const Vec<A> w = lanes.read(weight + c), b = lanes.read(bias + c);
+    unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+      lanes.write(out[i] + c, (value<lerp>(slots.source[i], c, lanes) - mean[i]) * rstd[i] * w + b);
+    });
+  });
+}
+
 template <bool lerp, class T>
-IFDD_INLINE void write_row(const Row<T>& row, int64_t C, T* __restrict__ out) {
-  for_each(C, [&](int64_t j) { store(out + j, value<lerp>(row, j)); });
-}
-
-// LayerNorm of the row: two passes for the statistics, since E[y^2] - E[y]^2 cancels.
-template <bool lerp, class T, class A>
-IFDD_INLINE void write_normalized(const Row<T>& row, int64_t C, const A* __restrict__ weight,
-                                  const A* __restrict__ bias, A eps, A* __restrict__ y, T* __restrict__ out,
-                                  A* __restrict__ stats) {
-  LaneSum<A> sum;
-  for_lanes(C, [&](int64_t j, int l) {
-    const A v = value<lerp>(row, j);
-    y[j] = v;
-    sum.lane[l] += v;
-  });
-  const A mean = total(sum) / static_cast<A>(C);
-  LaneSum<A> squares;
-  for_lanes(C, [&](int64_t j, int l) {
-    const A d = y[j] - mean;
-    squares.lane[l] += d * d;
-  });
-  const A rstd = 1 / square_root(total(squares) / static_cast<A>(C) + eps);
-  for_each(C, [&](int64_t j) { store(out + j, (y[j] - mean) * rstd * weight[j] + bias[j]); });
-  stats[0] = mean;
-  stats[1] = rstd;
-}
-
-// Gradient of one output row with respect to y, into grad_y; returns sum_j grad_y[j] (x[second] - x[first])[j].
-// grad_weight and grad_bias are added to.
-template <bool lerp, class T, class A>
-IFDD_INLINE A normalized_row_backward(const Row<T>& row, int64_t C, const T* __restrict__ grad,
-                                      const A* __restrict__ weight, A mean, A rstd, A* __restrict__ grad_weight,
-                                      A* __restrict__ grad_bias, A* __restrict__ grad_y) {
-  LaneSum<A> sum, dot;
-  for_lanes(C, [&](int64_t j, int l) {
-    const A normalized = (value<lerp>(row, j) - mean) * rstd;
-    const A g = load(grad + j);
-    const A gw = g * weight[j];
-    sum.lane[l] += gw;
-    dot.lane[l] += gw * normalized;
-    grad_weight[j] += g * normalized;
-    grad_bias[j] += g;
-  });
-  const A mean_grad = total(sum) / static_cast<A>(C);
-  const A mean_dot = total(dot) / static_cast<A>(C);
-  LaneSum<A> slope;
-  for_lanes(C, [&](int64_t j, int l) {
-    const A normalized = (value<lerp>(row, j) - mean) * rstd;
-    const A g = rstd * (load(grad + j) * weight[j] - mean_grad - normalized * mean_dot);
-    grad_y[j] = g;
-    if constexpr (lerp) slope.lane[l] += g * (load(row.second + j) - load(row.first + j));
-  });
-  return lerp ? total(slope) : A(0);
-}
-
-template <bool lerp, class T, class A>
-IFDD_INLINE A plain_row_backward(const Row<T>& row, int64_t C, const T* __restrict__ grad, A* __restrict__ grad_y) {
-  LaneSum<A> slope;
-  for_lanes(C, [&](int64_t j, int l) {
-    const A g = load(grad + j);
-    grad_y[j] = g;
-    if constexpr (lerp) slope.lane[l] += g * (load(row.second + j) - load(row.first + j));
-  });
-  return lerp ? total(slope) : A(0);
-}
-
-// An output frame that reads an input frame, and its weight there.
-template <class A>
-struct Reader {
-  const A* grad;
-  A factor;
-};
-
-// out = (start ? 0 : sum) + the first `count` readers, in order; `out` is the row itself when `last`, else `sum`.
-template <int count, class T, class A>
-IFDD_INLINE void add_readers(const Reader<A>* reader, int64_t C, bool start, bool last, A* __restrict__ sum,
-                             T* __restrict__ out) {
-  Reader<A> r[count];
-  for (int i = 0; i < count; ++i) r[i] = reader[i];
-  const auto value = [&](int64_t j, A from) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-    for (int i = 0; i < count; ++i) from += r[i].factor * r[i].grad[j];
-    return from;
-  };
-  if (start && last) {
-    for_each(C, [&](int64_t j) { store(out + j, value(j, A(0))); });
-  } else if (start) {
-    for_each(C, [&](int64_t j) { sum[j] = value(j, A(0)); });
-  } else if (last) {
-    for_each(C, [&](int64_t j) { store(out + j, value(j, sum[j])); });
-  } else {
-    for_each(C, [&](int64_t j) { sum[j] = value(j, sum[j]); });
+IFDD_INLINE void forward_positions(const SplitForward<T>& op, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  const SplitSizes& size = op.size;
+  const int64_t K = size.Ks + size.Kd, C = size.C;
+  // All output frames of a position together: its T input rows stay in the first-level cache.
+  for (int64_t position = begin; position < end; ++position) {
+    const int64_t b = position / size.N, n = position % size.N;
+    for_tiles(size, [&](int group, int64_t first, auto count) __attribute__((always_inline)) {
+      constexpr int tile = decltype(count)::value;
+      const Slots<T> slots = find_slots<tile>(op, op.x, b, n, group, first);
+      T* out[tile];
+      unrolled<tile>([&](auto i) __attribute__((always_inline)) { out[i] = op.frames[group] + slots.row[i] * C; });
+      if (op.weight[group] != nullptr) {
+        A* stats[tile];
+        unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+          stats[i] = op.stats + ((b * K + slots.slot[i]) * size.N + n) * 2;
+        });
+        return write_normalized<lerp, tile>(slots, C, op.weight[group], op.bias[group], op.eps, out, stats);
+      }
+      for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+          lanes.write(out[i] + c, value<lerp>(slots.source[i], c, lanes));
+        });
+      });
+    });
   }
 }
 
-// Row of the gradient of input frame t: the output frames that read it, each with its weight. Two of them on average,
-// so they are gathered four at a time, without passes over the row for the sum.
+// The two means in the gradient of a LayerNorm, (mean(g w), mean(g w y)) per slot with y the normalised row; adds to
+// the gradients of its weight and bias.
+template <bool lerp, int tile, class T, class A>
+IFDD_INLINE void reduce_gradient(const Slots<T>& slots, int64_t C, const T* const* grad, const A* weight,
+                                 const A* const* stats, A* grad_weight, A* grad_bias, A* means) {
+  Vec<A> sum[tile] = {}, dot[tile] = {};
+  for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+    const Vec<A> w = lanes.read(weight + c);
+    Vec<A> weight_sum = lanes.read(grad_weight + c), bias_sum = lanes.read(grad_bias + c);
+    unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+      __builtin_prefetch(slots.source[i].first + slots.next + c);
+      __builtin_prefetch(grad[i] + C + c);
+      const Vec<A> normalized = (value<lerp>(slots.source[i], c, lanes) - stats[i][0]) * stats[i][1];
+      const Vec<A> g = lanes.read(grad[i] + c);  // 0 behind the row, and with it all sums
+      sum[i] += g * w;
+      dot[i] += g * w * normalized;
+      weight_sum += g * normalized;
+      bias_sum += g;
+    });
+    lanes.write(grad_weight + c, weight_sum);
+    lanes.write(grad_bias + c, bias_sum);
+  });
+  unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+    means[2 * slots.slot[i]] = total<A>(sum[i]) / static_cast<A>(C);
+    means[2 * slots.slot[i] + 1] = total<A>(dot[i]) / static_cast<A>(C);
+  });
+}
+
+// Channels [begin, begin + width) of the gradient before the norm, into grad_y (K, kStrip); adds
+// <grad_y, x[second] - x[first]> to the slopes.
+template <bool lerp, int tile, class T, class A>
+IFDD_INLINE void strip_gradient(const Slots<T>& slots, int64_t begin, int64_t width, const T* const* grad,
+                                const A* weight, const A* const* stats, const A* means, A* grad_y, A* slopes) {
+  unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+    const Source<T>& source = slots.source[i];
+    A* out = grad_y + slots.slot[i] * kStrip;
+    Vec<A> slope = widen(slopes + slots.slot[i] * kWidestVector);
+    for_vectors<A>(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+      Vec<A> g = lanes.read(grad[i] + begin + c);
+      if (weight != nullptr) {
+        const Vec<A> normalized = (value<lerp>(source, begin + c, lanes) - stats[i][0]) * stats[i][1];
+        g = stats[i][1] *
+            (g * lanes.read(weight + begin + c) - means[2 * slots.slot[i]] - normalized * means[2 * slots.slot[i] + 1]);
+      }
+      narrow(out + c, g);
+      if constexpr (lerp) slope += g * (lanes.read(source.second + begin + c) - lanes.read(source.first + begin + c));
+    });
+    narrow(slopes + slots.slot[i] * kWidestVector, slope);
+  });
+}
+
+// The gradient of every input frame in a strip: the output frames that read it, each with its weight.
 template <class T, class A>
-IFDD_INLINE void gather_input_gradient(const Sample<A>* samples, int64_t K, int64_t t, int64_t C,
-                                       const A* __restrict__ grad_y, A* __restrict__ sum, T* __restrict__ out) {
-  Reader<A> reader[4];
-  int count = 0;
-  bool start = true;
-  for (int64_t k = 0; k < K; ++k) {
-    const Sample<A>& s = samples[k];
-    A factor = 0;
-    if (s.first == t) factor += s.lerp ? 1 - s.fraction : A(1);
-    if (s.lerp && s.second == t) factor += s.fraction;
-    if (factor == 0) continue;
-    if (count == 4) {
-      add_readers<4>(reader, C, start, false, sum, out);
-      start = false;
-      count = 0;
-    }
-    reader[count++] = {grad_y + k * C, factor};
+IFDD_INLINE void gather_readers(const SplitBackward<T>& op, int64_t b, int64_t n, int64_t begin, int64_t width,
+                                const A* grad_y) {
+  const SplitSizes& size = op.size;
+  for (int64_t t = 0; t < size.T; ++t) {
+    const Reader<A>* first = op.readers + op.reader_begin[b * size.T + t];
+    const Reader<A>* last = op.readers + op.reader_begin[b * size.T + t + 1];
+    T* out = op.grad_x + ((b * size.T + t) * size.N + n) * size.C + begin;
+    for_vectors<A>(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+      Vec<A> sum = {};
+      for (const Reader<A>* r = first; r != last; ++r) sum += r->factor * widen(grad_y + r->slot * kStrip + c);
+      lanes.write(out + c, sum);
+    });
   }
-  switch (count) {
-    case 0:
-      return for_each(C, [&](int64_t j) { store(out + j, A(0)); });
-    case 1:
-      return add_readers<1>(reader, C, start, true, sum, out);
-    case 2:
-      return add_readers<2>(reader, C, start, true, sum, out);
-    case 3:
-      return add_readers<3>(reader, C, start, true, sum, out);
-    default:
-      return add_readers<4>(reader, C, start, true, sum, out);
+}
+
+template <bool lerp, class T>
+IFDD_INLINE void backward_position(const SplitBackward<T>& op, int64_t b, int64_t n, acc_t<T>* index_partial,
+                                   acc_t<T>* weight_partial, acc_t<T>* scratch) {
+  using A = acc_t<T>;
+  const SplitSizes& size = op.size;
+  const int64_t K = size.Ks + size.Kd, C = size.C;
+  A* grad_y = scratch;
+  A* slopes = grad_y + K * kStrip;
+  A* means = slopes + K * kWidestVector;
+  for_each(K * kWidestVector, [&](int64_t i) { slopes[i] = 0; });
+  const auto with_slots = [&](const auto& body) __attribute__((always_inline)) {
+    for_tiles(size, [&](int group, int64_t first, auto count) __attribute__((always_inline)) {
+      constexpr int tile = decltype(count)::value;
+      const Slots<T> slots = find_slots<tile>(op, op.x, b, n, group, first);
+      const T* grad[tile];
+      const A* stats[tile];
+      unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+        grad[i] = op.grad_frames[group] + slots.row[i] * C;
+        stats[i] = op.stats == nullptr ? nullptr : op.stats + ((b * K + slots.slot[i]) * size.N + n) * 2;
+      });
+      body(count, slots, group, grad, stats);
+    });
+  };
+  if (weight_partial != nullptr) {
+    with_slots([&](auto tile, const Slots<T>& slots, int group, const T* const* grad, const A* const* stats)
+                   __attribute__((always_inline)) {
+                     A* partial = weight_partial + group * 2 * C;
+                     reduce_gradient<lerp, decltype(tile)::value>(slots, C, grad, op.weight[group], stats, partial,
+                                                                  partial + C, means);
+                   });
+  }
+  for (int64_t begin = 0; begin < C; begin += kStrip) {
+    const int64_t width = C - begin < kStrip ? C - begin : kStrip;
+    with_slots([&](auto tile, const Slots<T>& slots, int group, const T* const* grad, const A* const* stats)
+                   __attribute__((always_inline)) {
+                     strip_gradient<lerp, decltype(tile)::value>(slots, begin, width, grad, op.weight[group], stats,
+                                                                 means, grad_y, slopes);
+                   });
+    gather_readers(op, b, n, begin, width, grad_y);
+  }
+  if (index_partial == nullptr) return;
+  for (int64_t k = 0; k < K; ++k) {
+    // A clamped position passes no gradient, not even one of x that is not finite.
+    const A slope = op.samples[b * K + k].slope;
+    if (slope != 0) index_partial[k] += slope * total<A>(widen(slopes + k * kWidestVector));
   }
 }
 
 }  // namespace
 
 template <class T>
-void split_forward(const SplitForward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch) {
-  using A = acc_t<T>;
-  const SplitSizes& size = op.size;
-  const int64_t K = size.Ks + size.Kd, C = size.C;
-  A* y = scratch;
-  A* widened = scratch + C;
-  A* result = widened + 2 * C;
-  // All output frames of a position together: its T input rows stay in the first-level cache.
-  for (int64_t position = begin; position < end; ++position) {
-    const int64_t b = position / size.N, n = position % size.N;
-    for (int64_t k = 0; k < K; ++k) {
-      const int group = k >= size.Ks;
-      const int64_t slot = group ? b * size.Kd + k - size.Ks : b * size.Ks + k;
-      const Sample<A>& sample = op.samples[b * K + k];
-      with_lerp(sample.lerp, [&](auto flag) __attribute__((always_inline)) {
-        constexpr bool lerp = decltype(flag)::value;
-        const auto row = readable<lerp>(make_row(op.x, sample, size, b, n), C, widened);
-        with_output(op.frames[group] + (slot * size.N + n) * C, C, result,
-                    [&](auto* out) __attribute__((always_inline)) {
-                      if (op.weight[group] == nullptr) {
-                        write_row<lerp>(row, C, out);
-                      } else {
-                        write_normalized<lerp>(row, C, op.weight[group], op.bias[group], op.eps, y, out,
-                                               op.stats + ((b * K + k) * size.N + n) * 2);
-                      }
-                    });
-      });
-    }
+void split_forward(const SplitForward<T>& op, int64_t begin, int64_t end) {
+  if (op.gather) {
+    forward_positions<false>(op, begin, end);
+  } else {
+    forward_positions<true>(op, begin, end);
   }
 }
 
@@ -265,43 +274,18 @@ void split_backward(const SplitBackward<T>& op, int64_t begin, int64_t end, acc_
   using A = acc_t<T>;
   const SplitSizes& size = op.size;
   const int64_t K = size.Ks + size.Kd, C = size.C, per_clip = chunks(size);
-  A* grad_y = scratch;           // (K, C)
-  A* row_sum = scratch + K * C;  // (C)
-  A* widened = row_sum + C;      // (3, C): two rows of x and one of the gradient, or the result
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t b = chunk / per_clip, first = chunk % per_clip * kChunk;
     const int64_t last = first + kChunk < size.N ? first + kChunk : size.N;
-    const Sample<A>* samples = op.samples + b * K;
     A* index_partial = op.index_partial == nullptr ? nullptr : op.index_partial + chunk * K;
     A* weight_partial = op.weight_partial == nullptr ? nullptr : op.weight_partial + chunk * 4 * C;
     if (index_partial != nullptr) for_each(K, [&](int64_t k) { index_partial[k] = 0; });
     if (weight_partial != nullptr) for_each(4 * C, [&](int64_t j) { weight_partial[j] = 0; });
     for (int64_t n = first; n < last; ++n) {
-      for (int64_t k = 0; k < K; ++k) {
-        const int group = k >= size.Ks;
-        const int64_t slot = group ? b * size.Kd + k - size.Ks : b * size.Ks + k;
-        const auto grad = readable(op.grad_frames[group] + (slot * size.N + n) * C, C, widened + 2 * C);
-        A slope = 0;
-        with_lerp(samples[k].lerp, [&](auto flag) __attribute__((always_inline)) {
-          constexpr bool lerp = decltype(flag)::value;
-          const auto row = readable<lerp>(make_row(op.x, samples[k], size, b, n), C, widened);
-          if (weight_partial == nullptr) {
-            slope = plain_row_backward<lerp>(row, C, grad, grad_y + k * C);
-          } else {
-            const A* stats = op.stats + ((b * K + k) * size.N + n) * 2;
-            A* partial = weight_partial + group * 2 * C;
-            slope = normalized_row_backward<lerp>(row, C, grad, op.weight[group], stats[0], stats[1], partial,
-                                                  partial + C, grad_y + k * C);
-          }
-        });
-        // A clamped position passes no gradient, not even one of x that is not finite.
-        if (index_partial != nullptr && samples[k].slope != 0) index_partial[k] += slope * samples[k].slope;
-      }
-      for (int64_t t = 0; t < size.T; ++t) {
-        with_output(op.grad_x + ((b * size.T + t) * size.N + n) * C, C, widened,
-                    [&](auto* out) __attribute__((always_inline)) {
-                      gather_input_gradient(samples, K, t, C, grad_y, row_sum, out);
-                    });
+      if (op.gather) {
+        backward_position<false>(op, b, n, index_partial, weight_partial, scratch);
+      } else {
+        backward_position<true>(op, b, n, index_partial, weight_partial, scratch);
       }
     }
   }
@@ -318,8 +302,8 @@ void sum_rows(const A* in, int64_t rows, int64_t stride, int64_t begin, int64_t 
   }
 }
 
-#define INSTANTIATE(T)                                                                 \
-  template void split_forward<T>(const SplitForward<T>&, int64_t, int64_t, acc_t<T>*); \
+#define INSTANTIATE(T)                                                      \
+  template void split_forward<T>(const SplitForward<T>&, int64_t, int64_t); \
   template void split_backward<T>(const SplitBackward<T>&, int64_t, int64_t, acc_t<T>*);
 INSTANTIATE(float)
 INSTANTIATE(double)

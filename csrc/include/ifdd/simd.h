@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "ifdd/isa.h"
 
@@ -44,6 +45,30 @@ template <class Body>
 IFDD_INLINE void for_each(int64_t count, const Body& body) {
 #pragma omp simd
   for (int64_t j = 0; j < count; ++j) body(j);
+}
+
+// Calls body with the compile-time number count, 1 <= count <= limit.
+template <int limit, class Body>
+IFDD_INLINE void with_count(int64_t count, const Body& body) {
+  if constexpr (limit == 1) {
+    body(std::integral_constant<int, 1>{});
+  } else {
+    if (count == limit) {
+      body(std::integral_constant<int, limit>{});
+    } else {
+      with_count<limit - 1>(count, body);
+    }
+  }
+}
+
+// body(i) for the compile-time numbers i = 0..count-1. Arrays of sums that are indexed with such an i stay in
+// registers; indexed by the counter of a loop that the compiler unrolls late, they stay in memory.
+template <int count, class Body>
+IFDD_INLINE void unrolled(const Body& body) {
+  if constexpr (count > 0) {
+    unrolled<count - 1>(body);
+    body(std::integral_constant<int, count - 1>{});
+  }
 }
 
 }  // namespace ifdd
