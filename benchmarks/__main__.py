@@ -67,8 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     facts = machine.describe(options.device, options.threads)
-    folder = machine.ROOT / "benchmarks" / "results" / machine.slug(options.device)
-    path = options.out or folder / f"{options.preset}-{facts['commit']}.jsonl"
+    name = f"{options.preset}-{facts['commit'].rstrip('+')}.jsonl"
+    path = options.out or machine.results_folder(options.device) / name
     writer = Writer(path, facts)
     rates = machine.measure_rates(options.device)
     writer.write("machine", copy=rates.copy, products=rates.products, load=machine.load_average())

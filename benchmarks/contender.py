@@ -104,6 +104,8 @@ class Step:
 
     def __call__(self) -> tuple[Outputs, Sequence[Tensor | None]]:
         """Outputs and gradients of :attr:`leaves`, none for inference."""
+        # A training step enters autocast anew, so it casts its weights anew; measurements stay inside.
+        torch.clear_autocast_cache()
         outputs = self.forward()
         if not self.training:
             return outputs, ()

@@ -58,6 +58,11 @@ def slug(device: str, name: str | None = None) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") + cores
 
 
+def results_folder(device: str) -> Path:
+    """Where result files of a device are kept."""
+    return ROOT / "benchmarks" / "results" / slug(device)
+
+
 def describe(device: str, threads: int) -> dict[str, Any]:
     """What a row says of where it was measured."""
     facts: dict[str, Any] = {

@@ -203,8 +203,9 @@ def checked(
     return step, errors, peak
 
 
-COMPILE_S = 12.0
-"""Seconds one compilation takes on two CPU cores, backward included: an estimate for the budget only."""
+COMPILE_S = {"model": 90.0, "block": 30.0, "ladm": 30.0}
+"""Seconds one compilation takes on two CPU cores, backward included; 12 for other cases. Only the budget
+depends on these estimates. PyTorch keeps compiled code, so a second run takes less."""
 EAGER_SHARE = 0.5
 """Share of the roofline that eager execution of these cases reaches at least, for the budget only."""
 
@@ -215,4 +216,6 @@ def estimate(case: Case, precision: Precision, training: bool, session: Session)
     cost = case.cost(inputs, precision.activations, training)
     once = session.rates.least_seconds(cost.bytes, cost.flops, "fp32") / EAGER_SHARE
     compiled = sum(contender.compiled is not None for contender in case.contenders)
-    return once * (len(case.contenders) * (session.fewest + 2) + 3) + compiled * COMPILE_S
+    return once * (len(case.contenders) * (session.fewest + 2) + 3) + compiled * COMPILE_S.get(
+        case.name, 12.0
+    )

@@ -26,7 +26,8 @@ class ProductSplit(InterpolatedSplit):
         batch, channels, frames, tokens = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(batch, frames, tokens * channels)
         weights = sampling_matrix(index, frames).to(rows.dtype)
-        return torch.bmm(weights, rows).unflatten(2, (tokens, channels)).permute(0, 3, 1, 2)
+        sampled: Tensor = torch.bmm(weights, rows).unflatten(2, (tokens, channels)).permute(0, 3, 1, 2)
+        return sampled
 
 
 class NormedSplit(nn.Module):
