@@ -36,6 +36,9 @@ class Cost:
     bytes: int
     flops: int
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.bytes + other.bytes, self.flops + other.flops)
+
 
 class Maker:
     """Random arguments of one dtype on one device, never zero and never alike twice."""
@@ -118,6 +121,30 @@ def backward_arguments(operator: Operator, args: tuple[Any, ...], seed: int = 1)
         cotangent(outputs[argument.output]) if isinstance(argument, Gradient) else argument
         for argument in operator.backward.arguments(args, outputs)
     )
+
+
+def backward_cost(entry: Entry, args: tuple[Any, ...]) -> Cost:
+    """Least bytes and FLOPs of an op's backward for the given arguments, which may be on the meta device.
+
+    Bytes: what the backward op takes and returns, each moved once. FLOPs: two products for each of the
+    forward pass; what a kernel computes again instead of keeping it is not needed, so it does not count.
+    An op without a backward costs nothing; one that decomposes into others moves its arguments, the
+    gradient of its result and the gradients of its arguments.
+    """
+    forward = entry.cost(*args)
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if entry.operator is None:
+        return Cost(2 * _size(*tensors), 2 * forward.flops)
+    rule = entry.operator.backward
+    if rule is None:
+        return Cost(0, 0)
+    meta = tuple(arg.to("meta") if isinstance(arg, Tensor) else arg for arg in args)
+    outputs = entry.operator.fake(*meta)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    taken = tuple(outputs[a.output] if isinstance(a, Gradient) else a for a in rule.arguments(meta, outputs))
+    results = rule.fake(*taken)
+    results = (results,) if isinstance(results, Tensor) else tuple(results)
+    return Cost(_size(*(t for t in (*taken, *results) if isinstance(t, Tensor))), 2 * forward.flops)
 
 
 def _size(*tensors: Tensor | None) -> int:

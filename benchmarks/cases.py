@@ -1,0 +1,422 @@
+"""The cases: each op, module and network at the shapes of the network, with everybody who takes part."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import costs, original, ours
+from benchmarks.contender import Contender, Inputs, Outputs
+from benchmarks.rivals import attention, lifting, network, pooling, splitting
+from benchmarks.shapes import BlockShape, NetworkShape, network_shape
+from ifdd import IFDD, IFDDConfig
+from ifdd.modules import LADM
+from ifdd.modules import MultiscaleBlock as Block
+from ifdd_kernels.ops.pooled_attention import table_length
+from ifdd_kernels.registry import REGISTRY, Cost, Maker, backward_cost
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to compute at one shape and batch, and the implementations of it."""
+
+    name: str
+    label: str
+    batch: int
+    #: How often the shape occurs in the network.
+    count: int
+    make: Callable[[Maker], Inputs]
+    truth: Contender
+    contenders: tuple[Contender, ...]
+    #: Least bytes and FLOPs of the forward pass, or with the gradients (True), for activations of a dtype.
+    cost: Callable[[Inputs, torch.dtype, bool], Cost]
+    #: Names of the outputs.
+    outputs: tuple[str, ...]
+    frames: int
+    image_size: int
+    #: Of the activations in every precision; None: the precision's.
+    dtype: torch.dtype | None = None
+    differentiable: bool = True
+    #: Whether a maximum is pooled inside: its gradient jumps where two values are nearly equal.
+    discontinuous: bool = False
+
+    def only(self, names: Iterable[str]) -> Case:
+        """With these contenders."""
+        wanted = set(names)
+        return replace(self, contenders=tuple(c for c in self.contenders if c.name in wanted))
+
+
+def _op_cost(op: str) -> Callable[[Inputs, torch.dtype, bool], Cost]:
+    entry = REGISTRY[op]
+
+    def cost(inputs: Inputs, _: torch.dtype, training: bool) -> Cost:
+        values = {**inputs.activations, **inputs.parameters, **inputs.constants}
+        arguments = [_meta(values.get(name)) for name in ours.argument_names(entry)]
+        total = entry.cost(*arguments)
+        return total + backward_cost(entry, tuple(arguments)) if training else total
+
+    return cost
+
+
+def _meta(value: Any) -> Any:
+    return value.detach().to("meta") if isinstance(value, Tensor) else value
+
+
+def _op_case(
+    op: str,
+    label: str,
+    shape: NetworkShape,
+    batch: int,
+    device: str,
+    make: Callable[[Maker], Inputs],
+    rivals: list[Contender],
+    outputs: tuple[str, ...],
+    count: int = 1,
+) -> Case:
+    operator = REGISTRY[op].operator
+    return Case(
+        op,
+        label,
+        batch,
+        count,
+        make,
+        # What decomposes into other ops has no definition of its own: the original is one.
+        rivals[0] if operator is None else ours.definition(op),
+        (*rivals, *ours.op_contenders(op, device)),
+        _op_cost(op),
+        outputs,
+        shape.config.clip_frames,
+        shape.config.image_size,
+        differentiable=operator is None or operator.backward is not None,
+    )
+
+
+def pool_tokens(shape: NetworkShape, block: BlockShape, batch: int, device: str) -> Case:
+    """Pooling of q, k and v in one block."""
+
+    def make(maker: Maker) -> Inputs:
+        d = block.head_dim
+        weights = {f"weight_{p}": maker.parameter(d, 1, 3, 3, 3, scale=0.2) for p in "qkv"}
+        norms = {
+            f"norm_{kind}_{p}": maker.parameter(d, mean=mean, scale=0.3)
+            for p in "qkv"
+            for kind, mean in (("weight", 1.0), ("bias", 0.0))
+        }
+        return Inputs(
+            {"qkv": maker.normal(batch, block.tokens, 3 * block.out_channels)},
+            {**weights, **norms},
+            {
+                "grid": list(block.grid),
+                "heads": block.heads,
+                "stride_q": list(block.stride_q),
+                "stride_kv": list(block.stride_kv),
+                "eps": 1e-6,
+            },
+        )
+
+    label, outputs = f"block {block.label}", ("query", "key", "value")
+    rivals = pooling.contenders()
+    return _op_case("pool_tokens", label, shape, batch, device, make, rivals, outputs, block.count)
+
+
+def pooled_attention(shape: NetworkShape, block: BlockShape, batch: int, device: str) -> Case:
+    """Attention of one block."""
+
+    def make(maker: Maker) -> Inputs:
+        heads, d = block.heads, block.head_dim
+        q, k = (1 + grid[0] * grid[1] * grid[2] for grid in (block.q_grid, block.k_grid))
+        tables = {
+            f"table_{name}": maker.parameter(table_length(block.q_grid[a], block.k_grid[a]), d, scale=0.3)
+            for name, a in (("h", 1), ("w", 2), ("t", 0))
+        }
+        rows = {"query": q, "key": k, "value": k}
+        return Inputs(
+            {name: maker.normal(batch, count, heads, d) for name, count in rows.items()},
+            tables,
+            {"q_grid": list(block.q_grid), "k_grid": list(block.k_grid), "scale": d**-0.5},
+        )
+
+    label, rivals = f"block {block.label}", attention.contenders()
+    return _op_case("pooled_attention", label, shape, batch, device, make, rivals, ("out",), block.count)
+
+
+def _split_parameters(maker: Maker, frames: int, channels: int, pool: int) -> dict[str, Tensor]:
+    offsets = (frames // 2, frames * frames)
+    return {
+        "token_weight": maker.parameter(pool, channels, scale=channels**-0.5),
+        "token_bias": maker.parameter(pool, scale=0.1),
+        "static_weight": maker.parameter(*offsets, scale=0.3),
+        "dynamic_weight": maker.parameter(*offsets, scale=0.3),
+    }
+
+
+def _norms(maker: Maker, channels: int, middle: str) -> dict[str, Tensor]:
+    return {
+        f"{group}{middle}_{kind}": maker.parameter(channels, mean=mean, scale=0.3)
+        for group in ("static", "dynamic")
+        for kind, mean in (("weight", 1.0), ("bias", 0.0))
+    }
+
+
+def _frames(shape: NetworkShape, maker: Maker, batch: int, frames: int) -> Tensor:
+    return maker.normal(batch, frames, shape.grid[0] * shape.grid[1], shape.channels)
+
+
+def _grid_constants(shape: NetworkShape) -> dict[str, Any]:
+    height, width = shape.grid
+    return {"height": height, "width": width, "pool": shape.config.split_pool}
+
+
+def issm(shape: NetworkShape, batch: int, device: str, frames: int | None = None) -> Case:
+    """The splitting module: frames to both normalised groups. ``frames``: T of the tokens."""
+    length = frames or shape.frames
+
+    def make(maker: Maker) -> Inputs:
+        return Inputs(
+            {"x": _frames(shape, maker, batch, length)},
+            {
+                **_split_parameters(maker, length, shape.channels, shape.config.split_pool),
+                **_norms(maker, shape.channels, "_norm"),
+            },
+            {**_grid_constants(shape), "reach": 2.0, "eps": 1e-5},
+        )
+
+    def cost(_: Inputs, dtype: torch.dtype, training: bool) -> Cost:
+        return costs.total(costs.issm(shape, batch, length, dtype), training)
+
+    rivals = splitting.issm()
+    return Case(
+        "issm",
+        f"{length} frames",
+        batch,
+        1,
+        make,
+        rivals[0],
+        (*rivals, *ours.issm_contenders(device)),
+        cost,
+        ("static", "dynamic"),
+        length,
+        shape.config.image_size,
+    )
+
+
+def small_ops(shape: NetworkShape, batch: int, device: str) -> list[Case]:
+    """The ops of splitting and lifting, one by one."""
+    length, half = shape.frames, shape.frames // 2
+    tokens = shape.grid[0] * shape.grid[1]
+    channels, heads, pool = shape.channels, shape.heads, shape.config.split_pool
+    rows = half * tokens
+
+    def frames(maker: Maker) -> Tensor:
+        return _frames(shape, maker, batch, length)
+
+    def split_index(maker: Maker) -> Inputs:
+        parameters = _split_parameters(maker, length, channels, pool)
+        return Inputs({"x": frames(maker)}, parameters, {**_grid_constants(shape), "reach": 2.0})
+
+    def frame_tokens(maker: Maker) -> Inputs:
+        parameters = _split_parameters(maker, length, channels, pool)
+        own = {name: parameters[f"token_{name}"] for name in ("weight", "bias")}
+        return Inputs({"x": frames(maker)}, own, _grid_constants(shape))
+
+    def frame_correlation(maker: Maker) -> Inputs:
+        return Inputs({"tokens": maker.normal(batch, length, pool**3)}, {}, {"scale": 1 / channels})
+
+    def topk(maker: Maker) -> Inputs:
+        return Inputs({"x": frames(maker)}, {}, {**_grid_constants(shape), "order_prior": False})
+
+    def split_frames(maker: Maker) -> Inputs:
+        indexes = {f"{g}_index": maker.positions(batch, half, length) for g in ("static", "dynamic")}
+        constants = {"eps": 1e-5, "aligned": False}
+        return Inputs({"x": frames(maker), **indexes}, _norms(maker, channels, ""), constants)
+
+    def lifting_attention(maker: Maker) -> Inputs:
+        d = channels // heads
+        names = ("query", "key", "value")
+        return Inputs({n: maker.normal(batch, rows, heads, d) for n in names}, {}, {"scale": d**-0.5})
+
+    def residual(maker: Maker) -> Inputs:
+        return Inputs({"x": frames(maker), "approximation": maker.normal(batch, half, tokens, channels)})
+
+    def loss(maker: Maker) -> Inputs:
+        constants = {"weight": 0.1, "beta": 1.0, "mean": False}
+        return Inputs({"residual": maker.normal(batch, *shape.grid)}, {}, constants)
+
+    positions = ("static_index", "dynamic_index")
+    table: list[tuple[str, Callable[[Maker], Inputs], list[Contender], tuple[str, ...]]] = [
+        ("frame_tokens", frame_tokens, splitting.frame_tokens(), ("tokens",)),
+        ("frame_correlation", frame_correlation, splitting.frame_correlation(), ("correlation",)),
+        ("split_index", split_index, splitting.split_index(), (*positions, "correlation")),
+        ("topk_split_index", topk, splitting.topk_split_index(), positions),
+        ("split_frames", split_frames, splitting.split_frames(), ("static", "dynamic")),
+        ("lifting_attention", lifting_attention, lifting.lifting_attention(), ("out",)),
+        ("lifting_update", _step_inputs(batch, rows, channels, heads), lifting.lifting_step(1), ("out",)),
+        ("lifting_predict", _step_inputs(batch, rows, channels, heads), lifting.lifting_step(-1), ("out",)),
+        ("lifting_residual", residual, lifting.lifting_residual(), ("residual",)),
+        ("lifting_loss", loss, lifting.lifting_loss(), ("loss",)),
+    ]
+    return [
+        _op_case(op, "network", shape, batch, device, make, rivals, outputs)
+        for op, make, rivals, outputs in table
+    ]
+
+
+def _step_inputs(batch: int, rows: int, channels: int, heads: int) -> Callable[[Maker], Inputs]:
+    def make(maker: Maker) -> Inputs:
+        # The names of the schema differ between the two steps only in what they call the groups.
+        groups = {name: maker.normal(batch, rows, channels) for name in ("target", "source")}
+        parameters = {}
+        for layer, width in (("query", channels), ("key_value", 2 * channels), ("output", channels)):
+            parameters[f"{layer}_weight"] = maker.parameter(width, channels, scale=channels**-0.5)
+            parameters[f"{layer}_bias"] = maker.parameter(width, scale=0.1)
+        return Inputs(groups, parameters, {"num_heads": heads, "self_conditioned": False})
+
+    return make
+
+
+def _module_case(
+    name: str,
+    label: str,
+    shape: NetworkShape,
+    batch: int,
+    make_original: Callable[[], nn.Module],
+    x: Callable[[Maker], Tensor],
+    make_ours: Callable[[], nn.Module],
+    part: str,
+    order: Callable[[nn.Module, Tensor], Outputs],
+    original_order: Callable[[nn.Module, Tensor], Outputs],
+    layers: Callable[[torch.dtype], list[costs.Layer]],
+    outputs: tuple[str, ...],
+    capturable: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Case:
+    source = functools.cache(make_original)
+
+    def make(maker: Maker) -> Inputs:
+        # A network's clips are float32 in every precision, and nobody asks for their gradient.
+        return Inputs({"x": x(maker)}, {}, {"original": source()}, differentiate=dtype is None)
+
+    rivals = network.original_and_rewrite(original_order, part, capturable)
+    mine = ours.module_contender(make_ours, part, order)
+    truth = rivals[0]
+    return Case(
+        name,
+        label,
+        batch,
+        1,
+        make,
+        truth,
+        (*rivals, mine, mine.compile()),
+        lambda _, activations, training: costs.total(layers(activations), training),
+        outputs,
+        shape.config.clip_frames,
+        shape.config.image_size,
+        dtype,
+        discontinuous=name != "ladm",
+    )
+
+
+def _seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    def seeded() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return make()
+
+    return seeded
+
+
+def ladm(shape: NetworkShape, batch: int, device: str) -> Case:
+    """Splitting and lifting, refinement included: tokens to the dynamic feature and the residual."""
+    del device
+    arguments = (shape.channels, shape.frames, shape.grid)
+
+    def make_original() -> nn.Module:
+        split = original.InterpolatedSplit(*arguments, pool=shape.config.split_pool)
+        return original.LADM(*arguments, split, heads=shape.heads, drop_path=0.0)
+
+    def mine() -> nn.Module:
+        return LADM(shape.frames, shape.grid, shape.channels, shape.heads, drop_path=0.0)
+
+    tokens = shape.frames * shape.grid[0] * shape.grid[1]
+    return _module_case(
+        "ladm",
+        "network",
+        shape,
+        batch,
+        _seeded(make_original),
+        lambda maker: maker.normal(batch, tokens, shape.channels),
+        mine,
+        "ladm",
+        lambda module, x: tuple(module(x)),
+        lambda module, x: tuple(reversed(module(x))),
+        functools.partial(costs.ladm, shape, batch),
+        ("feature", "residual"),
+        capturable=True,
+    )
+
+
+def block(shape: NetworkShape, which: BlockShape, batch: int, device: str) -> Case:
+    """One block of the backbone."""
+    del device
+    sizes = (which.grid, which.in_channels, which.out_channels, which.heads, which.stride_q, which.stride_kv)
+    return _module_case(
+        "block",
+        f"block {which.label}",
+        shape,
+        batch,
+        _seeded(lambda: original.MultiscaleBlock(*sizes)),
+        lambda maker: maker.normal(batch, which.tokens, which.in_channels),
+        lambda: Block(*sizes),
+        "block",
+        lambda module, x: (module(x)[0],),
+        lambda module, x: (module(x, which.grid)[0],),
+        functools.partial(costs.block, which, batch),
+        ("tokens",),
+    )
+
+
+def model(config: IFDDConfig, batch: int, device: str) -> Case:
+    """The whole network: clips to logits and lifting residual; gradients of all parameters."""
+    del device
+    config = replace(config, dropout=0.0, drop_path=0.0)
+    size, length = config.image_size, config.clip_frames
+
+    def make_original() -> nn.Module:
+        return original.OriginalIFDD(
+            config.num_classes,
+            clip_frames=length,
+            image_size=size,
+            embed_dim=config.stage_channels[0],
+            depths=config.stage_depths,
+            ladm_heads=config.lifting_heads,
+            dropout=0.0,
+            drop_path=0.0,
+        )
+
+    def clip(maker: Maker) -> Tensor:
+        return torch.sigmoid(maker.normal(batch, 3, length, size, size))
+
+    def order(module: nn.Module, x: Tensor) -> Outputs:
+        output = module(x)
+        return output.logits, output.lifting_residual
+
+    return _module_case(
+        "model",
+        f"{config.backbone}, {length} frames of {size}x{size}",
+        network_shape(config),
+        batch,
+        _seeded(make_original),
+        clip,
+        lambda: IFDD(config),
+        "model",
+        order,
+        order,
+        functools.partial(costs.network, network_shape(config), batch),
+        ("logits", "lifting_residual"),
+        dtype=torch.float32,
+    )

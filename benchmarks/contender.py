@@ -1,0 +1,148 @@
+"""What takes part in a benchmark: inputs, and the implementations that turn them into outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Outputs = tuple[Tensor, ...]
+Gradients = dict[str, Tensor]
+
+
+@dataclass
+class Inputs:
+    """Named inputs of one case: what is computed on, what is learned, and what is fixed."""
+
+    activations: dict[str, Tensor]
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
+    #: Whether gradients of the activations are wanted (not of a clip, the network's input).
+    differentiate: bool = True
+
+    def double(self) -> Inputs:
+        """The same values in float64."""
+        activations, parameters = (
+            {name: _double(value) for name, value in part.items()}
+            for part in (self.activations, self.parameters)
+        )
+        return Inputs(activations, parameters, self.constants, self.differentiate)
+
+    def copy(self) -> Inputs:
+        """Other memory for the activations; parameters are shared."""
+        copies = {name: value.clone() for name, value in self.activations.items()}
+        return Inputs(copies, self.parameters, self.constants, self.differentiate)
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.detach().double() if value.is_floating_point() else value
+
+
+@dataclass
+class Bound:
+    """An implementation with its parameters: a function of the activations, in their order."""
+
+    function: Callable[..., Outputs]
+    #: Parameters that gradients are taken of, under the implementation's names.
+    parameters: dict[str, Tensor]
+    #: Gradients of the parameters, under the names that all implementations share.
+    rename: Callable[[Gradients], Gradients] = dict
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An implementation in a benchmark."""
+
+    name: str
+    bind: Callable[[Inputs], Bound]
+    #: Puts the activations into the memory layout in which this implementation's predecessor leaves them.
+    layout: Callable[[Tensor], Tensor] | None = None
+    #: Whether a CUDA graph can hold it. The original cannot: it copies index tables from the host.
+    capturable: bool = True
+    #: Options of torch.compile; None runs it as it is.
+    compiled: Mapping[str, Any] | None = None
+    #: Whether it is this library's.
+    ours: bool = False
+
+    def compile(self, suffix: str = "compile", **options: Any) -> Contender:
+        """The same under torch.compile, static shapes."""
+        name = f"{self.name}+{suffix}"
+        return replace(self, name=name, capturable=False, compiled=options)
+
+
+def parameters_of(inputs: Inputs) -> dict[str, Tensor]:
+    """The inputs' parameters as leaves; modules take them over as they are, so that all names are shared."""
+    return {name: nn.Parameter(value) for name, value in inputs.parameters.items()}
+
+
+def adopt(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
+    """Puts parameters into a module under dotted names, in place of its own."""
+    for name, value in parameters.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, value)
+    return module
+
+
+@dataclass
+class Step:
+    """One contender bound to one set of inputs, ready to run: a forward pass, or with the gradients."""
+
+    contender: Contender
+    bound: Bound
+    activations: list[Tensor]
+    leaves: dict[str, Tensor]
+    training: bool
+    cotangents: list[Tensor] | None = None
+
+    def forward(self) -> Outputs:
+        """The outputs; keeps a graph only in training."""
+        with torch.set_grad_enabled(self.training):
+            return self.bound.function(*self.activations)
+
+    def __call__(self) -> tuple[Outputs, Sequence[Tensor | None]]:
+        """Outputs and gradients of :attr:`leaves`, none for inference."""
+        # A training step enters autocast anew, so it casts its weights anew; measurements stay inside.
+        torch.clear_autocast_cache()
+        outputs = self.forward()
+        if not self.training:
+            return outputs, ()
+        if self.cotangents is None:
+            self.cotangents = [cotangent(out, place) for place, out in enumerate(outputs)]
+        grads = torch.autograd.grad(outputs, list(self.leaves.values()), self.cotangents, allow_unused=True)
+        return tuple(out.detach() for out in outputs), grads
+
+    def name_gradients(self, grads: Sequence[Tensor | None]) -> Gradients:
+        """Gradients by the names that all implementations of a case share; unused leaves have zeros."""
+        named = {
+            name: torch.zeros_like(leaf) if grad is None else grad
+            for (name, leaf), grad in zip(self.leaves.items(), grads, strict=True)
+        }
+        own = {name: named.pop(name) for name in list(named) if name in self.bound.parameters}
+        return {**named, **self.bound.rename(own)}
+
+
+def cotangent(output: Tensor, place: int) -> Tensor:
+    """A fixed random gradient of an output, the same numbers in every precision: bfloat16 holds them."""
+    generator = torch.Generator().manual_seed(1000 + place)
+    values = torch.randn(output.shape, generator=generator).bfloat16()
+    return values.to(device=output.device, dtype=output.dtype)
+
+
+def prepare(contender: Contender, inputs: Inputs, training: bool, bound: Bound | None = None) -> Step:
+    """A step on these inputs; ``bound`` shares the parameters (and the compiled code) of an earlier one."""
+    if bound is None:
+        bound = contender.bind(inputs)
+        if contender.compiled is not None:
+            bound.function = torch.compile(bound.function, dynamic=False, **contender.compiled)
+    activations = {}
+    for name, value in inputs.activations.items():
+        value = value if contender.layout is None else contender.layout(value)
+        wants = training and inputs.differentiate and value.is_floating_point()
+        activations[name] = value.detach().requires_grad_(wants)
+    leaves = {name: value for name, value in activations.items() if value.requires_grad}
+    if training:
+        leaves.update(bound.parameters)
+    return Step(contender, bound, list(activations.values()), leaves, training)

@@ -1,0 +1,77 @@
+"""How a step runs on a GPU: launched call by call, and as a replayed CUDA graph, over rotating inputs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.contender import Inputs, Step, prepare
+from benchmarks.results import Writer
+from benchmarks.timing import Call
+
+MOST_COPIES = 16
+WARM_UP = 3
+
+
+def copies_for(bytes_moved: int, cache_bytes: int) -> int:
+    """Sets of inputs that together are twice the second-level cache: then each call finds it cold."""
+    return max(1, min(MOST_COPIES, -(-2 * cache_bytes // max(bytes_moved, 1))))
+
+
+def rotation(calls: Sequence[Call]) -> Call:
+    """One call after the other, over and over."""
+    turn = itertools.cycle(calls)
+    return lambda: next(turn)()
+
+
+def modes(
+    passed: dict[str, Step],
+    inputs: Inputs,
+    training: bool,
+    bytes_moved: int,
+    writer: Writer,
+    identity: dict[str, Any],
+) -> dict[str, dict[str, Call]]:
+    """Calls of every contender in both modes; a contender that no graph can hold has a "failed" row."""
+    cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    copies = copies_for(bytes_moved, cache)
+    eager: dict[str, Call] = {}
+    graphs: dict[str, Call] = {}
+    sets = [inputs, *(inputs.copy() for _ in range(copies - 1))]
+    for name, step in passed.items():
+        steps = [step, *(prepare(step.contender, other, training, step.bound) for other in sets[1:])]
+        eager[name] = rotation(steps)
+        if not step.contender.capturable:
+            continue
+        try:
+            graphs[name] = rotation([capture(one) for one in steps])
+        except RuntimeError as error:
+            writer.write(
+                "failed", **identity, contender=name, mode="graph", reason=f"not captured: {error}"[:300]
+            )
+            torch.cuda.synchronize()
+    return {"graph": graphs, "eager": eager}
+
+
+def capture(step: Callable[[], object]) -> Call:
+    """The step as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        # The results stay in the graph's memory as long as the graph does.
+        kept = step()
+    held = (kept,)
+
+    def replay() -> None:
+        assert held
+        graph.replay()
+
+    return replay

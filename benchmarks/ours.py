@@ -1,0 +1,125 @@
+"""This library as a contender: every backend that can run here, and its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+import ifdd_kernels
+from benchmarks.contender import Bound, Contender, Inputs, Outputs, parameters_of
+from benchmarks.rivals import network
+from ifdd.checkpoint import from_original
+from ifdd_kernels.backends import BACKENDS, can_run, select
+from ifdd_kernels.registry import REGISTRY, Entry
+
+
+def backends(op: str, device: str) -> list[str]:
+    """Backends of an op that run on a device, the reference last; ``auto`` is one of them."""
+    probe = torch.empty(0, device=device)
+    return [name for name in BACKENDS if name != "auto" and can_run(op, name, probe)]
+
+
+def argument_names(entry: Entry) -> list[str]:
+    """Names of an op's arguments, in the order of its schema."""
+    return [argument.name for argument in entry.overload._schema.arguments]
+
+
+def _differentiable(entry: Entry, result: object) -> Outputs:
+    """The outputs a user sees: without what is kept for backward."""
+    results = (result,) if isinstance(result, Tensor) else tuple(result)  # type: ignore[arg-type]
+    hidden = entry.operator.non_differentiable if entry.operator is not None else ()
+    if len(hidden) == len(results):  # integer results, like ranked frame numbers
+        return results
+    return tuple(out for place, out in enumerate(results) if place not in hidden)
+
+
+def _bind(entry: Entry, call: Callable[..., object], inputs: Inputs) -> Bound:
+    parameters = parameters_of(inputs)
+    names = argument_names(entry)
+    fixed = {**inputs.constants, **parameters}
+    places = [names.index(name) for name in inputs.activations]
+    template = [fixed.get(name) for name in names]
+
+    def run(*activations: Tensor) -> Outputs:
+        arguments = list(template)
+        for place, value in zip(places, activations, strict=True):
+            arguments[place] = value
+        return _differentiable(entry, call(*arguments))
+
+    return Bound(run, parameters)
+
+
+def op_contender(op: str, backend: str) -> Contender:
+    """One backend of an op, called as ``torch.ops.ifdd.<op>``."""
+    entry = REGISTRY[op]
+
+    def bind(inputs: Inputs) -> Bound:
+        if entry.operator is None:  # decomposes into other ops, which choose for themselves
+            return _bind(entry, entry.overload, inputs)
+        x = next(iter(inputs.activations.values()))
+        return _bind(entry, entry.operator.overload(select(op, backend, x)), inputs)
+
+    return Contender(backend, bind, ours=True)
+
+
+def op_contenders(op: str, device: str) -> list[Contender]:
+    """All backends of an op on a device."""
+    if REGISTRY[op].operator is None:
+        return [op_contender(op, "native")]
+    return [op_contender(op, backend) for backend in backends(op, device)]
+
+
+def definition(op: str) -> Contender:
+    """The op's definition in plain PyTorch, differentiated by PyTorch: the truth in float64."""
+    entry = REGISTRY[op]
+    return Contender("definition", lambda inputs: _bind(entry, entry.reference, inputs))
+
+
+def issm(backend: str) -> Contender:
+    """Frames to both normalised groups: ``split_index``, then ``split_frames``."""
+
+    def bind(inputs: Inputs) -> Bound:
+        p, constants = parameters_of(inputs), inputs.constants
+        static, dynamic = ((p[f"{g}_norm_weight"], p[f"{g}_norm_bias"]) for g in ("static", "dynamic"))
+        grid, eps = (constants["height"], constants["width"]), constants["eps"]
+
+        def run(x: Tensor) -> Outputs:
+            index = ifdd_kernels.split_index(
+                x,
+                grid,
+                p["token_weight"],
+                p["token_bias"],
+                p["static_weight"],
+                p["dynamic_weight"],
+                constants["pool"],
+                reach=constants["reach"],
+                backend=backend,
+            )
+            positions = index.static_index, index.dynamic_index
+            return ifdd_kernels.split_frames(x, *positions, static, dynamic, eps=eps, backend=backend)
+
+        return Bound(run, p)
+
+    return Contender(backend, bind, ours=True)
+
+
+def issm_contenders(device: str) -> list[Contender]:
+    """Every backend that has both ops."""
+    both = [set(backends(op, device)) for op in ("split_index", "split_frames")]
+    return [issm(name) for name in backends("split_index", device) if all(name in b for b in both)]
+
+
+def module_contender(
+    make: Callable[[], nn.Module], part: str, outputs: Callable[[nn.Module, Tensor], Outputs]
+) -> Contender:
+    """A module of ``ifdd`` with the original's weights, on the backends that ``auto`` chooses."""
+
+    def transform(original: nn.Module) -> nn.Module:
+        module = make()
+        module.load_state_dict(from_original(original.state_dict(), part, target=module).state_dict)
+        return module
+
+    return replace(network.contender("ifdd", transform, outputs), ours=True)

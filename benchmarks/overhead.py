@@ -1,0 +1,47 @@
+"""What calling an op costs, beside what it computes: microseconds per call on the smallest inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.ours import backends
+from benchmarks.runner import Session
+from benchmarks.timing import CLOCKS, summary
+from ifdd_kernels.registry import REGISTRY, Maker
+
+CALLS, ROUNDS = 100, 9
+
+
+def measure(session: Session) -> None:
+    """A row for each op and backend, and for one of PyTorch's own ops to compare with."""
+    clock = CLOCKS["wall" if session.device == "cuda" else session.clock]
+    x = torch.randn(8, device=session.device)
+    functions: dict[tuple[str, str], Callable[[], object]] = {("relu", "aten"): lambda: torch.relu(x)}
+    for op, entry in REGISTRY.items():
+        if entry.operator is None:
+            continue
+        sample = min(entry.samples(Maker(torch.float32, session.device)), key=_size)
+        for backend in backends(op, session.device):
+            overload = entry.operator.overload("" if backend == "native" else backend)
+            functions[op, backend] = _call(overload, sample.args)
+    for (op, backend), function in functions.items():
+        for _ in range(3):
+            function()
+        times = summary([clock(function, CALLS) for _ in range(ROUNDS)])
+        session.writer.write(
+            "overhead", case=op, contender=backend, microseconds=times.median * 1e6, spread=times.spread
+        )
+
+
+def _call(overload: Callable[..., object], args: tuple[object, ...]) -> Callable[[], object]:
+    return lambda: overload(*args)
+
+
+def _size(sample: object) -> tuple[bool, int]:
+    """Small first, empty batches last."""
+    tensors = [arg for arg in sample.args if isinstance(arg, Tensor)]  # type: ignore[attr-defined]
+    count = sum(t.numel() for t in tensors)
+    return tensors[0].numel() == 0, count

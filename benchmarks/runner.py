@@ -1,0 +1,221 @@
+"""Runs a case: binds, checks against float64, times and writes one row per contender."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from benchmarks import datasheet, memory
+from benchmarks.cases import Case
+from benchmarks.contender import Contender, Inputs, Step, prepare
+from benchmarks.correctness import Errors, Gate, Truth, WrongResultError
+from benchmarks.machine import Rates, load_average
+from benchmarks.precision import PRECISIONS, Precision
+from benchmarks.results import Writer
+from benchmarks.timing import CLOCKS, Call, Summary, interleave, ratios, summary
+from ifdd_kernels.registry import Cost, Maker
+
+ANCHOR = "original"
+"""The contender that ratios and error bounds refer to."""
+PASSES = {"inference": False, "training": True}
+"""Name of a pass -> whether it computes gradients. Training is forward and backward, no optimiser."""
+
+
+@dataclass
+class Session:
+    """What all measurements of a run share."""
+
+    device: str
+    writer: Writer
+    rates: Rates
+    clock: str
+    #: perf_counter value at which the run should be over.
+    deadline: float
+    row_budget_s: float = 6.0
+    fewest: int = 3
+    most: int = 25
+    say: Callable[[str], None] = print
+    #: Output error of the eager original in float32, by case and pass: the unit errors are given in.
+    unit: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    failures: int = 0
+    _truth: tuple[tuple[Any, ...], Truth] | None = None
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.perf_counter()
+
+    def run(self, case: Case, precision_name: str, pass_name: str) -> None:
+        """Measures all contenders of a case in one precision and pass, or says why not."""
+        precision = PRECISIONS[precision_name]
+        what = f"{case.name} ({case.label}), B={case.batch}, {precision_name}, {pass_name}"
+        identity = {
+            "case": case.name,
+            "label": case.label,
+            "batch": case.batch,
+            "frames": case.frames,
+            "image_size": case.image_size,
+            "count": case.count,
+            "precision": precision_name,
+            "pass": pass_name,
+        }
+        needed = estimate(case, precision, PASSES[pass_name], self)
+        if needed > self.left:
+            reason = f"needs about {needed:.0f} s, {max(self.left, 0):.0f} s of the budget are left"
+            self.writer.write("skipped", **identity, reason=reason)
+            self.say(f"{what}: skipped, {reason}")
+            return
+        self.say(what)
+        try:
+            with precision.context(self.device):
+                self._measure(case, precision, PASSES[pass_name], identity, what)
+        except Exception as error:  # one case must not take the others with it
+            self.failures += 1
+            self.writer.write("failed", **identity, reason=f"{type(error).__name__}: {error}"[:500])
+            self.say(f"  FAILED, {type(error).__name__}: {error}"[:200])
+        finally:
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+
+    def _measure(
+        self, case: Case, precision: Precision, training: bool, identity: dict[str, Any], what: str
+    ) -> None:
+        dtype = case.dtype or precision.activations
+        inputs = case.make(Maker(dtype, self.device))
+        truth = self._truth_of(case, inputs, training, dtype)
+        cost = case.cost(inputs, precision.activations, training)
+        passed: dict[str, Step] = {}
+        facts: dict[str, dict[str, Any]] = {}
+        eager: Errors | None = None
+        for contender in case.contenders:
+            try:
+                bounds = Gate(precision.eps, eager, case.discontinuous)
+                step, errors, peak = checked(case, contender, inputs, training, truth, bounds, self.device)
+            except Exception as error:
+                wrong = isinstance(error, WrongResultError)
+                self.failures += 1
+                text = str(error) if wrong else f"{type(error).__name__}: {error}"
+                self.writer.write("failed", **identity, contender=contender.name, reason=text[:500])
+                self.say(f"  {contender.name}: FAILED, {text[:200]}")
+                continue
+            if contender.name == ANCHOR:
+                eager = errors
+                if precision.name == "fp32":
+                    self.unit[_quantity(case, training)] = errors.output
+            passed[contender.name] = step
+            facts[contender.name] = self._error_fields(case, training, errors) | {"peak_bytes": peak}
+        for mode, calls in self._modes(passed, inputs, training, cost, identity).items():
+            budget = min(self.row_budget_s * len(calls), self.left)
+            readings = interleave(calls, CLOCKS[self.clock], budget, self.fewest, self.most)
+            for name, values in readings.items():
+                ratio = ratios(readings[ANCHOR], values) if ANCHOR in readings else None
+                fields = self._time_fields(summary(values), ratio, cost, precision.name)
+                self.writer.write("time", **identity, contender=name, mode=mode, **fields, **facts[name])
+                beside = f"  {ratio.median:5.2f}x" if ratio else ""
+                time_ms, worst = fields["median_s"] * 1e3, facts[name]["error"]
+                self.say(f"  {name:22s} {mode:6s} {time_ms:10.3f} ms{beside}  error {worst:.1e}")
+
+    def _truth_of(self, case: Case, inputs: Inputs, training: bool, dtype: torch.dtype) -> Truth:
+        name = (*_quantity(case, training), dtype)
+        if self._truth is None or self._truth[0] != name:
+            self._truth = None  # frees the old one before the new one is made
+            self._truth = (name, truth_of(case, inputs, training, self.device))
+        return self._truth[1]
+
+    def _error_fields(self, case: Case, training: bool, errors: Errors) -> dict[str, Any]:
+        unit = self.unit.get(_quantity(case, training), math.nan)
+        fields: dict[str, Any] = {"error": errors.output, "errors": errors.outputs}
+        if training:
+            fields["gradient_error"] = errors.gradient
+        # Known once the original ran in float32, which comes first in every plan.
+        fields["error_in_eager_fp32"] = errors.output / unit if unit > 0 else None
+        return fields
+
+    def _modes(
+        self, passed: dict[str, Step], inputs: Inputs, training: bool, cost: Cost, identity: dict[str, Any]
+    ) -> dict[str, dict[str, Call]]:
+        if self.device == "cpu":
+            return {"eager": dict(passed)}
+        from benchmarks import cuda
+
+        return cuda.modes(passed, inputs, training, cost.bytes, self.writer, identity)
+
+    def _time_fields(
+        self, times: Summary, ratio: Summary | None, cost: Cost, precision: str
+    ) -> dict[str, Any]:
+        least = self.rates.least_seconds(cost.bytes, cost.flops, precision)
+        fields: dict[str, Any] = {
+            "clock": self.clock,
+            "median_s": times.median,
+            "low_s": times.low,
+            "high_s": times.high,
+            "rounds": times.count,
+            "bytes": cost.bytes,
+            "flops": cost.flops,
+            "gb_per_s": cost.bytes / times.median * 1e-9,
+            "tflop_per_s": cost.flops / times.median * 1e-12,
+            "roofline": least / times.median,
+        }
+        if ratio is not None:
+            fields |= {"speedup": ratio.median, "speedup_low": ratio.low, "speedup_high": ratio.high}
+        sheet = datasheet.rates(str(self.writer.common.get("device", "")))
+        if sheet:
+            best = max(cost.bytes / sheet["copy"], cost.flops / sheet[precision])
+            fields["datasheet_roofline"] = best / times.median
+        if self.device == "cpu":
+            fields["load"] = load_average()
+        return fields
+
+
+def _quantity(case: Case, training: bool) -> tuple[Any, ...]:
+    return case.name, case.label, case.batch, case.frames, case.image_size, training
+
+
+def truth_of(case: Case, inputs: Inputs, training: bool, device: str) -> Truth:
+    """The case in float64, without autocast."""
+    with torch.autocast(device, enabled=False):
+        step = prepare(case.truth, inputs.double(), training)
+        outputs, grads = step()
+        return Truth(outputs, step.name_gradients(grads) if training else {})
+
+
+def checked(
+    case: Case, contender: Contender, inputs: Inputs, training: bool, truth: Truth, bounds: Gate, device: str
+) -> tuple[Step, Errors, int]:
+    """A contender's step, its errors and its peak memory, if its result is right.
+
+    Raises:
+        WrongResultError: it is not.
+    """
+    step = prepare(contender, inputs, training)
+    if contender.compiled is not None:
+        step()  # compilation allocates too
+    (outputs, grads), peak = memory.peak(step, device)
+    errors = truth.errors(case.outputs, outputs, step.name_gradients(grads) if training else {})
+    del outputs, grads
+    what = f"{case.name}, {contender.name}"
+    bounds.check(errors, what, yardstick=contender.name == ANCHOR, ours=contender.ours)
+    return step, errors, peak
+
+
+COMPILE_S = {"model": 90.0, "block": 30.0, "ladm": 30.0}
+"""Seconds one compilation takes on two CPU cores, backward included; 12 for other cases. Only the budget
+depends on these estimates. PyTorch keeps compiled code, so a second run takes less."""
+EAGER_SHARE = 0.5
+"""Share of the roofline that eager execution of these cases reaches at least, for the budget only."""
+
+
+def estimate(case: Case, precision: Precision, training: bool, session: Session) -> float:
+    """Seconds a case will need at least: the truth, the gate and the fewest rounds of every contender."""
+    inputs = case.make(Maker(case.dtype or precision.activations, "meta"))
+    cost = case.cost(inputs, precision.activations, training)
+    once = session.rates.least_seconds(cost.bytes, cost.flops, "fp32") / EAGER_SHARE
+    compiled = sum(contender.compiled is not None for contender in case.contenders)
+    return once * (len(case.contenders) * (session.fewest + 2) + 3) + compiled * COMPILE_S.get(
+        case.name, 12.0
+    )
