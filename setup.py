@@ -3,10 +3,10 @@
 Environment variables:
     IFDD_NATIVE      0: pure Python; 1: the native library must be built; unset: built if there is a compiler
     IFDD_CUDA        AUTO (default: if there are CUDA sources and nvcc is found), ON or OFF
-    IFDD_CUDA_ARCHS  CUDA architectures as CMake writes them, e.g. "80-real;90a-real"
+    IFDD_CUDA_ARCHS  CUDA architectures as CMake writes them, e.g. "90a-real" (default: CMakeLists.txt)
     IFDD_WERROR      1: compiler warnings are errors
     IFDD_SANITIZE    e.g. "address,undefined": build with these sanitizers
-    MAX_JOBS         parallel compilations (default: number of cores)
+    MAX_JOBS         parallel compilations (default: number of cores, fewer where memory is short)
     DEBUG            1: unoptimised, with debug information
 """
 
@@ -54,6 +54,17 @@ def want_native() -> bool:
     return False
 
 
+def default_jobs() -> int:
+    """One compilation a core, but no more than free memory holds: nvcc takes up to 2 GB for a file."""
+    cores = os.cpu_count() or 1
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free_kb = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return cores
+    return max(1, min(cores, free_kb // (2 * 1024**2)))
+
+
 class Build(build):
     """Starts from an empty build_lib, so that files deleted from the sources do not live on in wheels."""
 
@@ -82,7 +93,7 @@ class CMakeBuild(build_ext):
         }
         if architectures := os.environ.get("IFDD_CUDA_ARCHS"):
             options["IFDD_CUDA_ARCHS"] = architectures
-        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        jobs = os.environ.get("MAX_JOBS") or str(default_jobs())
         strip = [] if debug or sanitize else ["--strip"]
         self._cmake(
             "-S", str(ROOT), "-B", str(binary), "-G", "Ninja", *(f"-D{k}={v}" for k, v in options.items())

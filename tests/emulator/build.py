@@ -72,8 +72,8 @@ def _run(command: Sequence[str | Path]) -> None:
 def _sanitizer_flags() -> list[str]:
     if not SANITIZE:
         return []
-    flags = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer"]
-    return flags + ([] if SANITIZE == "thread" else ["-fno-sanitize-recover=all"])
+    recover = [] if SANITIZE == "thread" else [f"-fsanitize-recover={SANITIZE}"]
+    return [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", *recover]
 
 
 def sanitizer_environment(sanitize: str, log: Path) -> dict[str, str]:
@@ -89,7 +89,7 @@ def sanitizer_environment(sanitize: str, log: Path) -> dict[str, str]:
         "IFDD_EMULATOR_SANITIZE": sanitize,
         "LD_PRELOAD": " ".join(library.stdout.strip() for library in libraries),
         # Python itself leaks; a library that torch loads is not compiled for the thread sanitizer.
-        "ASAN_OPTIONS": f"detect_leaks=0:log_path={log}",
+        "ASAN_OPTIONS": f"detect_leaks=0:halt_on_error=0:log_path={log}",
         "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={log}",
         "TSAN_OPTIONS": f"ignore_noninstrumented_modules=1:report_thread_leaks=0:log_path={log}",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +213,7 @@ PLANTS: dict[str, tuple[Plant, Callable[[Any], Tensor], Tensor]] = {
         pipeline_exact(LINE),
     ),
     "a removed barrier before a matrix load": (
-        Plant("__syncwarp();", occurrence=1),
+        Plant("__syncwarp();", occurrence=2),
         lambda ops: ops.matrices(torch.arange(256, dtype=torch.int16).view(4, 8, 8), False).float(),
         torch.arange(256).view(4, 8, 8).float(),
     ),
@@ -234,83 +234,73 @@ def test_a_plant_must_change_something() -> None:
         features(Plant("no such text"))
 
 
-#: Broken kernels that the sanitizers report: sanitizer, plant, call, what the report says.
-SANITIZED: dict[str, tuple[str, Plant | None, str, str]] = {
-    "race without a block barrier": ("thread", Plant("__syncthreads();"), "ops.transpose(x)", "data race"),
-    "race without a warp barrier": ("thread", Plant("__syncwarp();"), "ops.mirror(x.flatten())", "data race"),
-    "race without a fence between blocks": (
-        "thread",
-        Plant("__threadfence();"),
-        "ops.last_block(x.flatten(), torch.zeros(1, dtype=torch.int32))",
-        "data race",
-    ),
-    "a row too many": (
-        "address,undefined",
-        Plant("row0 + i < rows", "row0 + i <= rows"),
-        "ops.transpose(x[:40].clone())",
-        "heap-buffer-overflow",
-    ),
-    "a read behind a tensor": (
-        "address,undefined",
-        None,
-        "ops.memory(x.clone(), 2, 128)",
-        "heap-buffer-overflow",
-    ),
-    "a write behind dynamic shared memory": (
-        "address,undefined",
-        None,
-        "ops.memory(x, 3, 128)",
-        "heap-buffer-overflow",
-    ),
+#: What the sanitizers report: plant (None: the kernel itself is wrong), call, what the report says.
+SANITIZED: dict[str, list[tuple[Plant | None, str, str]]] = {
+    "thread": [
+        (Plant("__syncthreads();"), "transpose(x)", "transpose_kernel"),
+        (Plant("__syncwarp();"), "mirror(x.flatten())", "mirror_kernel"),
+        (
+            Plant("__threadfence();"),
+            "last_block(x.flatten(), torch.zeros(1, dtype=torch.int32))",
+            "last_block_kernel",
+        ),
+    ],
+    "address,undefined": [
+        (Plant("row0 + i < rows", "row0 + i <= rows"), "transpose(x[:40].clone())", "transpose_kernel"),
+        (None, "memory(x[:1].clone(), 2, 128)", "READ of size 4"),
+        (None, "memory(x, 3, 128)", "WRITE of size 4"),
+    ],
 }
+SOUND = [
+    "transpose(x)",
+    "mirror(x.flatten())",
+    "row_sum(x[:, :20].contiguous())",
+    "exchange(x[0])",
+    "pipeline(x.flatten())",
+    "matmul(x, x.T.contiguous())",
+    "matmul(x.half(), x.half().T.contiguous())",
+    "matrices(x[:8].to(torch.int16).clone(), True)",
+    "last_block(x.flatten(), torch.zeros(1, dtype=torch.int32))",
+]
 
 SCRIPT = """
 import torch
-from emulator.test_emulator import features, numbers
 from emulator.build import Plant
-library, ops = features(*{plants})
+from emulator.test_emulator import features, numbers
 x = numbers(64, 32)
-for seed in range(4):
-    library.configure(seed)
-    {call}
+for plants, call in {calls}:
+    library, ops = features(*plants)
+    for seed in range(4):
+        library.configure(seed)
+        eval("ops." + call)
 """
 
 
-def sanitized(tmp_path: Path, sanitize: str, plant: Plant | None, call: str) -> str:
-    """Runs a call on features.cu under a sanitizer; returns its reports."""
-    script = SCRIPT.format(plants=[] if plant is None else [plant], call=call)
-    log = tmp_path / "report"
-    environment = sanitizer_environment(sanitize, log)
+def reports(folder: Path, sanitize: str, calls: Sequence[tuple[Plant | None, str]]) -> str:
+    """Calls kernels of features.cu under a sanitizer that goes on after errors; returns its reports."""
+    script = SCRIPT.format(calls=[([] if plant is None else [plant], call) for plant, call in calls])
+    environment = sanitizer_environment(sanitize, folder / "report")
     environment["PYTHONPATH"] = f"{build.ROOT}:{HERE.parent}:{environment.get('PYTHONPATH', '')}"
     process = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=250
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=280
     )
-    report = "".join(file.read_text() for file in sorted(tmp_path.glob("report*")))
+    report = "".join(file.read_text() for file in sorted(folder.glob("report*")))
     assert report or process.returncode == 0, process.stderr
     return report
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SANITIZED)
-def test_sanitizers_report_what_is_broken(name: str, tmp_path: Path) -> None:
-    sanitize, plant, call, expected = SANITIZED[name]
-    report = sanitized(tmp_path, sanitize, plant, call)
-    assert expected in report
+@pytest.mark.parametrize("sanitize", SANITIZED)
+def test_sanitizers_report_what_is_broken(sanitize: str, tmp_path: Path) -> None:
+    cases = SANITIZED[sanitize]
+    report = reports(tmp_path, sanitize, [(plant, call) for plant, call, _ in cases])
+    assert ("data race" if sanitize == "thread" else "heap-buffer-overflow") in report
     assert "features.cu:" in report
+    for _, call, expected in cases:
+        assert expected in report, call
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
+@pytest.mark.parametrize("sanitize", SANITIZED)
 def test_sanitizers_are_silent_on_sound_kernels(sanitize: str, tmp_path: Path) -> None:
-    calls = [
-        "ops.transpose(x)",
-        "ops.mirror(x.flatten())",
-        "ops.row_sum(x[:, :20].contiguous())",
-        "ops.exchange(x[0])",
-        "ops.pipeline(x.flatten())",
-        "ops.matmul(x, x.T.contiguous())",
-        "ops.matmul(x.half(), x.half().T.contiguous())",
-        "ops.matrices(x[:8].to(torch.int16).clone(), True)",
-        "ops.last_block(x.flatten(), torch.zeros(1, dtype=torch.int32))",
-    ]
-    assert sanitized(tmp_path, sanitize, None, "; ".join(calls)) == ""
+    assert reports(tmp_path, sanitize, [(None, call) for call in SOUND]) == ""

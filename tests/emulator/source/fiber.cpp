@@ -32,6 +32,11 @@ char* new_stack() {
   return static_cast<char*>(memory) + page;
 }
 
+void free_stack(char* stack) {
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  munmap(stack - page, page + kStackBytes);
+}
+
 }  // namespace
 
 #if defined(__x86_64__)
@@ -115,13 +120,15 @@ Fiber::~Fiber() {
 #if defined(IFDD_EMULATOR_RACES)
   if (race_context_ != nullptr) __tsan_destroy_fiber(race_context_);
 #endif
-  if (stack_ != nullptr) {
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    munmap(stack_ - page, page + kStackBytes);
-  }
+  if (stack_ != nullptr) free_stack(stack_);
 }
 
 void Fiber::prepare(void (*entry)(void*), void* argument) {
+#if defined(IFDD_EMULATOR_RACES)
+  // Two threads on one stack, one after the other, would look like a race for it.
+  if (stack_ != nullptr) free_stack(stack_);
+  stack_ = nullptr;
+#endif
   if (stack_ == nullptr) stack_ = new_stack();
   entry_ = entry;
   argument_ = argument;
