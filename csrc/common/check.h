@@ -31,6 +31,8 @@ inline const char* dtype_name(ScalarType dtype) {
       return "bfloat16";
     case ScalarType::Half:
       return "float16";
+    case ScalarType::Int:
+      return "int32";
     case ScalarType::Long:
       return "int64";
     default:
@@ -47,9 +49,19 @@ std::string shape_text(const Sizes& sizes) {
   return text.str();
 }
 
-// One of the given dtypes and the given shape (-1 allows any size), on any device.
-inline void check_layout(const char* op, const char* argument, const Tensor& tensor,
-                         std::initializer_list<int64_t> shape, std::initializer_list<ScalarType> dtypes) {
+// Checks a (time, height, width) triple.
+template <class Values>
+void check_triple(const char* op, const char* argument, const Values& value) {
+  bool positive = value.size() == 3;
+  for (const auto item : value) positive = positive && item > 0;
+  if (!positive) {
+    fail(op, argument, "expected three positive integers (time, height, width), got ", shape_text(value));
+  }
+}
+
+// One of the given dtypes, on any device.
+inline void check_dtype(const char* op, const char* argument, const Tensor& tensor,
+                        std::initializer_list<ScalarType> dtypes) {
   const ScalarType dtype = tensor.scalar_type();
   bool dtype_ok = false;
   std::string wanted;
@@ -58,6 +70,12 @@ inline void check_layout(const char* op, const char* argument, const Tensor& ten
     wanted += std::string(wanted.empty() ? "" : " or ") + dtype_name(candidate);
   }
   if (!dtype_ok) fail(op, argument, "expected dtype ", wanted, ", got ", dtype_name(dtype));
+}
+
+// One of the given dtypes and the given shape (-1 allows any size), on any device.
+inline void check_layout(const char* op, const char* argument, const Tensor& tensor,
+                         std::initializer_list<int64_t> shape, std::initializer_list<ScalarType> dtypes) {
+  check_dtype(op, argument, tensor, dtypes);
   const auto sizes = tensor.sizes();
   bool shape_ok = sizes.size() == shape.size();
   for (size_t i = 0; shape_ok && i < sizes.size(); ++i) {
