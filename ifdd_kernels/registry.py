@@ -383,6 +383,45 @@ def _pool_tokens_cost(qkv: Tensor, key_value: Tensor | None, *rest: Any) -> Cost
     return Cost(_size(*parameters) + rows * (read + written) * qkv.element_size(), flops)
 
 
+def _max_pool_tokens_samples(make: Maker) -> Iterator[Sample]:
+    for label, batch, grid, channels, stride in (
+        ("stride 2, odd grid", 2, (2, 7, 9), 8, (1, 2, 2)),
+        ("stride 2, even grid", 1, (3, 4, 6), 5, (1, 2, 2)),
+        ("every axis, odd stride", 1, (4, 6, 7), 3, (2, 3, 3)),
+        ("stride 1", 1, (2, 2, 3), 4, (1, 1, 1)),
+        ("longer than the axis", 2, (1, 1, 5), 1, (2, 2, 9)),
+        ("empty batch", 0, (2, 4, 4), 4, (1, 2, 2)),
+    ):
+        yield Sample(label, (make.normal(batch, 1 + math.prod(grid), channels), list(grid), list(stride)))
+    yield Sample("strided", (make.strided(2, 1 + 2 * 5 * 4, 6), [2, 5, 4], [1, 2, 2]))
+
+
+def _max_pool_tokens_cost(x: Tensor, grid: list[int], stride: list[int]) -> Cost:
+    results = x.shape[0] * math.prod(ops.pooled_grid(grid, stride)) * x.shape[2]
+    window = math.prod(step + 1 if step > 1 else 1 for step in stride)
+    kept = results * torch.int32.itemsize
+    class_tokens = x.shape[0] * x.shape[2]
+    return Cost(_size(x) + (results + class_tokens) * x.element_size() + kept, results * (window - 1))
+
+
+def _gelu_linear_samples(make: Maker) -> Iterator[Sample]:
+    for label, shape, width in (
+        ("tokens", (2, 9, 32), 8),
+        ("rows, odd sizes", (7, 5), 3),
+        ("one row", (1, 1, 16), 1),
+        ("empty batch", (0, 4, 8), 6),
+    ):
+        weight, bias = make.normal(width, shape[-1], scale=shape[-1] ** -0.5), make.normal(width, scale=0.3)
+        yield Sample(label, (make.normal(*shape), weight, bias))
+    yield Sample("strided", (make.strided(2, 5, 6), make.strided(4, 6), make.strided(4)))
+
+
+def _gelu_linear_cost(x: Tensor, weight: Tensor, bias: Tensor) -> Cost:
+    rows, out = x.numel() // x.shape[-1], weight.shape[0]
+    moved = _size(x, weight, bias) + rows * out * x.element_size()
+    return Cost(moved, 2 * x.numel() * out + 8 * x.numel())
+
+
 def _pooled_attention_samples(make: Maker) -> Iterator[Sample]:
     for label, batch, q_grid, k_grid, heads, channels, strided in (
         ("equal grids", 2, (2, 3, 3), (2, 3, 3), 2, 8, False),
@@ -513,6 +552,22 @@ REGISTRY: dict[str, Entry] = {
             _pool_tokens_cost,
             roundings=32,
             why=_ROUNDING + "27 products a sum, then a division by the deviation of d values",
+        ),
+        Entry(
+            "max_pool_tokens",
+            ops.max_pool_tokens,
+            _max_pool_tokens_samples,
+            _max_pool_tokens_cost,
+            roundings=1,
+            why="a result is one of the inputs; its gradient, one sum of a few, rounds once",
+        ),
+        Entry(
+            "gelu_linear",
+            ops.gelu_linear,
+            _gelu_linear_samples,
+            _gelu_linear_cost,
+            roundings=16,
+            why="the activation is rounded to the given dtype before one matrix product in it",
         ),
         Entry(
             "pooled_attention",

@@ -25,10 +25,8 @@ struct Inputs {
   ScalarType dtype;
 };
 
-Grid check_triple(const char* op, const char* argument, const Triple& value) {
-  if (value.size() != 3 || *std::min_element(value.begin(), value.end()) < 1) {
-    fail(op, argument, "expected three positive integers (time, height, width), got ", shape_text(value));
-  }
+Grid checked_grid(const char* op, const char* argument, const Triple& value) {
+  check_triple(op, argument, value);
   return {value[0], value[1], value[2]};
 }
 
@@ -58,8 +56,8 @@ int64_t check_packed(const char* op, const char* argument, const Tensor& tensor,
 
 Inputs check_inputs(const char* op, const Tensor& qkv, const OptionalTensor& key_value, const Triple& grid,
                     const Triple& key_value_grid, int64_t heads, const Triple& stride_q, const Triple& stride_kv) {
-  const Grid grids[2] = {check_triple(op, "grid", grid), check_triple(op, "key_value_grid", key_value_grid)};
-  const Grid strides[2] = {check_triple(op, "stride_q", stride_q), check_triple(op, "stride_kv", stride_kv)};
+  const Grid grids[2] = {checked_grid(op, "grid", grid), checked_grid(op, "key_value_grid", key_value_grid)};
+  const Grid strides[2] = {checked_grid(op, "stride_q", stride_q), checked_grid(op, "stride_kv", stride_kv)};
   const int64_t d = check_packed(op, "qkv", qkv, key_value ? 1 : kParts, grids[0], heads);
   const int64_t B = qkv.size(0);
   if (key_value) {

@@ -2,10 +2,12 @@
 
 from ifdd_kernels.ops.frame_correlation import frame_correlation
 from ifdd_kernels.ops.frame_tokens import frame_tokens
+from ifdd_kernels.ops.gelu_linear import gelu_linear
 from ifdd_kernels.ops.lifting_attention import lifting_attention
 from ifdd_kernels.ops.lifting_loss import lifting_loss
 from ifdd_kernels.ops.lifting_residual import lifting_residual
 from ifdd_kernels.ops.lifting_steps import lifting_predict, lifting_update
+from ifdd_kernels.ops.max_pool_tokens import max_pool_tokens
 from ifdd_kernels.ops.pool_tokens import LiveTokens, live_tokens, pool_tokens, pooled_grid
 from ifdd_kernels.ops.pooled_attention import pooled_attention
 from ifdd_kernels.ops.split_frames import split_frames
@@ -18,12 +20,14 @@ __all__ = [
     "TopkIndex",
     "frame_correlation",
     "frame_tokens",
+    "gelu_linear",
     "lifting_attention",
     "lifting_loss",
     "lifting_predict",
     "lifting_residual",
     "lifting_update",
     "live_tokens",
+    "max_pool_tokens",
     "pool_tokens",
     "pooled_attention",
     "pooled_grid",

@@ -6,9 +6,11 @@ differentiable by PyTorch's own autograd, which is how the hand-derived ``NAME_b
 
 from ifdd_kernels.reference.frame_correlation import frame_correlation, frame_correlation_backward
 from ifdd_kernels.reference.frame_tokens import frame_tokens, frame_tokens_backward
+from ifdd_kernels.reference.gelu_linear import gelu_linear, gelu_linear_backward
 from ifdd_kernels.reference.lifting_attention import lifting_attention, lifting_attention_backward
 from ifdd_kernels.reference.lifting_loss import lifting_loss, lifting_loss_backward
 from ifdd_kernels.reference.lifting_residual import lifting_residual, lifting_residual_backward
+from ifdd_kernels.reference.max_pool_tokens import max_pool_tokens, max_pool_tokens_backward
 from ifdd_kernels.reference.pool_tokens import pool_tokens, pool_tokens_backward
 from ifdd_kernels.reference.pooled_attention import pooled_attention, pooled_attention_backward
 from ifdd_kernels.reference.split_frames import split_frames, split_frames_backward
@@ -20,12 +22,16 @@ __all__ = [
     "frame_correlation_backward",
     "frame_tokens",
     "frame_tokens_backward",
+    "gelu_linear",
+    "gelu_linear_backward",
     "lifting_attention",
     "lifting_attention_backward",
     "lifting_loss",
     "lifting_loss_backward",
     "lifting_residual",
     "lifting_residual_backward",
+    "max_pool_tokens",
+    "max_pool_tokens_backward",
     "pool_tokens",
     "pool_tokens_backward",
     "pooled_attention",

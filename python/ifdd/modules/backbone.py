@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ifdd.config import STAGE_COUNT, STAGE_HEADS
 from ifdd.modules.drop_path import DropPath
-from ifdd_kernels import live_tokens, pool_tokens, pooled_attention
+from ifdd_kernels import gelu_linear, live_tokens, max_pool_tokens, pool_tokens, pooled_attention
 
 Grid = tuple[int, int, int]
 
@@ -172,17 +172,12 @@ class MultiscaleBlock(nn.Module):
             )
         normed = self.attention_norm(tokens)
         shortcut = tokens if self.shortcut is None else self.shortcut(normed)
-        tokens = self._pool(shortcut) + self.drop_path(self.attention(normed))
-        mlp = self.mlp_contract(F.gelu(self.mlp_expand(self.mlp_norm(tokens))))
+        if max(self.stride_q) > 1:
+            shortcut = max_pool_tokens(shortcut, self.grid, self.stride_q)
+        tokens = shortcut + self.drop_path(self.attention(normed))
+        hidden = self.mlp_expand(self.mlp_norm(tokens))
+        mlp = gelu_linear(hidden, self.mlp_contract.weight, self.mlp_contract.bias)
         return tokens + self.drop_path(mlp), self.out_grid
-
-    def _pool(self, shortcut: torch.Tensor) -> torch.Tensor:
-        if max(self.stride_q) == 1:
-            return shortcut
-        kernel = [stride + 1 if stride > 1 else 1 for stride in self.stride_q]
-        volume = shortcut[:, 1:].unflatten(1, self.grid).permute(0, 4, 1, 2, 3)
-        pooled = F.max_pool3d(volume, kernel, self.stride_q, [size // 2 for size in kernel])
-        return torch.cat((shortcut[:, :1], pooled.flatten(2).transpose(1, 2)), dim=1)
 
 
 class StageOutput(NamedTuple):

@@ -1,0 +1,88 @@
+"""``max_pool_tokens``: the max-pooling of an MViTv2 block's shortcut, in token layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ifdd_kernels import _check, reference
+from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels.backends import run
+from ifdd_kernels.ops.pool_tokens import pooled_grid
+
+
+def _check_arguments(x: Tensor, grid: Sequence[int], stride: Sequence[int]) -> None:
+    op = "max_pool_tokens"
+    _check.triple(op, "grid", grid)
+    _check.triple(op, "stride", stride)
+    _check.shape(op, "x", x, ("B", 1 + math.prod(grid), "C"))
+    _check.floating(op, "x", x)
+    if x.shape[1] >= 2**31:
+        raise ValueError(f"{op}: x must have fewer than 2**31 tokens, got {x.shape[1]}")
+
+
+def _fake(x: Tensor, grid: Sequence[int], stride: Sequence[int]) -> tuple[Tensor, Tensor]:
+    batch, _, channels = x.shape
+    cells = math.prod(pooled_grid(grid, stride))
+    rows = x.new_empty(batch, cells, channels, dtype=torch.int32)
+    return x.new_empty(batch, 1 + cells, channels), rows
+
+
+def _fake_backward(grad: Tensor, rows: Tensor, grid: Sequence[int], stride: Sequence[int]) -> Tensor:
+    return grad.new_empty(grad.shape[0], 1 + math.prod(grid), grad.shape[2])
+
+
+OPERATOR = register(
+    Operator(
+        name="max_pool_tokens",
+        schema="(Tensor x, int[3] grid, int[3] stride) -> (Tensor out, Tensor rows)",
+        reference=reference.max_pool_tokens,
+        fake=_fake,
+        check=_check_arguments,
+        backward=Backward(
+            schema="(Tensor grad, Tensor rows, int[3] grid, int[3] stride) -> Tensor",
+            reference=reference.max_pool_tokens_backward,
+            fake=_fake_backward,
+            arguments=lambda inputs, outputs: (Gradient(0), outputs[1], *inputs[1:]),
+            inputs=(0,),
+        ),
+        non_differentiable=(1,),
+    )
+)
+
+
+def max_pool_tokens(
+    x: Tensor, grid: Sequence[int], stride: Sequence[int], *, backend: str = "auto"
+) -> Tensor:
+    r"""Max-pooling of tokens with a window of stride + 1 cells along every strided axis.
+
+    .. math:: y_{oc} = \max_{i \in W(o)} x_{ic}, \qquad
+        W(o) = \{so - \lfloor k/2 \rfloor, \dots, so - \lfloor k/2 \rfloor + k - 1\}, \quad
+        k = s + 1 \text{ where } s > 1, \text{ else } 1
+
+    on each axis, cells outside the grid left out. The class token (row 0) is kept as it is.
+
+    Args:
+        x: (B, 1 + T*H*W, C), rows in (T, H, W) order behind the class token; float16 to float64, any strides.
+        grid: (T, H, W).
+        stride: (time, height, width) stride.
+        backend: see :mod:`ifdd_kernels.backends`.
+
+    Returns:
+        (B, 1 + N', C) in x's dtype, on the grid ceil(size / stride). A NaN in a window is its maximum.
+
+    The gradient flows to the largest value of each window, the first of equal ones in (T, H, W) order. Kept
+    for it is one int32 a result, not x. Deterministic on the CPU.
+
+    Raises:
+        ValueError: a shape, grid or stride that does not fit. TypeError: a dtype that does not.
+
+    Source: Li et al., "MViTv2", CVPR 2022, arXiv:2112.01526 (pooled shortcut).
+    """
+    arguments = (x, list(grid), list(stride))
+    _check_arguments(*arguments)
+    pooled: Tensor = run(OPERATOR, backend, *arguments)[0]
+    return pooled

@@ -1,0 +1,160 @@
+"""The native max_pool_tokens and gelu_linear beyond the registry: ties, NaN, threads, tails and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ifdd_kernels import gelu_linear, max_pool_tokens
+from ifdd_kernels.backends import can_run
+from ifdd_kernels.testing import poisoned_memory, thread_count
+
+pytestmark = pytest.mark.skipif(
+    not can_run("max_pool_tokens", "native"), reason=can_run("max_pool_tokens", "native").reason
+)
+ops = torch.ops.ifdd
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def tokens(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Normal values in few distinct numbers, so that windows have ties."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return ((values * 2).round() / 2 + 0.25).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 3, 4), (3, 1, 5), (1, 1, 1), (9, 40, 2)], ids=str)
+def test_max_pool_is_the_reference_bit_for_bit(dtype: torch.dtype, stride: tuple[int, int, int]) -> None:
+    """Ties, NaN, infinities, a rest of channels beyond one block, and gradients of several windows."""
+    grid = (3, 9, 8)
+    x = tokens(2, 1 + 3 * 9 * 8, 261, dtype=dtype)
+    x[0, 7, 3], x[1, 100, 260] = float("nan"), float("inf")
+    x[0, 1:60, 5] = -float("inf")
+    expected, places = ops.max_pool_tokens_reference(x, grid, stride)
+    with poisoned_memory():
+        out, rows = ops.max_pool_tokens(x, grid, stride)
+    assert torch.equal(rows, places)
+    assert torch.equal(out.nan_to_num(nan=1e4), expected.nan_to_num(nan=1e4))
+    grad = tokens(*out.shape, dtype=dtype, seed=1)  # eighths: sums of a few are exact
+    with poisoned_memory():
+        actual = ops.max_pool_tokens_backward(grad, rows, grid, stride)
+    assert torch.equal(actual, ops.max_pool_tokens_backward_reference(grad, rows, grid, stride))
+
+
+def test_max_pool_is_that_of_pytorch() -> None:
+    x = tokens(2, 1 + 4 * 6 * 10, 7).requires_grad_()
+    volume = x[:, 1:].unflatten(1, (4, 6, 10)).permute(0, 4, 1, 2, 3)
+    pooled = F.max_pool3d(volume, (1, 3, 3), (1, 2, 2), (0, 1, 1)).flatten(2).transpose(1, 2)
+    expected = torch.cat((x[:, :1], pooled), 1)
+    actual = max_pool_tokens(x, (4, 6, 10), (1, 2, 2))
+    grad = tokens(*actual.shape, seed=2)
+    assert torch.equal(actual, expected)
+    for one, other in zip(
+        torch.autograd.grad(actual, x, grad), torch.autograd.grad(expected, x, grad), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_shortcut_is_not_kept_for_backward() -> None:
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    x = tokens(1, 1 + 2 * 4 * 4, 6).requires_grad_()
+    hidden = tokens(3, 8).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        max_pool_tokens(x * 2, (2, 4, 4), (1, 2, 2))
+        rows = [tensor for tensor in kept if tensor.dtype == torch.int32]
+        assert [tuple(t.shape) for t in rows] == [(1, 8, 6)]
+        assert all(tensor.shape != x.shape for tensor in kept)
+        kept.clear()
+        gelu_linear(hidden, tokens(4, 8), tokens(4))
+    assert [tuple(t.shape) for t in kept] == [(3, 8), (4, 8)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_max_pool_does_not_depend_on_threads(dtype: torch.dtype) -> None:
+    x, grad = tokens(2, 1 + 8 * 14 * 14, 96, dtype=dtype), tokens(2, 1 + 8 * 7 * 7, 96, dtype=dtype, seed=3)
+    results = []
+    for threads in (1, 2, 3):
+        with thread_count(threads):
+            out, rows = ops.max_pool_tokens(x, (8, 14, 14), (1, 2, 2))
+            results.append((out, rows, ops.max_pool_tokens_backward(grad, rows, (8, 14, 14), (1, 2, 2))))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+def test_gelu_is_accurate_in_the_tail() -> None:
+    """With the identity as weight the op is GELU: its error against float64, relative to the value itself."""
+    x = torch.linspace(-12, 12, 4001)[:, None]
+    weight, bias = torch.ones(1, 1), torch.zeros(1)
+    exact = x.double() * 0.5 * torch.erfc(-x.double() / 2**0.5)
+    with poisoned_memory():
+        actual = ops.gelu_linear(x, weight, bias)
+    # x^2 / 2 is rounded before the exponential: 72 half-roundings at 12, beside a few of the polynomial.
+    allowed = (8 + x.double().square() / 2) * torch.finfo(torch.float32).eps
+    assert ((actual.double() - exact).abs() <= allowed * exact.abs() + 1e-37).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gelu_linear_is_as_exact_as_two_layers(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(5)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
+
+    args, grad = (normal(3, 67, 384), normal(96, 384, scale=0.05), normal(96)), normal(3, 67, 96)
+
+    def layers(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(F.gelu(x), weight, bias)
+
+    def run(function: Any, inputs: Any, cotangent: Tensor) -> list[Tensor]:
+        leaves = [a.clone().requires_grad_() for a in inputs]
+        out = function(*leaves)
+        return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
+
+    exact = run(layers, [a.double() for a in args], grad.double())
+    eager, ours = run(layers, args, grad), run(gelu_linear, args, grad)
+    unit = torch.finfo(dtype).eps
+    for place, (a, r, e) in enumerate(zip(ours, eager, exact, strict=True)):
+        error, allowed = ((t.double() - e).norm() / e.norm() for t in (a, r))
+        assert error <= 2 * allowed + unit, (place, error, allowed)
+
+
+X = torch.randn(2, 1 + 2 * 4 * 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.max_pool_tokens(X[0], [2, 4, 4], [1, 2, 2]), r"x: expected shape \(-1, -1, -1\)"),
+        (lambda: ops.max_pool_tokens(X, [2, 4, 5], [1, 2, 2]), r"x: expected shape \(-1, 41, -1\)"),
+        (lambda: ops.max_pool_tokens(X, [2, 4, 0], [1, 2, 2]), "grid: expected three positive integers"),
+        (lambda: ops.max_pool_tokens(X, [2**40, 2**40, 4], [1, 2, 2]), r"grid: expected fewer than 2\*\*31"),
+        (lambda: ops.max_pool_tokens(X.int(), [2, 4, 4], [1, 2, 2]), "x: expected dtype float32 or"),
+        (
+            lambda: ops.max_pool_tokens_backward(X[:, :9], torch.ones(2, 8, 6), [2, 4, 4], [1, 2, 2]),
+            "rows: expected dtype int32, got float32",
+        ),
+        (
+            lambda: ops.max_pool_tokens_backward(X, torch.ones(2, 8, 6).int(), [2, 4, 4], [1, 2, 2]),
+            r"grad: expected shape \(2, 9, 6\)",
+        ),
+        (
+            lambda: ops.gelu_linear(X[0, 0], X[0], X[0, :, 0]),
+            r"x: expected shape \(\.\.\., 6\) with at least two",
+        ),
+        (lambda: ops.gelu_linear(X, X[0, :4], X[0, 0]), r"bias: expected shape \(4,\)"),
+        (lambda: ops.gelu_linear(X, X[0].double(), X[0, 0]), "weight: expected dtype float32, got float64"),
+        (lambda: ops.gelu_linear_backward(X, X, X[0, :4]), "grad: expected the shape of x"),
+    ],
+)
+def test_direct_calls_are_refused_not_crashed(call: Any, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        call()
