@@ -7,6 +7,7 @@ definitions in plain PyTorch; :func:`build_info` says what is missing and how to
 from ifdd_kernels import _library, backends, reference
 from ifdd_kernels._library import build_info
 from ifdd_kernels.ops import (
+    LiveTokens,
     SplitIndex,
     TopkIndex,
     frame_correlation,
@@ -16,6 +17,7 @@ from ifdd_kernels.ops import (
     lifting_predict,
     lifting_residual,
     lifting_update,
+    live_tokens,
     pool_tokens,
     pooled_attention,
     pooled_grid,
@@ -30,6 +32,7 @@ _library.load()
 __version__ = "0.1.0"
 
 __all__ = [
+    "LiveTokens",
     "SplitIndex",
     "TopkIndex",
     "__version__",
@@ -42,6 +45,7 @@ __all__ = [
     "lifting_predict",
     "lifting_residual",
     "lifting_update",
+    "live_tokens",
     "pool_tokens",
     "pooled_attention",
     "pooled_grid",

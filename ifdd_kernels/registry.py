@@ -325,32 +325,32 @@ def _loss_cost(residual: Tensor, weight: float, beta: float, mean: bool) -> Cost
 
 
 def _pool_tokens_samples(make: Maker) -> Iterator[Sample]:
-    for label, batch, grid, heads, channels, stride_q, stride_kv, strided in (
-        ("stride 1 and 2", 2, (2, 4, 4), 2, 8, (1, 1, 1), (1, 2, 2), False),
-        ("strides 2 and 8, odd grid", 1, (2, 9, 11), 1, 5, (1, 2, 2), (1, 8, 8), False),
-        ("stride 4, strided", 1, (8, 8, 5), 1, 4, (1, 1, 1), (1, 4, 4), True),
-        ("stride in time, one cell", 1, (3, 1, 1), 3, 3, (2, 1, 1), (2, 1, 1), False),
-        ("empty batch", 0, (2, 4, 4), 2, 4, (1, 2, 2), (1, 2, 2), False),
+    for label, batch, grid, key_value_grid, heads, channels, stride_q, stride_kv, strided in (
+        ("stride 1 and 2", 2, (2, 4, 4), None, 2, 8, (1, 1, 1), (1, 2, 2), False),
+        ("strides 2 and 8, odd grid", 1, (2, 9, 11), None, 1, 5, (1, 2, 2), (1, 8, 8), False),
+        ("stride 4, strided", 1, (8, 8, 5), None, 1, 4, (1, 1, 1), (1, 4, 4), True),
+        ("stride in time, one cell", 1, (3, 1, 1), None, 3, 3, (2, 1, 1), (2, 1, 1), False),
+        ("empty batch", 0, (2, 4, 4), None, 2, 4, (1, 2, 2), (1, 2, 2), False),
+        ("keys and values apart", 2, (2, 6, 7), (2, 4, 5), 2, 8, (1, 1, 1), (1, 3, 3), False),
+        ("apart, odd and strided", 1, (2, 5, 4), (1, 7, 1), 1, 5, (1, 2, 2), (1, 3, 1), True),
+        ("apart, empty batch", 0, (2, 4, 4), (2, 2, 2), 2, 4, (1, 2, 2), (1, 3, 3), False),
     ):
         build = make.strided if strided else make.normal
-        qkv = build(batch, 1 + math.prod(grid), 3 * heads * channels)
+        packed = heads * channels
+        query = build(batch, 1 + math.prod(grid), packed if key_value_grid else 3 * packed)
+        key_value = build(batch, 1 + math.prod(key_value_grid), 2 * packed) if key_value_grid else None
         weights = [make.parameter(channels, 1, 3, 3, 3, scale=0.2) for _ in range(3)]
         norms = [make.parameter(channels, mean=mean, scale=0.3) for _ in range(3) for mean in (1.0, 0.0)]
-        strides = (list(stride_q), list(stride_kv))
-        yield Sample(label, (qkv, *weights, *norms, list(grid), heads, *strides, 1e-6))
+        sizes = (list(grid), list(key_value_grid or grid), heads, list(stride_q), list(stride_kv))
+        yield Sample(label, (query, key_value, *weights, *norms, *sizes, 1e-6))
 
 
-def _touched(size: int, stride: int) -> int:
-    """Cells of an axis inside some window of a 3-wide convolution with padding 1."""
-    return len({o + d for o in range(0, size, stride) for d in (-1, 0, 1)} & set(range(size)))
-
-
-def _pool_tokens_cost(qkv: Tensor, *rest: Any) -> Cost:
-    parameters, (grid, _, stride_q, stride_kv) = rest[:9], rest[9:13]
-    rows = qkv.shape[0] * qkv.shape[2] // 3  # one token of q, k or v over batch, heads and channels
-    strides = (stride_q, stride_kv, stride_kv)
-    read = sum(1 + math.prod(map(_touched, grid, stride)) for stride in strides)
-    cells = [math.prod(ops.pooled_grid(grid, stride)) for stride in strides]
+def _pool_tokens_cost(qkv: Tensor, key_value: Tensor | None, *rest: Any) -> Cost:
+    parameters, (grid, key_value_grid, heads, stride_q, stride_kv) = rest[:9], rest[9:14]
+    rows = qkv.shape[0] * heads * rest[0].shape[0]  # one token of q, k or v over batch, heads and channels
+    parts = ((grid, stride_q), (key_value_grid, stride_kv), (key_value_grid, stride_kv))
+    read = sum(len(ops.live_tokens(*part).rows) for part in parts)
+    cells = [math.prod(ops.pooled_grid(*part)) for part in parts]
     written = sum(1 + n for n in cells)
     flops = rows * sum(54 * n + 8 * (1 + n) for n in cells)
     return Cost(_size(*parameters) + rows * (read + written) * qkv.element_size(), flops)

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -17,6 +18,7 @@ namespace stable = torch::stable;
 
 constexpr int kParts = 3;  // q, k, v
 using Triple = std::vector<int64_t>;
+using OptionalTensor = std::optional<Tensor>;
 
 struct Inputs {
   PoolSizes size[kParts];
@@ -30,34 +32,51 @@ Grid check_triple(const char* op, const char* argument, const Triple& value) {
   return {value[0], value[1], value[2]};
 }
 
-Inputs check_inputs(const char* op, const Tensor& qkv, const Triple& grid, int64_t heads, const Triple& stride_q,
-                    const Triple& stride_kv) {
-  check_tensor(op, "qkv", qkv, {-1, -1, -1},
+// Checks (B, 1 + T*H*W, parts * heads * d); returns d.
+int64_t check_packed(const char* op, const char* argument, const Tensor& tensor, int64_t parts, const Grid& in,
+                     int64_t heads) {
+  check_tensor(op, argument, tensor, {-1, -1, -1},
                {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half});
-  const Grid in = check_triple(op, "grid", grid);
-  const Grid strides[2] = {check_triple(op, "stride_q", stride_q), check_triple(op, "stride_kv", stride_kv)};
-  const int64_t tokens = qkv.size(1), packed = qkv.size(2);
+  const int64_t tokens = tensor.size(1), packed = tensor.size(2);
   // Each factor is compared before it is multiplied: the product cannot overflow.
   const bool fits = in.t < tokens && in.y < tokens && in.x < tokens && in.t <= (tokens - 1) / in.y &&
                     in.t * in.y <= (tokens - 1) / in.x && in.t * in.y * in.x == tokens - 1;
   if (!fits) {
-    fail(op, "qkv", "expected 1 + T*H*W tokens for grid ", shape_text(grid), ", got shape ", shape_text(qkv.sizes()));
+    fail(op, argument, "expected 1 + T*H*W tokens for grid ", shape_text(Triple{in.t, in.y, in.x}), ", got shape ",
+         shape_text(tensor.sizes()));
   }
   if (heads < 1 || heads > packed) {
-    fail(op, "heads", "expected a positive number of heads for qkv of shape ", shape_text(qkv.sizes()), ", got ",
-         heads);
+    fail(op, "heads", "expected a positive number of heads for ", argument, " of shape ", shape_text(tensor.sizes()),
+         ", got ", heads);
   }
-  if (packed % (kParts * heads) != 0) {
-    fail(op, "qkv", "expected a last axis of 3 * heads * d with heads = ", heads, ", got shape ",
-         shape_text(qkv.sizes()));
+  if (packed % (parts * heads) != 0) {
+    fail(op, argument, "expected a last axis of ", parts, " * heads * d with heads = ", heads, ", got shape ",
+         shape_text(tensor.sizes()));
+  }
+  return packed / (parts * heads);
+}
+
+Inputs check_inputs(const char* op, const Tensor& qkv, const OptionalTensor& key_value, const Triple& grid,
+                    const Triple& key_value_grid, int64_t heads, const Triple& stride_q, const Triple& stride_kv) {
+  const Grid grids[2] = {check_triple(op, "grid", grid), check_triple(op, "key_value_grid", key_value_grid)};
+  const Grid strides[2] = {check_triple(op, "stride_q", stride_q), check_triple(op, "stride_kv", stride_kv)};
+  const int64_t d = check_packed(op, "qkv", qkv, key_value ? 1 : kParts, grids[0], heads);
+  const int64_t B = qkv.size(0);
+  if (key_value) {
+    check_packed(op, "key_value", *key_value, 2, grids[1], heads);
+    check_tensor(op, "key_value", *key_value, {B, key_value->size(1), 2 * heads * d}, {qkv.scalar_type()});
+  } else if (key_value_grid != grid) {
+    fail(op, "key_value_grid", "expected that of qkv, ", shape_text(grid), ", as key_value is not given, got ",
+         shape_text(key_value_grid));
   }
   Inputs inputs{{}, qkv.scalar_type()};
   for (int part = 0; part < kParts; ++part) {
+    const Grid& in = grids[part > 0];
     // A longer stride than the axis selects the same single cell.
     const Grid& given = strides[part > 0];
     const Grid stride{std::min(given.t, in.t), std::min(given.y, in.y), std::min(given.x, in.x)};
     const Grid out{(in.t - 1) / stride.t + 1, (in.y - 1) / stride.y + 1, (in.x - 1) / stride.x + 1};
-    inputs.size[part] = {qkv.size(0), heads, packed / (kParts * heads), in, out, stride};
+    inputs.size[part] = {B, heads, d, in, out, stride};
   }
   return inputs;
 }
@@ -78,10 +97,22 @@ Tensor dense_rows(const Tensor& tensor) {
                                                                                     : stable::contiguous(tensor);
 }
 
-// Rows of part `part` in qkv-like memory (B, 1 + N, 3 * heads * d).
-template <class T>
-TokenRows<T> part_rows(T* base, const Tensor& qkv, const PoolSizes& size, int part) {
-  return {base + part * size.heads * size.d, qkv.stride(0), qkv.stride(1), size.d};
+// The tensors that q, k and v lie in, or their gradients: one, or one for q and one for both k and v.
+struct Packed {
+  Tensor of_query;
+  OptionalTensor of_key_value;
+
+  const Tensor& tensor(int part) const { return part > 0 && of_key_value ? *of_key_value : of_query; }
+  // Rows of a part; `base` is the data of its tensor.
+  template <class T>
+  TokenRows<T> rows(T* base, const PoolSizes& size, int part) const {
+    const int64_t place = part > 0 && of_key_value ? part - 1 : part;
+    return {base + place * size.heads * size.d, tensor(part).stride(0), tensor(part).stride(1), size.d};
+  }
+};
+
+Packed packed_rows(const Tensor& qkv, const OptionalTensor& key_value) {
+  return {dense_rows(qkv), key_value ? OptionalTensor(dense_rows(*key_value)) : std::nullopt};
 }
 
 // Rows of (B, 1 + N', heads, d).
@@ -129,12 +160,12 @@ void pad_row(const Tensor& row, A* out) {
 int64_t grain(int64_t work_per_unit) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, work_per_unit)); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pool_tokens(
-    const Tensor& qkv, const Tensor& weight_q, const Tensor& weight_k, const Tensor& weight_v,
-    const Tensor& norm_weight_q, const Tensor& norm_bias_q, const Tensor& norm_weight_k, const Tensor& norm_bias_k,
-    const Tensor& norm_weight_v, const Tensor& norm_bias_v, const Triple& grid, int64_t heads, const Triple& stride_q,
-    const Triple& stride_kv, double eps) {
+    const Tensor& qkv, const OptionalTensor& key_value, const Tensor& weight_q, const Tensor& weight_k,
+    const Tensor& weight_v, const Tensor& norm_weight_q, const Tensor& norm_bias_q, const Tensor& norm_weight_k,
+    const Tensor& norm_bias_k, const Tensor& norm_weight_v, const Tensor& norm_bias_v, const Triple& grid,
+    const Triple& key_value_grid, int64_t heads, const Triple& stride_q, const Triple& stride_kv, double eps) {
   const char* op = "pool_tokens";
-  const Inputs in = check_inputs(op, qkv, grid, heads, stride_q, stride_kv);
+  const Inputs in = check_inputs(op, qkv, key_value, grid, key_value_grid, heads, stride_q, stride_kv);
   const Tensor* const weights[kParts] = {&weight_q, &weight_k, &weight_v};
   const Tensor* const norm_weights[kParts] = {&norm_weight_q, &norm_weight_k, &norm_weight_v};
   const Tensor* const norm_biases[kParts] = {&norm_bias_q, &norm_bias_k, &norm_bias_v};
@@ -147,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pool_tokens(
                     {"norm_bias_v", &norm_bias_v}});
   if (!(eps > 0)) fail(op, "eps", "expected a positive number, got ", eps);
 
-  const Tensor tokens = dense_rows(qkv);
+  const Packed tokens = packed_rows(qkv, key_value);
   Tensor pooled[kParts], stats[kParts];
   for (int part = 0; part < kParts; ++part) {
     const PoolSizes& size = in.size[part];
@@ -167,7 +198,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pool_tokens(
       pad_row(*norm_biases[part], parameters.data() + (kTaps + 1) * pad);
       PoolForward<T> call{};
       call.size = size;
-      call.x = part_rows(data<T>(tokens), tokens, size, part);
+      call.x = tokens.rows(data<T>(tokens.tensor(part)), size, part);
       call.weight = parameters.data();
       call.norm_weight = parameters.data() + kTaps * pad;
       call.norm_bias = parameters.data() + (kTaps + 1) * pad;
@@ -184,13 +215,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pool_tokens(
   return {pooled[0], pooled[1], pooled[2], stats[0], stats[1], stats[2]};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pool_tokens_backward(
-    const Tensor& grad_q, const Tensor& grad_k, const Tensor& grad_v, const Tensor& qkv, const Tensor& weight_q,
-    const Tensor& weight_k, const Tensor& weight_v, const Tensor& norm_weight_q, const Tensor& norm_weight_k,
-    const Tensor& norm_weight_v, const Tensor& stats_q, const Tensor& stats_k, const Tensor& stats_v,
-    const Triple& grid, int64_t heads, const Triple& stride_q, const Triple& stride_kv) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pool_tokens_backward(
+    const Tensor& grad_q, const Tensor& grad_k, const Tensor& grad_v, const Tensor& qkv,
+    const OptionalTensor& key_value, const Tensor& weight_q, const Tensor& weight_k, const Tensor& weight_v,
+    const Tensor& norm_weight_q, const Tensor& norm_weight_k, const Tensor& norm_weight_v, const Tensor& stats_q,
+    const Tensor& stats_k, const Tensor& stats_v, const Triple& grid, const Triple& key_value_grid, int64_t heads,
+    const Triple& stride_q, const Triple& stride_kv) {
   const char* op = "pool_tokens_backward";
-  const Inputs in = check_inputs(op, qkv, grid, heads, stride_q, stride_kv);
+  const Inputs in = check_inputs(op, qkv, key_value, grid, key_value_grid, heads, stride_q, stride_kv);
   const Tensor* const weights[kParts] = {&weight_q, &weight_k, &weight_v};
   const Tensor* const norm_weights[kParts] = {&norm_weight_q, &norm_weight_k, &norm_weight_v};
   check_parameters(
@@ -212,8 +244,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   }
 
   const int64_t B = in.size[0].B, d = in.size[0].d, pad = padded(d), sums = (kTaps + 2) * pad;
-  const Tensor tokens = dense_rows(qkv);
-  const Tensor grad_qkv = stable::new_empty(qkv, {qkv.size(0), qkv.size(1), qkv.size(2)});
+  const Packed tokens = packed_rows(qkv, key_value);
+  Packed grads{stable::new_empty(qkv, {qkv.size(0), qkv.size(1), qkv.size(2)}), std::nullopt};
+  if (key_value) {
+    grads.of_key_value = stable::new_empty(qkv, {key_value->size(0), key_value->size(1), key_value->size(2)});
+  }
   // One buffer each, used by q, k and v in turn.
   const Tensor grad_u = stable::new_empty(qkv, {B, heads, most_cells, pad}, acc_dtype);
   const Tensor partial = stable::new_empty(qkv, {B * most_bands, kTaps + 2, pad}, acc_dtype);
@@ -236,7 +271,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       pad_row(*norm_weights[part], parameters.data() + 2 * kTaps * pad);
       PoolBackward<T> call{};
       call.size = size;
-      call.x = part_rows(data<T>(tokens), tokens, size, part);
+      call.x = tokens.rows(data<T>(tokens.tensor(part)), size, part);
       call.grad = pooled_rows(data<T>(grad), grad);
       call.weight = parameters.data();
       call.weight_mirror = parameters.data() + kTaps * pad;
@@ -244,7 +279,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       call.stats = data<A>(stats);
       call.grad_u = mutable_data<A>(grad_u);
       call.partial = mutable_data<A>(partial);
-      call.grad_x = part_rows(mutable_data<T>(grad_qkv), grad_qkv, size, part);
+      call.grad_x = grads.rows(mutable_data<T>(grads.tensor(part)), size, part);
 
       const int64_t bands = size.B * size.out.y;
       const int64_t norm_work = size.heads * size.out.t * size.out.x * pad * 2 * kTaps;
@@ -274,8 +309,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       grad_norm_bias[part] = stable::to(norm[1], norm_dtype);
     }
   });
-  return {grad_qkv,          grad_weight[0],      grad_weight[1],    grad_weight[2],      grad_norm_weight[0],
-          grad_norm_bias[0], grad_norm_weight[1], grad_norm_bias[1], grad_norm_weight[2], grad_norm_bias[2]};
+  return {grads.of_query,    grads.of_key_value ? *grads.of_key_value : stable::new_empty(qkv, {0}),
+          grad_weight[0],    grad_weight[1],
+          grad_weight[2],    grad_norm_weight[0],
+          grad_norm_bias[0], grad_norm_weight[1],
+          grad_norm_bias[1], grad_norm_weight[2],
+          grad_norm_bias[2]};
 }
 
 }  // namespace

@@ -6,13 +6,14 @@ from ifdd_kernels.ops.lifting_attention import lifting_attention
 from ifdd_kernels.ops.lifting_loss import lifting_loss
 from ifdd_kernels.ops.lifting_residual import lifting_residual
 from ifdd_kernels.ops.lifting_steps import lifting_predict, lifting_update
-from ifdd_kernels.ops.pool_tokens import pool_tokens, pooled_grid
+from ifdd_kernels.ops.pool_tokens import LiveTokens, live_tokens, pool_tokens, pooled_grid
 from ifdd_kernels.ops.pooled_attention import pooled_attention
 from ifdd_kernels.ops.split_frames import split_frames
 from ifdd_kernels.ops.split_index import SplitIndex, split_index
 from ifdd_kernels.ops.topk_split_index import TopkIndex, topk_split_index
 
 __all__ = [
+    "LiveTokens",
     "SplitIndex",
     "TopkIndex",
     "frame_correlation",
@@ -22,6 +23,7 @@ __all__ = [
     "lifting_predict",
     "lifting_residual",
     "lifting_update",
+    "live_tokens",
     "pool_tokens",
     "pooled_attention",
     "pooled_grid",

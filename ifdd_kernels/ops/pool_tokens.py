@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ifdd_kernels import _check, reference
@@ -13,16 +15,88 @@ from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
 
 Norm = tuple[Tensor, Tensor]
+Grid = tuple[int, int, int]
 
 
-def pooled_grid(grid: Sequence[int], stride: Sequence[int]) -> tuple[int, int, int]:
+def pooled_grid(grid: Sequence[int], stride: Sequence[int]) -> Grid:
     """Grid after a 3x3x3 pooling with padding 1: ceil(size / stride) on each axis."""
     t, h, w = (-(-size // step) for size, step in zip(grid, stride, strict=True))
     return t, h, w
 
 
+class LiveTokens(NamedTuple):
+    """The tokens that some window of a strided pooling covers: :func:`live_tokens`."""
+
+    #: (1 + Tk*Hk*Wk,) int64: places in the full layout (B, 1 + T*H*W, C), the class token first.
+    rows: Tensor
+    #: (Tk, Hk, Wk): the live cells, compacted.
+    grid: Grid
+    #: The stride on `grid` whose pooling equals the given one on the full grid.
+    stride: Grid
+
+
+def live_tokens(
+    grid: Sequence[int], stride: Sequence[int], device: torch.device | str | None = None
+) -> LiveTokens:
+    r"""Which tokens a 3x3x3 pooling with padding 1 reads, and the same pooling on those alone.
+
+    Along an axis with stride s > 3 the windows :math:`\{so - 1, so, so + 1\}` leave gaps. Without the gaps
+    they lie side by side, which makes the pooling one of stride 3 on an axis of the live cells. Strides 1
+    and 2 read every cell; stride 3 may miss the last one.
+
+    Args:
+        grid: (T, H, W), positive.
+        stride: (time, height, width) stride, positive.
+        device: of `rows`; PyTorch's default one where it is not given.
+
+    Raises:
+        ValueError: a grid or stride that is no triple of positive integers.
+
+    Example: keys and values from live tokens only, exactly as from all of them::
+
+        live = live_tokens(grid, stride_kv)
+        key_value = project_key_value(tokens.index_select(1, live.rows))
+        pool_tokens(project_query(tokens), ..., grid, heads, stride_q, live.stride,
+                    key_value=key_value, key_value_grid=live.grid)
+    """
+    _check.triple("live_tokens", "grid", grid)
+    _check.triple("live_tokens", "stride", stride)
+    cells = [
+        sorted({o + d for o in range(0, size, step) for d in (-1, 0, 1)} & set(range(size)))
+        for size, step in zip(grid, stride, strict=True)
+    ]
+    t, h, w = torch.meshgrid(*(torch.tensor(axis, device=device) for axis in cells), indexing="ij")
+    body = 1 + ((t * grid[1] + h) * grid[2] + w).flatten()
+    strides = [min(step, 3) for step in stride]
+    return LiveTokens(
+        torch.cat((body.new_zeros(1), body)),
+        (len(cells[0]), len(cells[1]), len(cells[2])),
+        (strides[0], strides[1], strides[2]),
+    )
+
+
+def _check_packed(
+    op: str, name: str, value: Tensor, parts: int, grid_name: str, grid: Sequence[int], heads: int
+) -> int:
+    """Checks (B, 1 + T*H*W, parts*h*d); returns d."""
+    _check.shape(op, name, value, ("B", "1+T*H*W", f"{parts}*h*d" if parts > 1 else "h*d"))
+    cells = math.prod(grid)
+    if value.shape[1] != 1 + cells:
+        raise ValueError(
+            f"{op}: {name} must have 1 + {cells} tokens for {grid_name} {tuple(grid)}, got {value.shape[1]}"
+        )
+    if value.shape[2] % (parts * heads) or value.shape[2] == 0:
+        multiple = f"{parts} * heads" if parts > 1 else "heads"
+        raise ValueError(
+            f"{op}: {name}'s last axis must be a positive multiple of {multiple} = {parts * heads},"
+            f" got {value.shape[2]}"
+        )
+    return value.shape[2] // (parts * heads)
+
+
 def _check_arguments(
     qkv: Tensor,
+    key_value: Tensor | None,
     weight_q: Tensor,
     weight_k: Tensor,
     weight_v: Tensor,
@@ -33,27 +107,30 @@ def _check_arguments(
     norm_weight_v: Tensor,
     norm_bias_v: Tensor,
     grid: Sequence[int],
+    key_value_grid: Sequence[int],
     heads: int,
     stride_q: Sequence[int],
     stride_kv: Sequence[int],
     eps: float,
 ) -> None:
     op = "pool_tokens"
-    _check.shape(op, "qkv", qkv, ("B", "1+T*H*W", "3*h*d"))
-    _check.floating(op, "qkv", qkv)
     _check.triple(op, "grid", grid)
+    _check.triple(op, "key_value_grid", key_value_grid)
     _check.triple(op, "stride_q", stride_q)
     _check.triple(op, "stride_kv", stride_kv)
     _check.positive(op, heads=heads, eps=eps)
-    cells = grid[0] * grid[1] * grid[2]
-    if qkv.shape[1] != 1 + cells:
-        raise ValueError(f"{op}: qkv must have 1 + {cells} tokens for grid {tuple(grid)}, got {qkv.shape[1]}")
-    if qkv.shape[2] % (3 * heads) or qkv.shape[2] == 0:
+    channels = _check_packed(op, "qkv", qkv, 1 if key_value is not None else 3, "grid", grid, heads)
+    _check.floating(op, "qkv", qkv)
+    if key_value is not None:
+        _check_packed(op, "key_value", key_value, 2, "key_value_grid", key_value_grid, heads)
+        batch, rows = qkv.shape[0], 1 + math.prod(key_value_grid)
+        _check.shape(op, "key_value", key_value, (batch, rows, 2 * heads * channels))
+        _check.same(op, "key_value", key_value, "qkv", qkv)
+    elif list(key_value_grid) != list(grid):
         raise ValueError(
-            f"{op}: qkv's last axis must be a positive multiple of 3 * heads = {3 * heads},"
-            f" got {qkv.shape[2]}"
+            f"{op}: key_value_grid must equal grid {tuple(grid)} where key_value is not given,"
+            f" got {tuple(key_value_grid)}"
         )
-    channels = qkv.shape[2] // (3 * heads)
     for name, weight in (("weight_q", weight_q), ("weight_k", weight_k), ("weight_v", weight_v)):
         _check.parameter(op, name, weight, (channels, 1, 3, 3, 3), "qkv", qkv)
     for name, value in (
@@ -67,56 +144,57 @@ def _check_arguments(
         _check.parameter(op, name, value, (channels,), "qkv", qkv)
 
 
-def _fake(qkv: Tensor, weight_q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    grid, heads, stride_q, stride_kv = rest[8:12]
+def _fake(qkv: Tensor, key_value: Tensor | None, weight_q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    grid, key_value_grid, heads, stride_q, stride_kv = rest[8:13]
     batch, channels = qkv.shape[0], weight_q.shape[0]
-    rows = []
-    for stride in (stride_q, stride_kv, stride_kv):
-        t, h, w = pooled_grid(grid, stride)
-        rows.append(1 + t * h * w)
+    of_key_value = 1 + math.prod(pooled_grid(key_value_grid, stride_kv))
+    rows = (1 + math.prod(pooled_grid(grid, stride_q)), of_key_value, of_key_value)
     pooled = [qkv.new_empty(batch, n, heads, channels) for n in rows]
     stats = [qkv.new_empty(batch, n, heads, 2, dtype=accumulator(qkv.dtype)) for n in rows]
     return (*pooled, *stats)
 
 
 def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
-    qkv, *convolutions = args[3:7]
-    norms = [weight for weight in args[7:10] for _ in ("weight", "bias")]
-    return tuple(t.new_empty(t.shape) for t in (qkv, *convolutions, *norms))
+    qkv, key_value, *convolutions = args[3:8]
+    norms = [weight for weight in args[8:11] for _ in ("weight", "bias")]
+    grads = [t.new_empty(t.shape) for t in (qkv, *convolutions, *norms)]
+    grad_key_value = qkv.new_empty(0) if key_value is None else key_value.new_empty(key_value.shape)
+    return grads[0], grad_key_value, *grads[1:]
 
 
 OPERATOR = register(
     Operator(
         name="pool_tokens",
-        schema="(Tensor qkv, Tensor weight_q, Tensor weight_k, Tensor weight_v, Tensor norm_weight_q,"
-        " Tensor norm_bias_q, Tensor norm_weight_k, Tensor norm_bias_k, Tensor norm_weight_v,"
-        " Tensor norm_bias_v, int[3] grid, int heads, int[3] stride_q, int[3] stride_kv, float eps)"
+        schema="(Tensor qkv, Tensor? key_value, Tensor weight_q, Tensor weight_k, Tensor weight_v,"
+        " Tensor norm_weight_q, Tensor norm_bias_q, Tensor norm_weight_k, Tensor norm_bias_k,"
+        " Tensor norm_weight_v, Tensor norm_bias_v, int[3] grid, int[3] key_value_grid, int heads,"
+        " int[3] stride_q, int[3] stride_kv, float eps)"
         " -> (Tensor query, Tensor key, Tensor value, Tensor stats_q, Tensor stats_k, Tensor stats_v)",
         reference=reference.pool_tokens,
         fake=_fake,
         check=_check_arguments,
         backward=Backward(
-            schema="(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor qkv, Tensor weight_q,"
-            " Tensor weight_k, Tensor weight_v, Tensor norm_weight_q, Tensor norm_weight_k,"
-            " Tensor norm_weight_v, Tensor stats_q, Tensor stats_k, Tensor stats_v, int[3] grid, int heads,"
-            " int[3] stride_q, int[3] stride_kv)"
-            " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+            schema="(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor qkv, Tensor? key_value,"
+            " Tensor weight_q, Tensor weight_k, Tensor weight_v, Tensor norm_weight_q, Tensor norm_weight_k,"
+            " Tensor norm_weight_v, Tensor stats_q, Tensor stats_k, Tensor stats_v, int[3] grid,"
+            " int[3] key_value_grid, int heads, int[3] stride_q, int[3] stride_kv)"
+            " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
             reference=reference.pool_tokens_backward,
             fake=_fake_backward,
             arguments=lambda inputs, outputs: (
                 Gradient(0),
                 Gradient(1),
                 Gradient(2),
-                *inputs[:5],
-                inputs[6],
-                inputs[8],
+                *inputs[:6],
+                inputs[7],
+                inputs[9],
                 *outputs[3:],
-                *inputs[10:14],
+                *inputs[11:16],
             ),
-            inputs=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9),
+            inputs=tuple(range(11)),
         ),
         non_differentiable=(3, 4, 5),
-        autocast=(0,),
+        autocast=(0, 1),
     )
 )
 
@@ -134,6 +212,8 @@ def pool_tokens(
     stride_q: Sequence[int] = (1, 1, 1),
     stride_kv: Sequence[int] = (1, 1, 1),
     *,
+    key_value: Tensor | None = None,
+    key_value_grid: Sequence[int] | None = None,
     eps: float = 1e-6,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,11 +226,13 @@ def pool_tokens(
         + \beta^p_c
 
     Cells outside the grid are zero. The class token (row 0) skips the convolution and passes the norm.
-    The weights are shared by all heads.
+    The weights are shared by all heads. With strides above 2 most keys and values lie in no window;
+    :func:`live_tokens` tells which do, and `key_value` takes only those.
 
     Args:
         qkv: (B, 1 + T*H*W, 3*h*d), packed (q | k | v, head, d), rows in (T, H, W) order behind the class
             token; float16, bfloat16, float32 or float64, any strides. Autocast casts it to its dtype.
+            With `key_value`, the queries alone: (B, 1 + T*H*W, h*d).
         weight_q: (d, 1, 3, 3, 3), in qkv's dtype or float32 (float64 with float64), like every parameter.
         weight_k: (d, 1, 3, 3, 3).
         weight_v: (d, 1, 3, 3, 3).
@@ -160,7 +242,10 @@ def pool_tokens(
         grid: (T, H, W).
         num_heads: h.
         stride_q: (time, height, width) stride of q's convolution.
-        stride_kv: the stride of k's and v's.
+        stride_kv: the stride of k's and v's, on their own grid.
+        key_value: keys and values on a grid of their own, (B, 1 + Tk*Hk*Wk, 2*h*d), packed (k | v, head, d),
+            in qkv's dtype; cast by autocast like qkv.
+        key_value_grid: (Tk, Hk, Wk); `grid` where it is not given.
         eps: added to the variance.
         backend: see :mod:`ifdd_kernels.backends`.
 
@@ -168,8 +253,8 @@ def pool_tokens(
         query (B, 1 + Nq, h, d), key and value (B, 1 + Nk, h, d) in qkv's dtype, with the grids
         ceil(size / stride); arithmetic in float32 (float64).
 
-    Gradients flow to qkv and all parameters. Deterministic on the CPU; the reference on a GPU is as
-    deterministic as PyTorch's convolution.
+    Gradients flow to qkv, key_value and all parameters. Deterministic on the CPU; the reference on a GPU is
+    as deterministic as PyTorch's convolution.
 
     Raises:
         ValueError: a shape, grid, stride or device that does not fit. TypeError: a dtype that does not.
@@ -178,6 +263,7 @@ def pool_tokens(
     """
     arguments = (
         qkv,
+        key_value,
         weight_q,
         weight_k,
         weight_v,
@@ -185,6 +271,7 @@ def pool_tokens(
         *norm_k,
         *norm_v,
         list(grid),
+        list(grid if key_value_grid is None else key_value_grid),
         num_heads,
         list(stride_q),
         list(stride_kv),

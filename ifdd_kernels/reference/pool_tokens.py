@@ -36,8 +36,20 @@ def _convolve(tokens: Tensor, weight: Tensor, grid: Triple, stride: Triple) -> T
     return torch.cat((tokens[:, :1], _rows(pooled, tokens.shape[0])), 1)
 
 
+def _parts(qkv: Tensor, key_value: Tensor | None, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values as (B, 1 + N, h, d), in the accumulation type."""
+    packed = (qkv,) if key_value is None else (qkv, key_value)
+    query, key, value = (
+        part.unflatten(-1, (heads, -1)).to(accumulator(qkv.dtype))
+        for tensor, count in zip(packed, (3,) if key_value is None else (1, 2), strict=True)
+        for part in tensor.chunk(count, -1)
+    )
+    return query, key, value
+
+
 def pool_tokens(
     qkv: Tensor,
+    key_value: Tensor | None,
     weight_q: Tensor,
     weight_k: Tensor,
     weight_v: Tensor,
@@ -48,22 +60,22 @@ def pool_tokens(
     norm_weight_v: Tensor,
     norm_bias_v: Tensor,
     grid: Triple,
+    key_value_grid: Triple,
     heads: int,
     stride_q: Triple,
     stride_kv: Triple,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """q, k, v as (B, 1 + N', h, d) and the norms' (mean, rstd) of each, (B, 1 + N', h, 2)."""
-    batch, length, packed = qkv.shape
     dtype = accumulator(qkv.dtype)
-    parts = qkv.to(dtype).reshape(batch, length, 3, heads, packed // (3 * heads)).unbind(2)
+    parts = _parts(qkv, key_value, heads)
     pooled, statistics = [], []
-    for tokens, weight, norm_weight, norm_bias, stride in (
-        (parts[0], weight_q, norm_weight_q, norm_bias_q, stride_q),
-        (parts[1], weight_k, norm_weight_k, norm_bias_k, stride_kv),
-        (parts[2], weight_v, norm_weight_v, norm_bias_v, stride_kv),
+    for tokens, weight, norm_weight, norm_bias, cells, stride in (
+        (parts[0], weight_q, norm_weight_q, norm_bias_q, grid, stride_q),
+        (parts[1], weight_k, norm_weight_k, norm_bias_k, key_value_grid, stride_kv),
+        (parts[2], weight_v, norm_weight_v, norm_bias_v, key_value_grid, stride_kv),
     ):
-        rows = _convolve(tokens, weight.to(dtype), grid, stride)
+        rows = _convolve(tokens, weight.to(dtype), cells, stride)
         mean, rstd = moments(rows, eps)
         pooled.append(((rows - mean) * rstd * norm_weight.to(dtype) + norm_bias.to(dtype)).to(qkv.dtype))
         statistics.append(torch.cat((mean, rstd), -1))
@@ -109,6 +121,7 @@ def pool_tokens_backward(
     grad_k: Tensor,
     grad_v: Tensor,
     qkv: Tensor,
+    key_value: Tensor | None,
     weight_q: Tensor,
     weight_k: Tensor,
     weight_v: Tensor,
@@ -119,26 +132,30 @@ def pool_tokens_backward(
     stats_k: Tensor,
     stats_v: Tensor,
     grid: Triple,
+    key_value_grid: Triple,
     heads: int,
     stride_q: Triple,
     stride_kv: Triple,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of qkv, the three convolution weights and the three (weight, bias) pairs of the norms.
+) -> tuple[Tensor, ...]:
+    """Gradients of qkv, of key_value (empty where it is not given), the convolution weights and the norms.
 
     The convolution is recomputed: storing its outputs would cost as much memory as q, k and v again.
     """
-    batch, length, packed = qkv.shape
     dtype = accumulator(qkv.dtype)
-    parts = qkv.to(dtype).reshape(batch, length, 3, heads, packed // (3 * heads)).unbind(2)
+    parts = _parts(qkv, key_value, heads)
     results = [
-        _backward_part(grad.to(dtype), tokens, weight.to(dtype), norm_weight.to(dtype), stats, grid, stride)
-        for grad, tokens, weight, norm_weight, stats, stride in (
-            (grad_q, parts[0], weight_q, norm_weight_q, stats_q, stride_q),
-            (grad_k, parts[1], weight_k, norm_weight_k, stats_k, stride_kv),
-            (grad_v, parts[2], weight_v, norm_weight_v, stats_v, stride_kv),
+        _backward_part(grad.to(dtype), tokens, weight.to(dtype), norm_weight.to(dtype), stats, cells, stride)
+        for grad, tokens, weight, norm_weight, stats, cells, stride in (
+            (grad_q, parts[0], weight_q, norm_weight_q, stats_q, grid, stride_q),
+            (grad_k, parts[1], weight_k, norm_weight_k, stats_k, key_value_grid, stride_kv),
+            (grad_v, parts[2], weight_v, norm_weight_v, stats_v, key_value_grid, stride_kv),
         )
     ]
-    grad_qkv = torch.stack([result[0] for result in results], 2).reshape(qkv.shape).to(qkv.dtype)
+    grads = [result[0].flatten(2).to(qkv.dtype) for result in results]
+    if key_value is None:
+        grad_qkv, grad_key_value = torch.cat(grads, -1), qkv.new_empty(0)
+    else:
+        grad_qkv, grad_key_value = grads[0], torch.cat(grads[1:], -1)
     convolutions = [
         result[1].to(w.dtype) for result, w in zip(results, (weight_q, weight_k, weight_v), strict=True)
     ]
@@ -147,4 +164,4 @@ def pool_tokens_backward(
         for result, w in zip(results, (norm_weight_q, norm_weight_k, norm_weight_v), strict=True)
         for part in result[2:]
     ]
-    return (grad_qkv, *convolutions, *norms)  # type: ignore[return-value]
+    return grad_qkv, grad_key_value, *convolutions, *norms

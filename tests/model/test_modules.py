@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ifdd.modules import (
     ISSM,
@@ -27,6 +29,7 @@ from ifdd.modules import (
 )
 from ifdd.modules.issm import FrameSplit, make_split
 from ifdd.modules.ladm import Lifting
+from ifdd_kernels import live_tokens
 
 
 def test_conv_embedding_folds_the_temporal_mean() -> None:
@@ -102,6 +105,36 @@ def test_block_strided_in_time() -> None:
     torch.testing.assert_close(shortcut[:, 1:], pooled.flatten(2).transpose(1, 2))
     assert torch.equal(shortcut[:, :1], x[:, :1])
     assert not torch.equal(shortcut, tokens)
+
+
+@pytest.mark.parametrize("stride", [(1, 8, 8), (1, 4, 4), (5, 3, 2)], ids=str)
+def test_block_projects_keys_and_values_of_live_tokens_only(stride: tuple[int, int, int]) -> None:
+    """Exactly the block that projects every token, but for the order of sums over tokens."""
+    torch.manual_seed(0)
+    grid = (6, 9, 16)
+    block = MultiscaleBlock(grid, 12, 16, 2, stride_kv=stride).double()
+    full = copy.deepcopy(block)
+    full.attention.live_grid, full.attention.live_stride = grid, stride
+    tokens = torch.randn(2, 1 + 6 * 9 * 16, 12, dtype=torch.float64, requires_grad=True)
+    results, flops = [], []
+    for module in (block, full):
+        with FlopCounterMode(display=False) as counter:
+            out, _ = module(tokens)
+        flops.append(counter.get_total_flops())
+        results.append((out, *torch.autograd.grad(out.square().sum(), [tokens, *module.parameters()])))
+    dead = tokens.shape[1] - len(live_tokens(grid, stride).rows)
+    assert flops[1] - flops[0] == 2 * 2 * dead * 12 * 32
+    for live, every in zip(*results, strict=True):
+        torch.testing.assert_close(live, every, rtol=1e-11, atol=1e-12 * every.abs().max().item())
+
+
+def test_block_made_on_meta_has_its_rows() -> None:
+    with torch.device("meta"):
+        block = MultiscaleBlock((2, 9, 9), 8, 8, 2, stride_kv=(1, 8, 8))
+    assert block.attention.live_rows.is_meta
+    assert "live_rows" not in "".join(block.state_dict())
+    rows = block.to_empty(device="cpu").attention.live_rows
+    assert torch.equal(rows, live_tokens((2, 9, 9), (1, 8, 8)).rows)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def test_cost_of_a_known_case() -> None:
     """A 3x3x3 pooling of one head and channel on a 1x8x8 grid, keys at stride 8: counted by hand."""
     qkv = torch.randn(1, 65, 3)
     weights, norms = [torch.randn(1, 1, 3, 3, 3)] * 3, [torch.randn(1)] * 6
-    cost = REGISTRY["pool_tokens"].cost(qkv, *weights, *norms, [1, 8, 8], 1, [1, 1, 1], [1, 8, 8], 1e-6)
+    sizes = ([1, 8, 8], [1, 8, 8], 1, [1, 1, 1], [1, 8, 8])
+    cost = REGISTRY["pool_tokens"].cost(qkv, None, *weights, *norms, *sizes, 1e-6)
     read, written, parameters = 65 + 2 * (1 + 4), 65 + 2 * (1 + 1), 3 * 27 + 6
     assert cost.bytes == 4 * (read + written + parameters)
     assert cost.flops == (54 * 64 + 8 * 65) + 2 * (54 + 8 * 2)

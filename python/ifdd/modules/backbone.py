@@ -5,7 +5,7 @@ Source: Li et al., "MViTv2: Improved Multiscale Vision Transformers" (CVPR 2022)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ifdd.config import STAGE_COUNT, STAGE_HEADS
 from ifdd.modules.drop_path import DropPath
-from ifdd_kernels import pool_tokens, pooled_attention
+from ifdd_kernels import live_tokens, pool_tokens, pooled_attention
 
 Grid = tuple[int, int, int]
 
@@ -34,8 +34,11 @@ def strided_grid(grid: Grid, stride: Grid) -> Grid:
 class MultiscaleAttention(nn.Module):
     """Attention on pooled queries, keys and values with decomposed relative positions and residual queries.
 
-    `ifdd_kernels.pool_tokens` and `ifdd_kernels.pooled_attention` define the two steps.
+    `ifdd_kernels.pool_tokens` and `ifdd_kernels.pooled_attention` define the two steps. Tokens that lie in no
+    pooling window of the keys and values (7 of 8 at stride 8) are projected to queries only.
     """
+
+    live_rows: torch.Tensor
 
     def __init__(
         self, grid: Grid, in_channels: int, out_channels: int, heads: int, stride_q: Grid, stride_kv: Grid
@@ -44,6 +47,9 @@ class MultiscaleAttention(nn.Module):
         head_dim = out_channels // heads
         self.grid, self.heads, self.stride_q, self.stride_kv = grid, heads, stride_q, stride_kv
         self.q_grid, self.k_grid = strided_grid(grid, stride_q), strided_grid(grid, stride_kv)
+        live = live_tokens(grid, stride_kv)
+        self.live_grid, self.live_stride = live.grid, live.stride
+        self.register_buffer("live_rows", live.rows, persistent=False)
         self.qkv = nn.Linear(in_channels, 3 * out_channels)
         # These hold the weights that `pool_tokens` takes; they are not called.
         self.pool_q, self.pool_k, self.pool_v = (
@@ -58,10 +64,17 @@ class MultiscaleAttention(nn.Module):
         for table in (self.table_h, self.table_w, self.table_t):
             nn.init.trunc_normal_(table, std=INIT_STD)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> MultiscaleAttention:
+        super()._apply(fn, recurse)
+        # Rows are a constant that no state dict restores after `to_empty`.
+        self.live_rows = live_tokens(self.grid, self.stride_kv, self.live_rows.device).rows
+        return self
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, 1 + T*H*W, C_in) -> (B, 1 + Nq, C_out)."""
+        qkv, key_value = self._project(tokens)
         q, k, v = pool_tokens(
-            self.qkv(tokens),
+            qkv,
             self.pool_q.weight,
             self.pool_k.weight,
             self.pool_v.weight,
@@ -71,7 +84,9 @@ class MultiscaleAttention(nn.Module):
             grid=self.grid,
             num_heads=self.heads,
             stride_q=self.stride_q,
-            stride_kv=self.stride_kv,
+            stride_kv=self.live_stride,
+            key_value=key_value,
+            key_value_grid=self.live_grid,
             eps=NORM_EPS,
         )
         mixed = pooled_attention(
@@ -79,6 +94,16 @@ class MultiscaleAttention(nn.Module):
         )
         out: torch.Tensor = self.output(mixed)
         return out
+
+    def _project(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Packed queries, keys and values; the last two apart where they come from fewer tokens."""
+        if self.live_grid == self.grid:
+            return self.qkv(tokens), None
+        rows = (self.output.in_features, 2 * self.output.in_features)
+        weight_q, weight_kv = self.qkv.weight.split(rows)
+        bias_q, bias_kv = self.qkv.bias.split(rows)
+        live = tokens.index_select(1, self.live_rows)
+        return F.linear(tokens, weight_q, bias_q), F.linear(live, weight_kv, bias_kv)
 
 
 class MultiscaleBlock(nn.Module):
