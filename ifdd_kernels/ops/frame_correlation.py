@@ -8,6 +8,7 @@ from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
+from ifdd_kernels.triton import twin
 
 
 def _check_arguments(tokens: Tensor, scale: float) -> None:
@@ -31,6 +32,7 @@ OPERATOR = register(
         reference=reference.frame_correlation,
         fake=_fake,
         check=_check_arguments,
+        twins={"triton": twin("frame_correlation")},
         backward=Backward(
             schema="(Tensor grad, Tensor tokens, float scale) -> Tensor",
             reference=reference.frame_correlation_backward,

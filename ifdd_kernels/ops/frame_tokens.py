@@ -10,6 +10,7 @@ from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
+from ifdd_kernels.triton import twin
 
 
 def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int) -> None:
@@ -35,6 +36,7 @@ OPERATOR = register(
         reference=reference.frame_tokens,
         fake=_fake,
         check=_check_arguments,
+        twins={"triton": twin("frame_tokens")},
         backward=Backward(
             schema="(Tensor grad, Tensor x, Tensor weight, Tensor bias, int height, int width, int pool)"
             " -> (Tensor, Tensor, Tensor)",

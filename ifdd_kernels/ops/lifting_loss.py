@@ -10,6 +10,7 @@ from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
+from ifdd_kernels.triton import twin
 
 REDUCTIONS = ("sum", "mean")
 
@@ -37,6 +38,7 @@ OPERATOR = register(
         reference=reference.lifting_loss,
         fake=_fake,
         check=_check_arguments,
+        twins={"triton": twin("lifting_loss")},
         backward=Backward(
             schema="(Tensor grad, Tensor residual, float weight, float beta, bool mean) -> Tensor",
             reference=reference.lifting_loss_backward,

@@ -8,6 +8,7 @@ from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
+from ifdd_kernels.triton import twin
 
 
 def _check_arguments(x: Tensor, approximation: Tensor) -> None:
@@ -38,6 +39,7 @@ OPERATOR = register(
         reference=reference.lifting_residual,
         fake=_fake,
         check=_check_arguments,
+        twins={"triton": twin("lifting_residual")},
         backward=Backward(
             # The inputs are passed for their shapes and dtypes only; both are kept by their producers.
             schema="(Tensor grad, Tensor x, Tensor approximation) -> (Tensor, Tensor)",

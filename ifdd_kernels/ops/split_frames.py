@@ -11,6 +11,7 @@ from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
+from ifdd_kernels.triton import twin
 
 Norm = tuple[Tensor, Tensor]
 
@@ -113,6 +114,7 @@ OPERATOR = register(
         reference=reference.split_frames,
         fake=_fake,
         check=_check_arguments,
+        twins={"triton": twin("split_frames")},
         backward=Backward(
             schema="(Tensor grad_static, Tensor grad_dynamic, Tensor x, Tensor static_index,"
             " Tensor dynamic_index, Tensor? static_weight, Tensor? dynamic_weight, Tensor stats,"

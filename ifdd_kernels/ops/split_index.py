@@ -11,6 +11,7 @@ from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
+from ifdd_kernels.triton import twin
 
 
 class SplitIndex(NamedTuple):
@@ -68,6 +69,7 @@ OPERATOR = register(
         reference=reference.split_index,
         fake=_fake,
         check=_check_arguments,
+        twins={"triton": twin("split_index")},
         backward=Backward(
             schema="(Tensor grad_static, Tensor grad_dynamic, Tensor grad_correlation, Tensor x,"
             " Tensor token_weight, Tensor token_bias, Tensor static_weight, Tensor dynamic_weight,"

@@ -11,6 +11,7 @@ from torch import Tensor
 from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Operator, register
 from ifdd_kernels.backends import run
+from ifdd_kernels.triton import twin
 
 
 class TopkIndex(NamedTuple):
@@ -40,6 +41,7 @@ OPERATOR = register(
         reference=reference.topk_split_index,
         fake=_fake,
         check=_check_arguments,
+        twins={"triton": twin("topk_split_index")},
         non_differentiable=(0, 1),
     )
 )
