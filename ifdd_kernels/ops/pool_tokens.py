@@ -13,6 +13,7 @@ from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
+from ifdd_kernels.triton import twin
 
 Norm = tuple[Tensor, Tensor]
 Grid = tuple[int, int, int]
@@ -195,6 +196,7 @@ OPERATOR = register(
         ),
         non_differentiable=(3, 4, 5),
         autocast=(0, 1),
+        twins={"triton": twin("pool_tokens")},
     )
 )
 

@@ -18,7 +18,7 @@ from ifdd_kernels.triton._tuning import Config
 INTERPRET = interpreted()
 
 Arguments = Mapping[str, Any]
-Grid = Callable[[Mapping[str, int]], tuple[int, ...]]
+Grid = Callable[[Arguments], tuple[int, ...]]
 
 
 def dot_precision(dtype: torch.dtype) -> str:
@@ -69,7 +69,7 @@ class Kernel:
         self.interpreter = interpreter
 
     def __call__(self, grid: Grid, **arguments: Any) -> None:
-        """Launches the kernel on ``grid(tiles)`` programs, on the device of its first tensor."""
+        """Launches the kernel on the device of its first tensor; ``grid`` sees arguments and tiles."""
         if _captured is not None:
             _captured.append(Launch(self, arguments, self.configs(arguments)))
             return
@@ -79,7 +79,7 @@ class Kernel:
                 if self.interpreter is not None
                 else self.configs(arguments)[0].tiles
             )
-            self.function[grid(tiles)](**arguments, **tiles)
+            self.function[grid({**arguments, **tiles})](**arguments, **tiles)
             return
         tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
         traced = type(tensor) not in (Tensor, torch.nn.Parameter)
@@ -87,9 +87,8 @@ class Kernel:
         def launch(config: Config) -> None:
             # A compiler that traces sees a plain launch only through wrap_triton.
             function = torch.library.wrap_triton(self.function) if traced else self.function
-            function[grid(config.tiles)](
-                **arguments, **config.tiles, num_warps=config.num_warps, num_stages=config.num_stages
-            )
+            values = {**arguments, **config.tiles}
+            function[grid(values)](**values, num_warps=config.num_warps, num_stages=config.num_stages)
 
         with contextlib.nullcontext() if traced else _on(tensor.device):
             launch(_tuning.choose(self, arguments, tensor.device, launch, may_time=not traced))

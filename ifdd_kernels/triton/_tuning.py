@@ -95,7 +95,9 @@ def _timing_allowed() -> bool:
 
 def _key(kernel: Kernel, arguments: Mapping[str, Any]) -> str:
     dtypes = ",".join(str(v.dtype)[6:] for v in arguments.values() if isinstance(v, Tensor))
-    return f"{kernel.name}({dtypes}; {', '.join(f'{name}={arguments[name]}' for name in kernel.key)})"
+    values = ((name, arguments[name]) for name in kernel.key)
+    shown = (f"{name}={tuple(v.shape) if isinstance(v, Tensor) else v}" for name, v in values)
+    return f"{kernel.name}({dtypes}; {', '.join(shown)})"
 
 
 def _from_table(device: torch.device, key: str, candidates: Sequence[Config]) -> Config | None:

@@ -4,7 +4,8 @@ The interpreter keeps bfloat16 as the 16 bits of a uint16. Three things go wrong
 3.9): float32 -> bfloat16 truncates instead of rounding to even, ``tl.dot`` multiplies the bit patterns as
 integers, and so does every arithmetic operation. The first two are repaired (and conversions of subnormal
 numbers with them); the third raises, because the kernels here compute in float32 and a bfloat16 sum in one
-of them is a mistake.
+of them is a mistake. One flaw beside bfloat16 is repaired too: a scalar condition spread over a tile becomes
+int32, which no mask may be.
 """
 
 from __future__ import annotations
@@ -62,6 +63,15 @@ def _dot(original: Callable[..., Any]) -> Callable[..., Any]:
     return dot
 
 
+def _splat(original: Callable[..., Any]) -> Callable[..., Any]:
+    def splat(self: Any, target: Any, scalar: Any) -> Any:
+        result = original(self, target, scalar)
+        is_mask = scalar.data.dtype == np.bool_  # the handle of a comparison has its operands' dtype
+        return Handle(result.data.astype(np.bool_), tl.int1) if is_mask else result
+
+    return splat
+
+
 def _refuse(original: Callable[..., Any]) -> Callable[..., Any]:
     def operation(self: Any, *operands: Any) -> Any:
         if any(_is_bfloat16(operand) for operand in operands):
@@ -78,6 +88,7 @@ def repaired() -> Iterator[None]:
         "cast_impl": _cast,
         "create_fp_to_fp": _cast,
         "create_dot": _dot,
+        "create_splat": _splat,
         "binary_op": _refuse,
         "unary_op": _refuse,
         "create_fma": _refuse,
