@@ -67,6 +67,22 @@ class Operator:
         overload: torch._ops.OpOverload = getattr(getattr(torch.ops, NAMESPACE), name).default
         return overload
 
+    def __call__(self, twin: str, *args: Any) -> Any:
+        """Runs the op of a backend, and raises what :attr:`check` has to say of arguments it refuses.
+
+        Good arguments are not checked in Python: the kernels check them (the reference and the twins through
+        :attr:`check`), and only their refusal is looked into, for the error that names op and argument in
+        Python's terms.
+        """
+        if torch.compiler.is_compiling():
+            self.check(*args)
+            return self.overload(twin)(*args)
+        try:
+            return _EAGER[self.name, twin](*args)
+        except RuntimeError:
+            self.check(*args)
+            raise
+
 
 @dataclass(frozen=True)
 class Twin:
@@ -81,6 +97,8 @@ class Twin:
 
 #: Every registered operator by name.
 OPERATORS: dict[str, Operator] = {}
+#: The ops by name and twin as the public functions call them outside of compilers.
+_EAGER: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
 def register(operator: Operator) -> Operator:
@@ -204,16 +222,18 @@ def _register_autograd(operator: Operator, twin: str) -> None:
         ctx.save_for_backward(*(a for a in arguments if isinstance(a, Tensor)))
         ctx.layout = tuple(None if isinstance(a, Tensor) else (a,) for a in arguments)
 
+    backward_op = None if backward is None else operator.overload(twin, backward=True)
+
     def grads(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         results: list[Tensor | None] = [None] * ctx.input_count
-        if backward is None:
+        if backward is None or backward_op is None:
             return tuple(results)
         tensors = iter(ctx.saved_tensors)
         arguments = []
         for place in ctx.layout:
             argument = next(tensors) if place is None else place[0]
             arguments.append(output_grads[argument.output] if isinstance(argument, Gradient) else argument)
-        computed = operator.overload(twin, backward=True)(*arguments)
+        computed = _run(backward_op, arguments)
         computed = (computed,) if isinstance(computed, Tensor) else computed
         for place, grad in zip(backward.inputs, computed, strict=True):
             # A backward op returns an empty tensor for an input that was not given or is an integer.
@@ -225,3 +245,44 @@ def _register_autograd(operator: Operator, twin: str) -> None:
     torch.library.register_autograd(
         f"{NAMESPACE}::{operator.name}{suffix}", grads, setup_context=setup_context, lib=LIBRARY
     )
+    _EAGER[operator.name, twin] = _eager(operator.overload(twin), setup_context, grads)
+
+
+def _run(overload: torch._ops.OpOverload, args: Sequence[Any]) -> Any:
+    """Calls an op; where there is nothing to differentiate, without its rule for gradients.
+
+    That rule is a Python function between the dispatcher and a C++ kernel: it costs more than the kernel of a
+    small input.
+    """
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        return overload(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return overload(*args)
+
+
+def _eager(
+    overload: torch._ops.OpOverload, setup_context: Callable[..., None], grads: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The op with the same rule for gradients, entered from Python rather than through the dispatcher."""
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = overload(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    rule: Any = type(
+        overload._schema.name.replace("::", "_"),
+        (torch.autograd.Function,),
+        {"forward": staticmethod(forward), "backward": staticmethod(grads)},
+    )
+
+    def eager(*args: Any) -> Any:
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+            return _run(overload, args)
+        # Autocast comes before the gradients, and transforms have a way of their own: the dispatcher's.
+        if torch._C._is_any_autocast_enabled() or torch._C._are_functorch_transforms_active():
+            return overload(*args)
+        return rule.apply(*args)
+
+    return eager

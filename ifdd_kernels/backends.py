@@ -131,4 +131,4 @@ def _check_names(op: str, backend: str) -> None:
 
 def run(operator: Operator, backend: str, *args: Any) -> Any:
     """Calls the member of an operator's family that ``backend`` means for its first argument."""
-    return operator.overload(select(operator.name, backend, args[0]))(*args)
+    return operator(select(operator.name, backend, args[0]), *args)

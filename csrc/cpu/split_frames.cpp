@@ -27,11 +27,7 @@ Inputs check_inputs(const char* op, const Tensor& x, const Tensor& static_index,
   const ScalarType dtype = x.scalar_type();
   const int64_t B = x.size(0);
   const auto check_index = [&](const char* argument, const Tensor& index) {
-    if (dtype == ScalarType::Double) {
-      check_tensor(op, argument, index, {B, -1}, {ScalarType::Double, ScalarType::Float, ScalarType::Long});
-    } else {
-      check_tensor(op, argument, index, {B, -1}, {ScalarType::Float, ScalarType::Long});
-    }
+    check_tensor(op, argument, index, {B, -1}, {accumulation_dtype(dtype), ScalarType::Long});
     if (index.size(1) < 1)
       fail(op, argument, "expected at least one index per clip, got shape ", shape_text(index.sizes()));
   };
@@ -52,14 +48,6 @@ Inputs check_inputs(const char* op, const Tensor& x, const Tensor& static_index,
   return {B, size, dtype, gather};
 }
 
-void check_norm(const char* op, const char* argument, const Tensor& tensor, const Inputs& in) {
-  if (in.dtype == ScalarType::Double) {
-    check_tensor(op, argument, tensor, {in.size.C}, {ScalarType::Double});
-  } else {
-    check_tensor(op, argument, tensor, {in.size.C}, {in.dtype, ScalarType::Float});
-  }
-}
-
 // The tensors of both norms, or of none.
 bool check_norms(const char* op, const Inputs& in,
                  std::initializer_list<std::pair<const char*, const OptionalTensor*>> norms) {
@@ -69,7 +57,7 @@ bool check_norms(const char* op, const Inputs& in,
       fail(op, argument, "expected all norm tensors or none, got ", tensor->has_value() ? "this one" : "None", " but ",
            norms.begin()->first, given ? " is given" : " is None");
     }
-    if (given) check_norm(op, argument, **tensor, in);
+    if (given) check_parameter(op, argument, **tensor, {in.size.C}, in.dtype);
   }
   return given;
 }
@@ -90,11 +78,7 @@ template <class A>
 void fill_samples(const char* op, const char* argument, const Tensor& index, const Inputs& in, bool aligned,
                   int64_t first_slot, std::vector<Sample<A>>& samples) {
   const int64_t slots = index.size(1), all = in.size.Ks + in.size.Kd;
-  // An index may be float32 beside a float64 x: read it in the accumulation type of x.
-  const ScalarType wanted = in.gather                   ? ScalarType::Long
-                            : std::is_same_v<A, double> ? ScalarType::Double
-                                                        : ScalarType::Float;
-  const Tensor read = as_contiguous(converted(index, wanted));
+  const Tensor read = as_contiguous(index);
   for (int64_t b = 0; b < in.B; ++b) {
     for (int64_t k = 0; k < slots; ++k) {
       Sample<A>& sample = samples[b * all + first_slot + k];
@@ -282,8 +266,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
     return norm ? converted(grad_norm[row], like->scalar_type()) : grad_norm[row];
   };
   return {grad_x,
-          in.gather ? grad_index[0] : converted(grad_index[0], static_index.scalar_type()),
-          in.gather ? grad_index[1] : converted(grad_index[1], dynamic_index.scalar_type()),
+          grad_index[0],
+          grad_index[1],
           norm_grad(static_weight, 0),
           norm_grad(static_weight, 1),
           norm_grad(dynamic_weight, 2),

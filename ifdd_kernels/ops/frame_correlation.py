@@ -64,6 +64,5 @@ def frame_correlation(tokens: Tensor, scale: float, *, backend: str = "auto") ->
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (ISSM).
     """
-    _check_arguments(tokens, scale)
     correlation: Tensor = run(OPERATOR, backend, tokens, scale)
     return correlation

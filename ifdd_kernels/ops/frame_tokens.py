@@ -76,6 +76,5 @@ def frame_tokens(
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (ISSM).
     """
     height, width = _check.pair("frame_tokens", "grid", grid)
-    _check_arguments(x, weight, bias, height, width, pool)
     tokens: Tensor = run(OPERATOR, backend, x, weight, bias, height, width, pool)
     return tokens

@@ -84,6 +84,5 @@ def lifting_loss(
     if reduction not in REDUCTIONS:
         raise ValueError(f"lifting_loss: reduction must be 'sum' or 'mean', got {reduction!r}")
     mean = reduction == "mean"
-    _check_arguments(residual, weight, beta, mean)
     loss: Tensor = run(OPERATOR, backend, residual, weight, beta, mean)
     return loss

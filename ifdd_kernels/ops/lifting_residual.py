@@ -74,6 +74,5 @@ def lifting_residual(x: Tensor, approximation: Tensor, *, backend: str = "auto")
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (lifting loss).
     """
-    _check_arguments(x, approximation)
     residual: Tensor = run(OPERATOR, backend, x, approximation)
     return residual

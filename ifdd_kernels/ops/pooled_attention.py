@@ -156,6 +156,5 @@ def pooled_attention(
         list(k_grid),
         scale,
     )
-    _check_arguments(*arguments)
     out: Tensor = run(OPERATOR, backend, *arguments)[0]
     return out

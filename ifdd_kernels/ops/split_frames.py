@@ -196,6 +196,5 @@ def split_frames(
         eps,
         aligned,
     )
-    _check_arguments(*arguments)
     static, dynamic, _ = run(OPERATOR, backend, *arguments)
     return static, dynamic

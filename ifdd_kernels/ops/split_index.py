@@ -140,5 +140,4 @@ def split_index(
     arguments = (
         x, token_weight, token_bias, static_weight, dynamic_weight, height, width, pool, reach
     )  # fmt: skip
-    _check_arguments(*arguments)
     return SplitIndex(*run(OPERATOR, backend, *arguments))

@@ -74,5 +74,4 @@ def topk_split_index(
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (hard split, ablation).
     """
     height, width = _check.pair("topk_split_index", "grid", grid)
-    _check_arguments(x, height, width, pool, order_prior)
     return TopkIndex(*run(OPERATOR, backend, x, height, width, pool, order_prior))

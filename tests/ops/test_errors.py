@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import ifdd_kernels as K
+from ifdd_kernels import _operator
+from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels.registry import REGISTRY, Maker
 
 X = torch.randn(2, 8, 6, 4)
 INDEX = torch.rand(2, 4) * 7
@@ -135,3 +140,59 @@ def test_bad_input(kind: type[Exception], message: str, call: Callable[[], Any])
 def test_frame_number_out_of_range() -> None:
     with pytest.raises((RuntimeError, IndexError)):
         K.split_frames(X, torch.full((2, 4), 8), torch.zeros(2, 4, dtype=torch.int64))
+
+
+def wrong(arg: Any) -> Iterator[Any]:
+    """Variants of an argument, most of which an op must refuse."""
+    if isinstance(arg, Tensor):
+        yield arg[None]
+        yield arg.to("meta")
+        yield from (arg.to(dtype) for dtype in (torch.float64, torch.float16, torch.int64, torch.bool))
+        for axis, size in enumerate(arg.shape):
+            yield torch.cat([arg, arg.narrow(axis, 0, 1)], axis)
+            if size > 1:
+                yield arg.narrow(axis, 1, size - 1)
+            yield arg.narrow(axis, 0, 0)
+    elif isinstance(arg, (list, tuple)):
+        yield from ([*arg[:-1], arg[-1] + 1], [*arg[:-1], 0], [*arg[:-1]], [*arg, 1], [-1 for _ in arg])
+    elif isinstance(arg, (int, float)) and not isinstance(arg, bool):
+        yield from (arg + 1, arg * 0, -arg, arg + 100)
+
+
+@pytest.mark.parametrize("name", list(OPERATORS))
+def test_kernels_refuse_what_the_check_refuses(name: str) -> None:
+    """Good arguments are checked by the kernels alone, so they must refuse all that the check would."""
+    operator = OPERATORS[name]
+    args = next(REGISTRY[name].samples(Maker(torch.float32))).args
+    refused = 0
+    for place, arg in enumerate(args):
+        for value in wrong(arg):
+            changed = (*args[:place], value, *args[place + 1 :])
+            try:
+                operator.check(*changed)
+            except (TypeError, ValueError) as error:
+                refused += 1
+                with pytest.raises(type(error), match=re.escape(str(error))):
+                    operator("", *changed)
+    assert refused >= 3
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_refusal_says_the_same_where_gradients_flow(requires_grad: bool) -> None:
+    x = X.clone().requires_grad_(requires_grad)
+    with pytest.raises(ValueError, match=r"split_frames: static_bias must have shape \(4,\), got \(3,\)"):
+        K.split_frames(x, INDEX, INDEX, (NORM[0], NORM[1][1:]), NORM)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(ValueError, match="split_frames: eps must be positive, got 0"),
+    ):
+        K.split_frames(x, INDEX, INDEX, NORM, NORM, eps=0.0)
+
+
+def test_an_error_that_is_not_of_the_arguments_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(_operator._EAGER, ("frame_correlation", ""), out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        K.frame_correlation(X[0], 1.0)
