@@ -1,0 +1,235 @@
+"""CUDA kernels of the ISSM and of the token pooling beyond the registry: sizes that reach every path of a
+launcher, long clips, broken indexes, parameters in 16 bits, and refusals.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from emulator import build
+from emulator.build import SHARED_BYTES, EmulatedOp
+from emulator.compare import DTYPES, check, labels, registry_sample
+from ifdd_kernels.registry import REGISTRY, Maker
+
+pytestmark = pytest.mark.skipif(build.compiler is None, reason="the emulator needs a C++ compiler")
+
+TWO_SEEDS = (0, 3)
+
+
+def norms(make: Maker, channels: int) -> list[Tensor]:
+    return [make.parameter(channels, mean=mean, scale=0.3) for mean in (1.0, 0.0, 1.0, 0.0)]
+
+
+# split_frames: 16-byte accesses, rows beyond the registers (1024 channels, 256 without vectors), several
+# spans of channels and several ranges of tokens in backward, the longest clip.
+SPLITS = {
+    "vectors": (1, 8, 3, 64, 4),
+    "rows beyond the registers": (1, 4, 1, 1096, 2),
+    "odd rows beyond the registers": (1, 3, 2, 267, 1),
+    "many clips": (300, 2, 3, 8, 1),
+    "T=128": (1, 128, 2, 16, 64),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", SPLITS.values(), ids=SPLITS)
+def test_split_frames(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    batch, frames, tokens, channels, count = sizes
+    make = Maker(dtype, seed=channels)
+    x = make.normal(batch, frames, tokens, channels)
+    index = [make.positions(batch, count, frames) for _ in range(2)]
+    args = (x, *index, *norms(make, channels), 1e-5, False)
+    # A position is a float32 number of up to T: its fraction carries T / 2 roundings. The registry's bound is
+    # for T = 32.
+    roundings = REGISTRY["split_frames"].roundings * max(1, frames / 32)
+    check(EmulatedOp("split_frames"), args, seeds=TWO_SEEDS, roundings=roundings)
+
+
+def test_split_frames_reads_strided_frames_and_16_bit_norms() -> None:
+    make = Maker(torch.bfloat16, seed=3)
+    x = make.normal(2, 6, 5, 48)[:, ::2, 1:, 8:40]  # still 16-byte rows
+    parameters = [p.bfloat16() for p in norms(make, 32)]
+    index = [make.frame_numbers(2, 2, 3), make.frame_numbers(2, 3, 3)]
+    check(EmulatedOp("split_frames"), (x, *index, *parameters, 1e-5, False), seeds=TWO_SEEDS)
+
+
+@pytest.mark.parametrize("bad", [-1, 4, 2**40, float("nan")], ids=str)
+def test_split_frames_answers_a_bad_index_with_nan(bad: float) -> None:
+    """A launch cannot refuse it without waiting for the GPU; the other frames are as they should be."""
+    op = EmulatedOp("split_frames")
+    x = Maker(torch.float32).normal(1, 4, 2, 8)
+    dtype = torch.float32 if bad != bad else torch.int64
+    index = torch.tensor([[1, bad, 2]], dtype=dtype)
+    static, dynamic, _ = op.forward(x, index, index, None, None, None, None, 1e-5, True)
+    for frames in (static, dynamic):
+        assert frames[:, 1].isnan().all()
+        assert torch.equal(frames[:, ::2], x[:, 1:3])
+
+
+def test_a_frame_that_is_not_finite_stays_alone() -> None:
+    op = EmulatedOp("split_frames")
+    x = Maker(torch.float32).normal(1, 8, 1, 16)
+    x[:, 5] = float("nan")
+    index = torch.arange(8)[None]
+    static = op.forward(x, index, index, None, None, None, None, 1e-5, False)[0]
+    assert static.isnan().any(-1).flatten().tolist() == [t == 5 for t in range(8)]
+
+
+# frame_tokens and split_index: more rows of the weight than a warp takes at once, more than a stage of
+# backward holds, vectors, grids that divide unevenly, the longest clip.
+TOKENS = {
+    "vectors, 9 rows": (1, 2, (2, 3), 40, 9, 2),
+    "70 rows": (1, 2, (2, 2), 8, 70, 1),
+    "uneven pool": (1, 2, (5, 7), 24, 3, 4),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", TOKENS.values(), ids=TOKENS)
+def test_frame_tokens(sizes: tuple[Any, ...], dtype: torch.dtype) -> None:
+    batch, frames, (height, width), channels, rows, pool = sizes
+    make = Maker(dtype, seed=rows)
+    x = make.normal(batch, frames, height * width, channels)
+    weight, bias = make.parameter(rows, channels, scale=channels**-0.5), make.parameter(rows)
+    check(EmulatedOp("frame_tokens"), (x, weight, bias, height, width, pool), seeds=TWO_SEEDS)
+
+
+def test_split_index_of_a_long_clip() -> None:
+    make = Maker(torch.float32, seed=1)
+    frames = 128
+    x = make.normal(1, frames, 1, 4)
+    offsets = [make.parameter(frames // 2, frames * frames, scale=0.02) for _ in range(2)]
+    args = (x, make.parameter(2, 4), make.parameter(2), *offsets, 1, 1, 1, 2.0)
+    check(EmulatedOp("split_index"), args, seeds=TWO_SEEDS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_topk_split_index_of_a_long_clip(dtype: torch.dtype) -> None:
+    x = Maker(dtype, seed=2).normal(2, 160, 2, 8)  # more frames than a warp sums at once
+    check(EmulatedOp("topk_split_index"), (x, 1, 2, 1, False), seeds=TWO_SEEDS)
+
+
+def test_topk_split_index_ranks_the_earlier_of_equals_first() -> None:
+    op = EmulatedOp("topk_split_index")
+    x = Maker(torch.float32, seed=4).normal(1, 1, 4, 8).expand(1, 6, 4, 8).contiguous()
+    static, dynamic = op.forward(x, 2, 2, 2, False)
+    assert static.tolist() == [[0, 1, 2]]
+    assert dynamic.tolist() == [[3, 4, 5]]
+    static, dynamic = op.forward(x, 2, 2, 2, True)
+    assert static.tolist() == [[0, 2, 4]]
+    assert dynamic.tolist() == [[1, 3, 5]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_frame_correlation_is_symmetric_to_the_bit(dtype: torch.dtype) -> None:
+    op = EmulatedOp("frame_correlation")
+    z = Maker(dtype, seed=6).normal(2, 19, 77)
+    check(op, (z, 0.1), seeds=TWO_SEEDS)
+    correlation = op.forward(z, 0.1)
+    assert torch.equal(correlation, correlation.mT)
+
+
+def test_lifting_residual_of_two_dtypes() -> None:
+    x, y = Maker(torch.float32, seed=1).normal(2, 4, 3, 24), Maker(torch.bfloat16, seed=2).normal(2, 2, 3, 24)
+    check(EmulatedOp("lifting_residual"), (x, y), seeds=TWO_SEEDS)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_lifting_loss_of_many_values(mean: bool) -> None:
+    residual = Maker(torch.float32, seed=1).normal(7, 5003, scale=2.0)  # three blocks, then one
+    check(EmulatedOp("lifting_loss"), (residual, 0.1, 0.7, mean), seeds=TWO_SEEDS)
+
+
+# pool_tokens: several tiles with ragged ends, every step of an axis, dead rows between windows, 16-byte
+# copies, odd and full heads, several heads, tiles made smaller by scarce shared memory.
+POOLS = {
+    "steps 1 and 2": (1, (2, 9, 19), 1, 16, (1, 1, 1), (1, 2, 2)),
+    "steps 2 and 3, dead cells": (1, (4, 11, 12), 2, 8, (2, 2, 2), (3, 5, 4)),
+    "steps mixed": (2, (3, 7, 10), 1, 12, (1, 3, 1), (2, 1, 3)),
+    "odd head": (1, (2, 5, 9), 2, 7, (1, 1, 1), (1, 2, 2)),
+    "96 channels": (1, (2, 3, 5), 1, 96, (1, 1, 1), (1, 2, 2)),
+    "128 channels, one cell": (1, (1, 1, 1), 1, 128, (1, 1, 1), (4, 4, 4)),
+}
+
+
+def pool_arguments(make: Maker, sizes: tuple[Any, ...]) -> tuple[Any, ...]:
+    batch, grid, heads, channels, stride_q, stride_kv = sizes
+    qkv = make.normal(batch, 1 + math.prod(grid), 3 * heads * channels)
+    weights = [make.parameter(channels, 1, 3, 3, 3, scale=0.3) for _ in range(3)]
+    affine = [make.parameter(channels, mean=mean, scale=0.3) for _ in range(3) for mean in (1.0, 0.0)]
+    return (
+        qkv,
+        None,
+        *weights,
+        *affine,
+        list(grid),
+        list(grid),
+        heads,
+        list(stride_q),
+        list(stride_kv),
+        1e-6,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", POOLS.values(), ids=POOLS)
+def test_pool_tokens(sizes: tuple[Any, ...], dtype: torch.dtype) -> None:
+    make = Maker(dtype, seed=sizes[3])
+    check(EmulatedOp("pool_tokens"), pool_arguments(make, sizes), seeds=TWO_SEEDS)
+
+
+@pytest.mark.parametrize("shared_bytes", SHARED_BYTES)
+def test_pool_tokens_fits_its_tiles_to_shared_memory(shared_bytes: int) -> None:
+    """128 channels in float32: three frames of the largest tile take 188 KB, of the smallest 80 KB."""
+    make = Maker(torch.float32, seed=8)
+    sizes = (1, (1, 5, 5), 1, 128, (1, 2, 2), (1, 3, 3))
+    check(EmulatedOp("pool_tokens"), pool_arguments(make, sizes), seeds=(1,), shared_bytes=shared_bytes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_parameters_of_pool_tokens_in_16_bits(dtype: torch.dtype) -> None:
+    args = pool_arguments(Maker(dtype, seed=9), (1, (2, 3, 4), 2, 8, (1, 1, 1), (1, 2, 2)))
+    args = (*args[:2], *(p.to(dtype) for p in args[2:11]), *args[11:])
+    check(EmulatedOp("pool_tokens"), args, seeds=TWO_SEEDS)
+
+
+def test_pool_tokens_refuses_a_head_it_cannot_hold() -> None:
+    args = pool_arguments(Maker(torch.float32), (1, (1, 1, 1), 1, 129, (1, 1, 1), (1, 1, 1)))
+    with pytest.raises(RuntimeError, match=r"pool_tokens: qkv: expected head_dim <= 128 .* got 129"):
+        EmulatedOp("pool_tokens").forward(*args)
+
+
+REFUSALS = [
+    ("split_frames", 0, torch.randn(2, 8, 9), r"x: expected shape \(-1, -1, -1, -1\) .* got \(2, 8, 9\)"),
+    (
+        "split_frames",
+        1,
+        torch.zeros(2, 4, dtype=torch.int32),
+        "static_index: expected dtype float32 or int64",
+    ),
+    ("split_frames", 3, torch.randn(19), r"static_weight: expected shape \(20,\)"),
+    ("frame_tokens", 1, torch.randn(7, 11), r"weight: expected shape \(-1, 12\)"),
+    ("frame_tokens", 3, 6, "x: expected N = height"),
+    ("split_index", 3, torch.randn(4, 63), r"static_weight: expected shape \(4, 64\)"),
+    ("topk_split_index", 3, 0, "pool: expected 1 to 32767, got 0"),
+    ("frame_correlation", 0, torch.randn(3, 4), "tokens: expected shape"),
+    ("lifting_residual", 1, torch.randn(2, 4, 8, 6), r"approximation: expected shape \(2, -1, 9, 6\)"),
+    ("lifting_loss", 2, 0.0, "beta: expected a positive number, got 0"),
+    ("pool_tokens", 11, [2, 4, 5], r"qkv: expected 1 \+ T\*H\*W tokens for grid \(2, 4, 5\)"),
+    ("pool_tokens", 2, torch.randn(8, 1, 3, 3), r"weight_q: expected shape \(8, 1, 3, 3, 3\)"),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "value", "message"), REFUSALS)
+def test_direct_calls_are_refused(name: str, place: int, value: Any, message: str) -> None:
+    op = EmulatedOp(name)
+    args = list(registry_sample(name, labels(name)[0], torch.float32).args)
+    op.forward(*args)
+    args[place] = value
+    with pytest.raises(RuntimeError, match=f"ifdd::{name}: {message}"):
+        op.forward(*args)
