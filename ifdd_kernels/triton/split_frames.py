@@ -26,17 +26,33 @@ from ifdd_kernels.triton.frame_tokens import frame_strides
 
 
 @triton.jit
-def sample_place(index, frames, last, rate, shift, FLOATING: tl.constexpr):
-    """(lower frame, upper frame, fraction) of indexes; ``last`` is T - 1 as a float.
+def frame_position(index, last, excess, shift):
+    """(whole, rest, inside) of positions p = index (1 + excess) - shift, ``last`` = T - 1 as a float.
+
+    p = whole + rest with rest near [-1, 2): what is added to the index is small, and so are its
+    roundings. As one product p would carry those of a number of the size of T. ``inside``: p is
+    strictly between 0 and T - 1; where it is not, whole + rest is the nearer end.
+    """
+    # Beyond these the position is clamped anyway; an infinite index would have no rest.
+    index = tl.clamp(index, -1.0, last + 1.0, propagate_nan=tl.PropagateNan.ALL)
+    whole = tl.floor(index)
+    rest = (index - whole) + index * excess - shift
+    below, above = whole + rest <= 0.0, whole + rest >= last
+    whole = tl.where(below, 0.0, tl.where(above, last, whole))
+    return whole, tl.where(below | above, 0.0, rest), (below | above) == 0
+
+
+@triton.jit
+def sample_place(index, frames, last, excess, shift, FLOATING: tl.constexpr):
+    """(lower frame, upper frame, fraction) of indexes.
 
     What is no position, NaN or a frame number out of range, samples NaN: memory is read at a clamped frame.
     """
     if FLOATING:
-        raw = index * rate - shift
-        position = tl.clamp(raw, 0.0, last, propagate_nan=tl.PropagateNan.ALL)
-        lower = tl.floor(position)
-        fraction = position - lower
-        lower = tl.minimum(tl.maximum(lower.to(tl.int32), 0), frames - 1)
+        whole, rest, _ = frame_position(index, last, excess, shift)
+        step = tl.floor(rest)
+        fraction = rest - step
+        lower = tl.minimum(tl.maximum((whole + step).to(tl.int32), 0), frames - 1)
         upper = tl.minimum(lower + 1, frames - 1)
     else:
         inside = (index >= 0) & (index < frames)
@@ -49,7 +65,7 @@ def sample_place(index, frames, last, rate, shift, FLOATING: tl.constexpr):
 @triton.jit
 def _sample_group(
     x, index, weight, bias, out, stats, rows, row, clip, token, begin, end, count, stats_first, stats_count,
-    frames, tokens, channels, last, rate, shift, eps, stride_t,
+    frames, tokens, channels, last, excess, shift, eps, stride_t,
     FLOATING: tl.constexpr, NORM: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Output frames begin..end-1 of one group; ``x`` points to the rows of the positions' first frames."""
@@ -57,7 +73,7 @@ def _sample_group(
     inside = (row < rows)[:, None] & (c < channels)[None, :]
     for k in range(begin, end):
         place = tl.load(index + clip * count + k, mask=row < rows, other=0)
-        lower, upper, fraction = sample_place(place, frames, last, rate, shift, FLOATING)
+        lower, upper, fraction = sample_place(place, frames, last, excess, shift, FLOATING)
         y = tl.load((x + lower.to(tl.int64) * stride_t)[:, None] + c[None, :], mask=inside, other=0.0)
         y = y.to(tl.float32)
         if FLOATING:
@@ -83,7 +99,7 @@ def _sample_group(
 def sample_frames_kernel(
     x, static_index, dynamic_index, static_weight, static_bias, dynamic_weight, dynamic_bias,
     static_frames, dynamic_frames, stats,
-    rows, frames, tokens, channels, static_count, dynamic_count, last, rate, shift, eps,
+    rows, frames, tokens, channels, static_count, dynamic_count, last, excess, shift, eps,
     stride_b, stride_t, stride_n,
     FLOATING: tl.constexpr, NORM: tl.constexpr,
     BLOCK_R: tl.constexpr, RUN: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -97,20 +113,20 @@ def sample_frames_kernel(
     _sample_group(
         base, static_index, static_weight, static_bias, static_frames, stats, rows, row, clip, token,
         begin, tl.minimum(begin + RUN, static_count), static_count, 0, total,
-        frames, tokens, channels, last, rate, shift, eps, stride_t, FLOATING, NORM, BLOCK_C,
+        frames, tokens, channels, last, excess, shift, eps, stride_t, FLOATING, NORM, BLOCK_C,
     )  # fmt: skip
     _sample_group(
         base, dynamic_index, dynamic_weight, dynamic_bias, dynamic_frames, stats, rows, row, clip, token,
         tl.maximum(begin - static_count, 0), tl.minimum(begin + RUN - static_count, dynamic_count),
         dynamic_count, static_count, total,
-        frames, tokens, channels, last, rate, shift, eps, stride_t, FLOATING, NORM, BLOCK_C,
+        frames, tokens, channels, last, excess, shift, eps, stride_t, FLOATING, NORM, BLOCK_C,
     )  # fmt: skip
 
 
 @triton.jit
 def _sum_rows(
     grad, x, index, weight, stats, row_means, slopes, norm_partials, begin, end, count, group_first,
-    group_count, frames, tokens, channels, last, rate, shift, stride_b, stride_t, stride_n,
+    group_count, frames, tokens, channels, last, excess, shift, stride_b, stride_t, stride_n,
     FLOATING: tl.constexpr, NORM: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Rows begin..end-1 of one group (B, K, N, C): their sums over C, and those of the norm over the rows."""
@@ -123,7 +139,7 @@ def _sum_rows(
         place = row // tokens % count
         inside = (row < end)[:, None] & (c < channels)[None, :]
         position = tl.load(index + clip * count + place, mask=row < end, other=0)
-        lower, upper, fraction = sample_place(position, frames, last, rate, shift, FLOATING)
+        lower, upper, fraction = sample_place(position, frames, last, excess, shift, FLOATING)
         base = x + clip.to(tl.int64) * stride_b + token.to(tl.int64) * stride_n
         dy = grad + row.to(tl.int64) * channels
         dy = tl.load(dy[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -161,7 +177,7 @@ def _sum_rows(
 def sum_rows_kernel(
     grad_static, grad_dynamic, x, static_index, dynamic_index, static_weight, dynamic_weight, stats,
     row_means, slopes, norm_partials,
-    run, clips, frames, tokens, channels, static_count, dynamic_count, last, rate, shift,
+    run, clips, frames, tokens, channels, static_count, dynamic_count, last, excess, shift,
     stride_b, stride_t, stride_n,
     FLOATING: tl.constexpr, NORM: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -179,7 +195,7 @@ def sum_rows_kernel(
         _sum_rows(
             grad_static, x, static_index, static_weight, stats, row_means, slopes, partials,
             part * run, tl.minimum(part * run + run, rows), static_count, 0, total,
-            frames, tokens, channels, last, rate, shift, stride_b, stride_t, stride_n,
+            frames, tokens, channels, last, excess, shift, stride_b, stride_t, stride_n,
             FLOATING, NORM, BLOCK_R, BLOCK_C,
         )  # fmt: skip
     else:
@@ -187,7 +203,7 @@ def sum_rows_kernel(
         _sum_rows(
             grad_dynamic, x, dynamic_index, dynamic_weight, stats, row_means, slopes, partials + 2 * channels,
             part * run, tl.minimum(part * run + run, rows), dynamic_count, static_count, total,
-            frames, tokens, channels, last, rate, shift, stride_b, stride_t, stride_n,
+            frames, tokens, channels, last, excess, shift, stride_b, stride_t, stride_n,
             FLOATING, NORM, BLOCK_R, BLOCK_C,
         )  # fmt: skip
 
@@ -195,7 +211,7 @@ def sum_rows_kernel(
 @triton.jit
 def _add_group(
     grad_x, grad, x, index, weight, stats, row_means, clip, token, c, first, count, group_first, group_count,
-    frames, tokens, channels, last, rate, shift, stride_t,
+    frames, tokens, channels, last, excess, shift, stride_t,
     FLOATING: tl.constexpr, NORM: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """One group's share of dx of frames first..first+BLOCK_T-1 and channels c at one position."""
@@ -203,7 +219,7 @@ def _add_group(
     inside = c < channels
     for k in range(count):
         place = tl.load(index + clip * count + k)
-        lower, upper, fraction = sample_place(place, frames, last, rate, shift, FLOATING)
+        lower, upper, fraction = sample_place(place, frames, last, excess, shift, FLOATING)
         if (upper >= first) & (lower < first + BLOCK_T):
             output = (clip * count + k) * tokens + token
             dy = tl.load(grad + output * channels + c, mask=inside, other=0.0).to(tl.float32)
@@ -230,7 +246,7 @@ def _add_group(
 def sample_backward_kernel(
     grad_static, grad_dynamic, x, static_index, dynamic_index, static_weight, dynamic_weight, stats,
     row_means, grad_x,
-    frames, tokens, channels, static_count, dynamic_count, last, rate, shift, stride_b, stride_t, stride_n,
+    frames, tokens, channels, static_count, dynamic_count, last, excess, shift, stride_b, stride_t, stride_n,
     FLOATING: tl.constexpr, NORM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Program (position of a clip, channels, run of input frames): dx = A^T dy, each row written once."""
@@ -244,12 +260,12 @@ def sample_backward_kernel(
     total = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
     total = _add_group(
         total, grad_static, base, static_index, static_weight, stats, row_means, clip, token, c, first,
-        static_count, 0, outputs, frames, tokens, channels, last, rate, shift, stride_t,
+        static_count, 0, outputs, frames, tokens, channels, last, excess, shift, stride_t,
         FLOATING, NORM, BLOCK_T,
     )  # fmt: skip
     total = _add_group(
         total, grad_dynamic, base, dynamic_index, dynamic_weight, stats, row_means, clip, token, c, first,
-        dynamic_count, static_count, outputs, frames, tokens, channels, last, rate, shift, stride_t,
+        dynamic_count, static_count, outputs, frames, tokens, channels, last, excess, shift, stride_t,
         FLOATING, NORM, BLOCK_T,
     )  # fmt: skip
     target = grad_x + ((clip * frames + t) * tokens + token) * channels
@@ -260,7 +276,7 @@ def sample_backward_kernel(
 @triton.jit
 def index_gradient_kernel(
     partials, static_index, dynamic_index, grad_static, grad_dynamic,
-    clips, tokens, static_count, dynamic_count, last, rate, shift,
+    clips, tokens, static_count, dynamic_count, last, excess, shift,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """di = dp/di * sum of the partial sums over the positions, zero where p is clamped."""
@@ -280,8 +296,8 @@ def index_gradient_kernel(
     dynamic_place = clip * dynamic_count + k - static_count
     index = tl.load(static_index + static_place, mask=is_static, other=0.0)
     index += tl.load(dynamic_index + dynamic_place, mask=is_dynamic, other=0.0)
-    raw = index * rate - shift
-    grad = tl.where((raw > 0) & (raw < last), rate * slope, 0.0)
+    _, _, inside = frame_position(index, last, excess, shift)
+    grad = tl.where(inside, (1.0 + excess) * slope, 0.0)
     tl.store(grad_static + static_place, grad, mask=is_static)
     tl.store(grad_dynamic + dynamic_place, grad, mask=is_dynamic)
 
@@ -361,9 +377,9 @@ LEAST_ROWS = 8
 
 
 def _sampling(frames: int, aligned: bool) -> dict[str, float]:
-    """Position = index * rate - shift, clamped to 0..last."""
-    rate, shift = (1.0, 0.0) if aligned or frames < 2 else (frames / (frames - 1), 0.5)
-    return {"last": float(frames - 1), "rate": rate, "shift": shift}
+    """Arguments of :func:`frame_position`."""
+    excess, shift = (0.0, 0.0) if aligned or frames < 2 else (1 / (frames - 1), 0.5)
+    return {"last": float(frames - 1), "excess": excess, "shift": shift}
 
 
 def forward(
