@@ -98,7 +98,7 @@ struct Place {
 template <int Count, int D, int Step, class T>
 IFDD_DEVICE void load_rows_by(T* shared, const T* head, int64_t stride, int first, const Sizes& size) {
   constexpr int kPerRow = D / Step;
-#pragma unroll 4
+#pragma unroll 1  // the copies wait for nothing; more of them at once only take registers
   for (int i = threadIdx.x; i < Count * kPerRow; i += kThreads) {
     const int row = i / kPerRow, column = i % kPerRow * Step;
     const bool valid = first + row < size.tokens && column < size.channels;
@@ -126,7 +126,7 @@ template <int D, int Step, class T>
 IFDD_DEVICE void store_rows_by(T* head, const T* shared, int row, int lane, const Sizes& size) {
   constexpr int kPerRow = D / Step;
   const int64_t stride = static_cast<int64_t>(size.heads) * size.channels;
-#pragma unroll 4
+#pragma unroll 1
   for (int i = lane; i < kWarpRows * kPerRow; i += kWarp) {
     const int r = i / kPerRow, column = i % kPerRow * Step;
     if (row + r < size.tokens && column < size.channels) {
@@ -364,8 +364,8 @@ __global__ void __launch_bounds__(kThreads) key_value_kernel(const __grid_consta
                      multiply_accumulators<T>(dk, ds, queries, kStride, at.lane);
                    });
   if (!works) return;
-  add_rows<D>(dv, grad, call.grad.token, at.row(), at.lane, size);
   store_rows<D>(call.grad_key + at.dense(size), dk, own_key, at.row(), at.lane, size);
+  add_rows<D>(dv, grad, call.grad.token, at.row(), at.lane, size);  // when dk has left the registers
   store_rows<D>(call.grad_value + at.dense(size), dv, own_value, at.row(), at.lane, size);
 }
 

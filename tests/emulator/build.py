@@ -30,7 +30,7 @@ CACHE = ROOT / "build" / "emulator"
 MACHINE = tuple(HERE / "source" / f"{name}.cpp" for name in ("fiber", "machine", "tensor_core"))
 HEADERS = (HERE / "include", ROOT / "csrc" / "include", ROOT / "csrc" / "common", ROOT / "csrc" / "cuda")
 FLAGS = (
-    *("-std=c++17", "-O1", "-g", "-fPIC", "-fno-gnu-unique", "-fvisibility=hidden", "-ffp-contract=off"),
+    *("-std=c++17", "-O1", "-fPIC", "-fno-gnu-unique", "-fvisibility=hidden", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
 )
 #: torch's stable ABI of the oldest supported version, as in CMakeLists.txt.
@@ -73,7 +73,7 @@ def _sanitizer_flags() -> list[str]:
     if not SANITIZE:
         return []
     recover = [] if SANITIZE == "thread" else [f"-fsanitize-recover={SANITIZE}"]
-    return [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", *recover]
+    return [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g", *recover]
 
 
 def sanitizer_environment(sanitize: str, log: Path) -> dict[str, str]:

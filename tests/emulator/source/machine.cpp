@@ -442,6 +442,12 @@ const Position& position() { return machine->current().position; }
 
 void fail(const Site& site, const std::string& message) { machine->give_up(site, message); }
 
+void check_alignment(const Site& site, const void* address, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
+    fail(site, "the address is not a multiple of " + std::to_string(bytes));
+  }
+}
+
 int block_barrier(const Site& site, bool value) { return machine->barrier(site, value); }
 
 void fence() {
@@ -461,9 +467,7 @@ void* static_shared(const void* tag, size_t bytes, size_t alignment) { return ma
 unsigned char* dynamic_shared() { return machine->dynamic(); }
 
 void copy_async(const Site& site, void* shared, const void* data, int bytes) {
-  if (reinterpret_cast<uintptr_t>(shared) % static_cast<uintptr_t>(bytes) != 0) {
-    fail(site, "the shared address is not a multiple of the size of the copy");
-  }
+  check_alignment(site, shared, static_cast<size_t>(bytes));
   Copy copy{shared, bytes, {}};
   std::memcpy(copy.data.data(), data, static_cast<size_t>(bytes));
   std::memset(shared, kPoison, static_cast<size_t>(bytes));

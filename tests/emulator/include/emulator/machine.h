@@ -50,6 +50,8 @@ struct Position {
 const Position& position();
 
 [[noreturn]] void fail(const Site& site, const std::string& message);
+// Fails where an address is not a multiple of the size of the access.
+void check_alignment(const Site& site, const void* address, size_t bytes);
 
 // Waits for all threads of the block that have not ended; returns how many passed a true value.
 int block_barrier(const Site& site, bool value = false);

@@ -244,21 +244,14 @@ namespace ifdd::cuda {
 // --- memory ----------------------------------------------------------------------------------------------------------
 
 template <class Word>
-void check_alignment(const void* address, const char* what, const char* file, int line) {
-  if (reinterpret_cast<uintptr_t>(address) % sizeof(Word) != 0) {
-    ::emulator::fail({what, file, line}, "the address is not a multiple of " + std::to_string(sizeof(Word)));
-  }
-}
-
-template <class Word>
 Word read_word(const void* address, IFDD_EMULATOR_CALLER) {
-  check_alignment<Word>(address, "read_word", file, line);
+  ::emulator::check_alignment({"read_word", file, line}, address, sizeof(Word));
   return *static_cast<const Word*>(address);
 }
 
 template <class Word>
 void write_word(void* address, Word word, IFDD_EMULATOR_CALLER) {
-  check_alignment<Word>(address, "write_word", file, line);
+  ::emulator::check_alignment({"write_word", file, line}, address, sizeof(Word));
   *static_cast<Word*>(address) = word;
 }
 

@@ -1,0 +1,256 @@
+"""What the compiler made of the CUDA kernels: registers, shared memory, occupancy, instructions.
+
+``python -m benchmarks.cuda_resources`` reads the built library with ``cuobjdump`` and writes
+``results/cuda_resources.csv``; ``--check`` compares instead. No GPU is needed. The file carries a hash of the
+sources it belongs to, which a test compares, so it is renewed with every change of a kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "benchmarks" / "results" / "cuda_resources.csv"
+SOURCES = ("csrc/cuda", "csrc/common", "csrc/include/ifdd/cuda", "csrc/include/ifdd/accumulate.h")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Limits of a multiprocessor (CUDA C++ Programming Guide, "Compute Capabilities")."""
+
+    warps: int
+    blocks: int
+    shared_bytes: int
+
+    def blocks_per_multiprocessor(self, threads: int, registers: int, shared_bytes: int) -> int:
+        """Resident blocks; registers are given out 256 at a time to a warp, shared memory 128 bytes and
+        1 KB more than asked for to a block.
+        """
+        warps = -(-threads // 32)
+        of_warp = -(-registers * 32 // 256) * 256
+        of_block = -(-(shared_bytes + 1024) // 128) * 128
+        by_registers = 65536 // of_warp // warps if of_warp else self.blocks
+        return min(self.blocks, self.warps // warps, by_registers, self.shared_bytes // of_block)
+
+
+ARCHITECTURES = {
+    "sm_80": Architecture(64, 32, 164 * 1024),
+    "sm_86": Architecture(48, 16, 100 * 1024),
+    "sm_89": Architecture(48, 24, 100 * 1024),
+    "sm_90a": Architecture(64, 32, 228 * 1024),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel on one architecture."""
+
+    kernel: str
+    architecture: str
+    registers: int
+    spilled_bytes: int
+    static_shared: int
+    #: At the network's shapes; empty where the launcher's choice depends on the call.
+    dynamic_shared: str
+    threads: int
+    #: Blocks that fit on a multiprocessor, and the share of its warps that they are.
+    blocks: int
+    occupancy: float
+    #: Counts of instructions: tensor cores, 16-byte loads, asynchronous copies to shared memory.
+    tensor_core: int
+    load_16_bytes: int
+    copy_async: int
+
+
+def _attention_bytes(row_blocks: int, tile: Callable[[int, int], int]) -> Callable[[str, int], int]:
+    """Dynamic shared memory of a kernel of lifting_attention, as its launcher computes it."""
+
+    def shared(kernel: str, limit: int) -> int:
+        found = re.search(r"<(\w+), (\d+)>", kernel)
+        assert found is not None, kernel
+        size, channels = 4 if found[1] == "float" else 2, int(found[2])
+        row = channels * size + 16
+        one, two = (row * (row_blocks * 64 + stages * 2 * tile(size, channels)) for stages in (1, 2))
+        return two if two <= limit else one
+
+    return shared
+
+
+def _backward_tile(size: int, channels: int) -> int:
+    return 32 if size == 2 and channels <= 96 else 16
+
+
+#: By the kernel's name: bytes for a name with its template arguments and a block's limit.
+DYNAMIC: dict[str, Callable[[str, int], int]] = {
+    "forward_kernel": _attention_bytes(1, lambda size, _: 64 if size == 2 else 32),
+    "query_kernel": _attention_bytes(2, _backward_tile),
+    "key_value_kernel": _attention_bytes(2, _backward_tile),
+}
+#: Kernels whose dynamic shared memory follows the call.
+VARIABLE = ("split_frames_backward_kernel", "topk_choose_kernel", "pool_tokens")
+
+
+def source_hash(root: Path = ROOT) -> str:
+    """Of every file that CUDA kernels are compiled from."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        path = root / name
+        files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+        for file in files:
+            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def find_tool(name: str) -> str | None:
+    """A program of the CUDA toolkit: on the path, or the copy in the Triton package."""
+    found = shutil.which(name)
+    if found is not None:
+        return found
+    for folder in sys.path:
+        candidate = Path(folder) / "triton" / "backends" / "nvidia" / "bin" / name
+        if candidate.is_file():
+            return str(candidate)
+    return None
+
+
+def _run(command: Sequence[str | Path], **variables: str) -> str:
+    environment = {**os.environ, **variables}
+    process = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment)
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))}: {process.stderr}")
+    return process.stdout
+
+
+def _short(name: str) -> str:
+    """A demangled kernel without namespace, result and parameters."""
+    name = re.sub(r"ifdd::cuda::|\(anonymous namespace\)::|\((bool|int)\)", "", name.removeprefix("void "))
+    return name.partition("(")[0]
+
+
+def read(files: Sequence[Path]) -> list[Row]:
+    """The kernels of a library or of object files."""
+    cuobjdump, disassembler = find_tool("cuobjdump"), find_tool("nvdisasm")
+    if cuobjdump is None or disassembler is None:
+        raise RuntimeError("cuobjdump and nvdisasm are needed: install the CUDA toolkit or triton")
+    path = f"{Path(disassembler).parent}{os.pathsep}{os.environ['PATH']}"
+    text = "".join(
+        _run([cuobjdump, option, file], PATH=path)
+        for file in files
+        for option in ("--dump-resource-usage", "--dump-elf", "--dump-sass")
+    )
+    names = sorted(set(re.findall(r"_Z\w*_kernel\w*", text)))
+    demangled = dict(zip(names, map(_short, _run(["c++filt", *names]).splitlines()), strict=True))
+
+    architecture = kernel = ""
+    usage: dict[tuple[str, str], dict[str, int]] = {}
+    threads: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    patterns = {
+        "tensor_core": r"\bH?GMMA|\bHMMA",
+        "load_16_bytes": r"\bLDG\.\S*128",
+        "copy_async": r"\bLDGSTS",
+    }
+    lines = iter(text.splitlines())
+    for line in lines:
+        if found := re.match(r"arch = (sm_\w+)", line):
+            architecture = found[1]
+        elif found := re.match(r"\s*Function (_Z\w+):", line):
+            values = dict(re.findall(r"([A-Z]+)(?:\[\d\])?:(\d+)", next(lines)))
+            usage[demangled[found[1]], architecture] = {k: int(v) for k, v in values.items()}
+        elif found := re.match(r"\.nv\.info\.(_Z\w+)", line):
+            kernel = demangled.get(found[1], "")
+        elif "EIATTR_MAX_THREADS" in line:
+            next(lines)
+            x, y, z = (int(size, 16) for size in next(lines).split()[1:4])
+            threads[kernel, architecture] = x * y * z
+        elif found := re.match(r"\s*Function : (_Z\w+)", line):
+            kernel = demangled.get(found[1], "")
+            counts[kernel, architecture] = dict.fromkeys(patterns, 0)
+        elif "/*" in line and (kernel, architecture) in counts:
+            for name, pattern in patterns.items():
+                counts[kernel, architecture][name] += re.search(pattern, line) is not None
+    return sorted(
+        (_row(key, used, threads[key], counts[key]) for key, used in usage.items()),
+        key=lambda row: (row.kernel, row.architecture),
+    )
+
+
+def _row(key: tuple[str, str], used: dict[str, int], threads: int, counts: dict[str, int]) -> Row:
+    kernel, name = key
+    architecture = ARCHITECTURES[name]
+    base = kernel.partition("<")[0]
+    # The driver's 1 KB a block counts as shared memory of the kernel on some architectures.
+    static = used["SHARED"] - 1024 if name.startswith("sm_9") and used["SHARED"] >= 1024 else used["SHARED"]
+    variable = base.startswith(VARIABLE)
+    dynamic = DYNAMIC[base](kernel, architecture.shared_bytes - 1024) if base in DYNAMIC else 0
+    blocks = architecture.blocks_per_multiprocessor(threads, used["REG"], static + dynamic)
+    return Row(
+        kernel=kernel,
+        architecture=name,
+        registers=used["REG"],
+        spilled_bytes=used["LOCAL"],
+        static_shared=static,
+        dynamic_shared="" if variable else str(dynamic),
+        threads=threads,
+        blocks=blocks,
+        occupancy=round(blocks * threads / 32 / architecture.warps, 3),
+        **counts,
+    )
+
+
+def write(rows: Sequence[Row], file: Path = TABLE) -> None:
+    """Writes the table, with the hash of the sources in its first line."""
+    with file.open("w", newline="") as stream:
+        stream.write(f"# sources {source_hash()}\n# {_compiler()}\n")
+        writer = csv.DictWriter(stream, [f.name for f in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def _compiler() -> str:
+    nvcc = find_tool("nvcc")
+    return _run([nvcc, "--version"]).splitlines()[-2] if nvcc else "compiler unknown"
+
+
+def load(file: Path = TABLE) -> tuple[str, list[Row]]:
+    """The hash of the sources and the rows of a written table."""
+    with file.open(newline="") as stream:
+        sources = stream.readline().split()[-1]
+        stream.readline()
+        types = {f.name: {"int": int, "float": float}.get(str(f.type), str) for f in fields(Row)}
+        rows = [Row(**{k: types[k](v) for k, v in line.items()}) for line in csv.DictReader(stream)]
+    return sources, rows
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "files", nargs="*", type=Path, help="library or objects (default: the installed library)"
+    )
+    parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
+    options = parser.parse_args()
+    rows = read(options.files or [ROOT / "ifdd_kernels" / "_ops.so"])
+    if not rows:
+        sys.exit("no CUDA kernels there: build with IFDD_CUDA=ON")
+    if options.check:
+        sources, before = load()
+        if sources != source_hash() or before != rows:
+            sys.exit(f"{TABLE.relative_to(ROOT)} is of other sources or another compiler; write it anew")
+    else:
+        write(rows)
+        print(f"{len(rows)} rows in {TABLE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
