@@ -204,7 +204,7 @@ integers = torch.tensor([[0, 1], [2, 3]])
     ("changes", "message"),
     [
         ({"x": torch.randn(4, 3, 5)}, r"x: expected shape .* got \(4, 3, 5\)"),
-        ({"x": torch.ones(2, 4, 3, 5, dtype=torch.int32)}, "x: expected dtype float32 or .* got Int"),
+        ({"x": torch.ones(2, 4, 3, 5, dtype=torch.int32)}, "x: expected dtype float32 or .* got int32"),
         ({"x": torch.randn(2, 1, 3, 5)}, "x: expected at least 2 frames"),
         ({"x": torch.randn(2, 4, 3, 0)}, "x: expected at least one channel"),
         ({"static_index": torch.rand(3, 2)}, r"static_index: expected shape \(2, -1\) .* got \(3, 2\)"),
@@ -218,7 +218,7 @@ integers = torch.tensor([[0, 1], [2, 3]])
         ({"dynamic_bias": None}, "dynamic_bias: expected all norm tensors or none, got None"),
         ({"static_weight": None}, "static_bias: expected all norm tensors or none, got this one"),
         ({"static_bias": torch.ones(4)}, r"static_bias: expected shape \(5,\) .* got \(4,\)"),
-        ({"dynamic_weight": torch.ones(5).double()}, "dynamic_weight: expected dtype float32 .* got float64"),
+        ({"dynamic_weight": torch.ones(5).double()}, "dynamic_weight: expected dtype float32, got float64"),
         (
             {"static_index": integers, "dynamic_index": integers * 2},
             r"dynamic_index: index out of range: expected 0 <= index < T = 4, got 4 at \(1, 0\)",
