@@ -204,7 +204,7 @@ integers = torch.tensor([[0, 1], [2, 3]])
     ("changes", "message"),
     [
         ({"x": torch.randn(4, 3, 5)}, r"x: expected shape .* got \(4, 3, 5\)"),
-        ({"x": torch.ones(2, 4, 3, 5, dtype=torch.int32)}, "x: expected dtype float32 or .* got Int"),
+        ({"x": torch.ones(2, 4, 3, 5, dtype=torch.int32)}, "x: expected dtype float32 or .* got int32"),
         ({"x": torch.randn(2, 1, 3, 5)}, "x: expected at least 2 frames"),
         ({"x": torch.randn(2, 4, 3, 0)}, "x: expected at least one channel"),
         ({"static_index": torch.rand(3, 2)}, r"static_index: expected shape \(2, -1\) .* got \(3, 2\)"),
