@@ -411,8 +411,8 @@ def _gelu_linear_samples(make: Maker) -> Iterator[Sample]:
         ("one row", (1, 1, 16), 1),
         ("empty batch", (0, 4, 8), 6),
     ):
-        weight, bias = make.normal(width, shape[-1], scale=shape[-1] ** -0.5), make.normal(width, scale=0.3)
-        yield Sample(label, (make.normal(*shape), weight, bias))
+        weight = make.parameter(width, shape[-1], scale=shape[-1] ** -0.5)
+        yield Sample(label, (make.normal(*shape), weight, make.parameter(width, scale=0.3)))
     yield Sample("strided", (make.strided(2, 5, 6), make.strided(4, 6), make.strided(4)))
 
 

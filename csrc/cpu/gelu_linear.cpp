@@ -19,7 +19,7 @@ constexpr int64_t kGrain = 16384;
 void check_inputs(const char* op, const Tensor& x, const Tensor& weight) {
   check_device(op, "x", x);
   check_dtype(op, "x", x, {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half});
-  check_tensor(op, "weight", weight, {-1, -1}, {x.scalar_type()});
+  check_parameter(op, "weight", weight, {-1, -1}, x.scalar_type());
   if (x.dim() < 2 || x.size(x.dim() - 1) != weight.size(1)) {
     fail(op, "x", "expected shape (..., ", weight.size(1), ") with at least two axes, got ", shape_text(x.sizes()));
   }
@@ -42,7 +42,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
 Tensor gelu_linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   const char* op = "gelu_linear";
   check_inputs(op, x, weight);
-  check_tensor(op, "bias", bias, {weight.size(0)}, {x.scalar_type()});
+  check_tensor(op, "bias", bias, {weight.size(0)}, {weight.scalar_type()});
   const Tensor in = stable::contiguous(x), activated = stable::empty_like(in);
   dispatch(x.scalar_type(), [&](auto type) {
     using T = decltype(type);

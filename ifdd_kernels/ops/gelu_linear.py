@@ -14,10 +14,9 @@ def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     _check.floating(op, "x", x)
     if x.dim() < 2:
         raise ValueError(f"{op}: x must have shape (..., K) with at least two axes, got {tuple(x.shape)}")
-    _check.shape(op, "weight", weight, ("M", x.shape[-1]))
+    _check.parameter(op, "weight", weight, ("M", x.shape[-1]), "x", x)
     _check.shape(op, "bias", bias, (weight.shape[0],))
-    _check.same(op, "weight", weight, "x", x)
-    _check.same(op, "bias", bias, "x", x)
+    _check.same(op, "bias", bias, "weight", weight)
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -58,8 +57,8 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto
 
     Args:
         x: (..., K); float16 to float64, any strides. Autocast casts all three to its dtype.
-        weight: (M, K) in x's dtype.
-        bias: (M,) in x's dtype.
+        weight: (M, K) in x's dtype or float32 (float64 with float64), rounded to x's dtype for the product.
+        bias: (M,) in weight's dtype.
         backend: see :mod:`ifdd_kernels.backends`.
 
     Returns:

@@ -13,7 +13,7 @@ from ifdd_kernels.reference._common import accumulator
 
 def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(..., K) -> (..., M)."""
-    return F.linear(F.gelu(x), weight, bias)
+    return F.linear(F.gelu(x), weight.to(x.dtype), bias.to(x.dtype))
 
 
 def gelu_linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,6 +22,7 @@ def gelu_linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tenso
     wide = rows.to(accumulator(x.dtype))
     cdf = 0.5 * torch.erfc(wide * -math.sqrt(0.5))
     slope = cdf + wide * torch.exp(-0.5 * wide.square()) / math.sqrt(2 * math.pi)
-    grad_x = ((grad_rows @ weight).to(wide.dtype) * slope).to(x.dtype).reshape(x.shape)
+    grad_x = ((grad_rows @ weight.to(x.dtype)).to(wide.dtype) * slope).to(x.dtype).reshape(x.shape)
     grad_bias = grad_rows.to(wide.dtype).sum(0).to(weight.dtype)
-    return grad_x, grad_rows.T @ (wide * cdf).to(x.dtype), grad_bias
+    grad_weight = (grad_rows.T @ (wide * cdf).to(x.dtype)).to(weight.dtype)
+    return grad_x, grad_weight, grad_bias

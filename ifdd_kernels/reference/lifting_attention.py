@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ifdd_kernels.reference._common import accumulator
@@ -14,22 +13,23 @@ def lifting_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -
     q, k, v = (part.to(dtype).transpose(1, 2) for part in (query, key, value))
     scores = (q @ k.mT) * scale
     log_sum = scores.logsumexp(-1)
-    out = torch.exp(scores - log_sum[..., None]) @ v + v
+    out = scores.softmax(-1) @ v + v
     return out.transpose(1, 2).flatten(2).to(query.dtype), log_sum
 
 
 def lifting_attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, with the probabilities recomputed from the log-sum-exp.
+    """Gradients of query, key and value; the probabilities are recomputed.
 
-    ``out`` is there for kernels that form rowsum(dP * P) as rowsum(grad * (out - v)) without a matrix;
-    the sum itself, used here, does not carry the rounding of a 16-bit ``out``.
+    ``log_sum`` is there for kernels that do not see whole rows at once, ``out`` for those that form
+    rowsum(dP * P) as rowsum(grad * (out - v)) without a matrix. The softmax and the sum themselves, used
+    here, carry neither the rounding of a large ``log_sum`` nor that of a 16-bit ``out``.
     """
     dtype = accumulator(query.dtype)
     q, k, v = (part.to(dtype).transpose(1, 2) for part in (query, key, value))
     g = grad.to(dtype).reshape(value.shape).transpose(1, 2)
-    probability = torch.exp((q @ k.mT) * scale - log_sum[..., None])
+    probability = ((q @ k.mT) * scale).softmax(-1)
     grad_probability = g @ v.mT
     delta = (grad_probability * probability).sum(-1, keepdim=True)
     grad_scores = probability * (grad_probability - delta) * scale

@@ -76,7 +76,7 @@ def pooled_attention(
     tables = (table_t.to(dtype), table_h.to(dtype), table_w.to(dtype))
     scores = _scores(q, k, tables, q_grid, k_grid, scale)
     log_sum = scores.logsumexp(-1)
-    out = torch.exp(scores - log_sum[..., None]) @ v
+    out = scores.softmax(-1) @ v
     out = out + F.pad(q[:, :, 1:], (0, 0, 1, 0))
     return out.transpose(1, 2).flatten(2).to(query.dtype), log_sum
 
@@ -97,8 +97,9 @@ def pooled_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and the three tables; the probabilities are recomputed.
 
-    ``out`` is there for kernels that form rowsum(dP * P) as rowsum(grad * (out - residual)) without a
-    matrix; the sum itself, used here, does not carry the rounding of a 16-bit ``out``.
+    ``log_sum`` is there for kernels that do not see whole rows at once, ``out`` for those that form
+    rowsum(dP * P) as rowsum(grad * (out - residual)) without a matrix. The softmax and the sum themselves,
+    used here, carry neither the rounding of a large ``log_sum`` nor that of a 16-bit ``out``.
     """
     dtype = accumulator(query.dtype)
     batch, length, heads, channels = query.shape
@@ -106,7 +107,7 @@ def pooled_attention_backward(
     g = grad.to(dtype).reshape(query.shape).transpose(1, 2)
     tables = (table_t.to(dtype), table_h.to(dtype), table_w.to(dtype))
 
-    probability = torch.exp(_scores(q, k, tables, q_grid, k_grid, scale) - log_sum[..., None])
+    probability = _scores(q, k, tables, q_grid, k_grid, scale).softmax(-1)
     grad_probability = g @ v.mT
     delta = (grad_probability * probability).sum(-1, keepdim=True)
     grad_scores = probability * (grad_probability - delta)

@@ -128,6 +128,26 @@ def test_block_projects_keys_and_values_of_live_tokens_only(stride: tuple[int, i
         torch.testing.assert_close(live, every, rtol=1e-11, atol=1e-12 * every.abs().max().item())
 
 
+@pytest.mark.parametrize("stride_q", [(1, 1, 1), (1, 2, 2)], ids=str)
+def test_block_under_autocast(stride_q: tuple[int, int, int]) -> None:
+    """bfloat16 activations beside float32 parameters, with gradients; within roundings of bfloat16."""
+    torch.manual_seed(0)
+    block = MultiscaleBlock((2, 9, 9), 32, 48, 2, stride_q=stride_q, stride_kv=(1, 8, 8))
+    tokens = torch.randn(2, 1 + 2 * 81, 32)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out, _ = block(tokens)
+        block.zero_grad()
+        out.float().square().mean().backward()
+        results.append((out.float(), *(p.grad for p in block.parameters() if p.grad is not None)))
+    assert len(results[0]) == 1 + len(list(block.parameters()))
+    for plain, lowered in zip(*results, strict=True):
+        assert lowered.dtype == torch.float32
+        # About ten roundings of 2^-9 in a row; gradients that cancel keep those of their terms.
+        assert (plain - lowered).norm() <= 0.05 * max(plain.norm().item(), 1e-3)
+
+
 def test_block_made_on_meta_has_its_rows() -> None:
     with torch.device("meta"):
         block = MultiscaleBlock((2, 9, 9), 8, 8, 2, stride_kv=(1, 8, 8))

@@ -118,7 +118,7 @@ CASES: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
      lambda: K.gelu_linear(torch.randn(3), torch.randn(2, 3), torch.randn(2))),
     ("gelu weight", ValueError, r"gelu_linear: weight must have shape \(M, 18\), got \(4, 17\)",
      lambda: K.gelu_linear(QKV, torch.randn(4, 17), torch.randn(4))),
-    ("gelu dtype", TypeError, "gelu_linear: bias must have the dtype of x, torch.float32, got torch.bfloat16",
+    ("gelu dtype", TypeError, "gelu_linear: bias must have the dtype of weight, .*32, got torch.bfloat16",
      lambda: K.gelu_linear(QKV, torch.randn(4, 18), torch.randn(4).bfloat16())),
     ("query count", ValueError, r"pooled_attention: query must have shape \(B, 9, h, d\), got \(1, 8, 2, 3\)",
      lambda: K.pooled_attention(Q[:, 1:], Q, Q, *TABLES, (2, 2, 2), (2, 2, 2))),

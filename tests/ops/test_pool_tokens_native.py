@@ -236,7 +236,7 @@ NAMES += ("stride_q", "stride_kv", "eps")
     ("changes", "message"),
     [
         ({"qkv": torch.randn(31, 30)}, r"qkv: expected shape \(-1, -1, -1\) .* got \(31, 30\)"),
-        ({"qkv": torch.ones(2, 31, 30, dtype=torch.int32)}, "qkv: expected dtype float32 or .* got Int"),
+        ({"qkv": torch.ones(2, 31, 30, dtype=torch.int32)}, "qkv: expected dtype float32 or .* got int32"),
         (
             {"qkv": torch.randn(2, 30, 30)},
             r"qkv: expected 1 \+ T\*H\*W tokens for grid \(2, 3, 5\), got shape",

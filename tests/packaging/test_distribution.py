@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -118,6 +120,46 @@ def test_installed_wheel_works_elsewhere(native_wheel: Path, tmp_path: Path) -> 
         "ifdd_kernels.split_frames(x, i, i, backend='native')"
     )
     assert str(site) in python("-c", script, cwd=tmp_path, PYTHONPATH=str(site))
+
+
+@native
+@pytest.mark.timeout(1200)
+def test_op_tests_pass_with_the_installed_wheel(native_wheel: Path, tmp_path: Path) -> None:
+    """In an environment of its own and a folder without sources: only the wheel has the package."""
+    environment = tmp_path / "environment"
+    venv.create(environment, symlinks=True)
+    own = environment / "bin" / "python"
+    query = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(subprocess.check_output([own, "-c", query], text=True).strip())
+    python("-m", "pip", "--python", own, "install", "--no-deps", "--no-index", native_wheel, cwd=tmp_path)
+    # torch, pytest and the rest come from here. Paths named by a .pth file follow the environment's own.
+    (site / "dependencies.pth").write_text("\n".join({sysconfig.get_path(k) for k in ("purelib", "platlib")}))
+
+    suite = tmp_path / "suite"
+    for name in ("pyproject.toml", "tests/conftest.py"):
+        (suite / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, suite / name)
+    shutil.copytree(ROOT / "tests" / "ops", suite / "tests" / "ops")
+    (suite / "tests" / "test_origin.py").write_text(
+        "import pathlib, sys, ifdd_kernels\n"
+        "def test_origin():\n"
+        "    assert pathlib.Path(ifdd_kernels.__file__).is_relative_to(sys.prefix)\n"
+        "    assert ifdd_kernels.build_info()['native']\n"
+    )
+    chosen = ["test_origin.py", *(f"ops/test_{n}.py" for n in ("accuracy", "errors", "pool_tokens_native"))]
+    process = subprocess.run(
+        [own, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in chosen)],
+        cwd=suite,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    passed = re.search(r"(\d+) passed", process.stdout)
+    assert passed is not None, process.stdout
+    # What the library does not cover would be skipped.
+    assert int(passed[1]) > 500, process.stdout
+    assert "skipped" not in process.stdout, process.stdout
 
 
 @native

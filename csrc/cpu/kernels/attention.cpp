@@ -479,20 +479,26 @@ IFDD_INLINE void softmax_row(int64_t keys, A* score, A& log_sum, A& inverse) {
   inverse = 1 / all;
 }
 
-// Probabilities in place of a row of scores, and the gradient of the scores in place of that of the probabilities.
+// Probabilities in place of a row of scores, and the gradient of the scores in place of that of the probabilities. The
+// rounding of log_sum, which grows with the scores, would be the whole row's: the row is normalised once more.
 template <class A>
 IFDD_INLINE void softmax_row_backward(int64_t keys, A log_sum, A* score, A* grad) {
   constexpr int L = kLane<A>;
   const int64_t width = round_up(keys, L);
   for (int64_t j = keys; j < width; ++j) score[j] = negative_infinity<A>();
-  Vector<A> sum{};
+  Vector<A> sum{}, total{};
   for (int64_t j = 0; j < width; j += L) {
     const Vector<A> p = exponential<A>(get(score + j) - log_sum);
     put(score + j, p);
     sum += p * get(grad + j);
+    total += p;
   }
-  const A delta = add_lanes<A>(sum);
-  for (int64_t j = 0; j < width; j += L) put(grad + j, get(score + j) * (get(grad + j) - delta));
+  const A inverse = 1 / add_lanes<A>(total), delta = inverse * add_lanes<A>(sum);
+  for (int64_t j = 0; j < width; j += L) {
+    const Vector<A> p = get(score + j) * inverse;
+    put(score + j, p);
+    put(grad + j, p * (get(grad + j) - delta));
+  }
 }
 
 // Gradients of one key and one value from their sums.
@@ -547,7 +553,7 @@ void attention_forward(const AttentionForward<T>& op, int64_t begin, int64_t end
     } else {
       multiply<A, false>(rows, s.Nk, s.d, op.scale, query, width, keys, kColumns<A>, kColumns<A> * s.d, score, stride);
     }
-    A inverse[64];
+    A inverse[kForwardRows];
     for (int64_t i = 0; i < count; ++i) {
       softmax_row(s.Nk, score + i * stride, op.log_sum[pair * s.Nq + first + i], inverse[i]);
     }

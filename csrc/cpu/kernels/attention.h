@@ -25,13 +25,14 @@ IFDD_INLINE constexpr int64_t round_up(int64_t n, int64_t step) { return (n + st
 IFDD_INLINE constexpr int64_t padded(int64_t n) { return round_up(n, kPad); }
 IFDD_INLINE constexpr int64_t score_stride(const AttentionSizes& s) { return padded(s.Nk) + kPad; }
 
-// Queries in a block: as many as keep `matrices` score rows of all keys within 256 KiB of float, 8 to 64.
-IFDD_INLINE constexpr int64_t block_rows(const AttentionSizes& s, int64_t matrices) {
+// Queries in a block: as many as keep `matrices` score rows of all keys within 256 KiB of float, 8 to `most`.
+IFDD_INLINE constexpr int64_t block_rows(const AttentionSizes& s, int64_t matrices, int64_t most) {
   const int64_t rows = 65536 / (matrices * score_stride(s)) / 8 * 8;
-  return rows < 8 ? 8 : rows > 64 ? 64 : rows;
+  return rows < 8 ? 8 : rows > most ? most : rows;
 }
-IFDD_INLINE constexpr int64_t forward_rows(const AttentionSizes& s) { return block_rows(s, 1); }
-IFDD_INLINE constexpr int64_t backward_rows(const AttentionSizes& s) { return block_rows(s, 2); }
+constexpr int64_t kForwardRows = 128;
+IFDD_INLINE constexpr int64_t forward_rows(const AttentionSizes& s) { return block_rows(s, 1, kForwardRows); }
+IFDD_INLINE constexpr int64_t backward_rows(const AttentionSizes& s) { return block_rows(s, 2, 64); }
 IFDD_INLINE constexpr int64_t forward_blocks(const AttentionSizes& s) {
   return (s.Nq + forward_rows(s) - 1) / forward_rows(s);
 }
