@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from benchmarks.results import Row
 
@@ -50,14 +49,14 @@ def quantities(rows: Iterable[Row]) -> list[Quantity]:
 
     On a GPU the replay of a graph counts, and the launches of a contender that no graph can hold.
     """
-    found: dict[tuple[Any, ...], dict[str, Row]] = {}
+    found: dict[tuple[str, str, int, str, str], dict[str, Row]] = {}
     for row in rows:
         key = (row["case"], row["label"], row["batch"], row["precision"], row["pass"])
         group = found.setdefault(key, {})
         before = group.get(row["contender"])
         if before is None or row["mode"] == "graph" or before["mode"] == "eager":
             group[row["contender"]] = row
-    return [Quantity(*key, rows=group) for key, group in found.items() if group]
+    return [Quantity(*key, group) for key, group in found.items()]
 
 
 def sum_of_blocks(
