@@ -407,7 +407,7 @@ def model(config: IFDDConfig, batch: int, device: str) -> Case:
 
     return _module_case(
         "model",
-        f"{config.backbone}, {length} frames of {size}x{size}",
+        f"{config.backbone} {length}x{size}x{size}",
         network_shape(config),
         batch,
         _seeded(make_original),

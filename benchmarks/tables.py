@@ -97,7 +97,7 @@ def bars(found: list[Quantity]) -> list[Quantity]:
                             for q in found
                             if (q.case, q.batch, q.precision, q.pass_name)
                             == (case, batch, precision, pass_name)
-                            and q.label in ("8 frames", "network", "mvit_xs, 16 frames of 224x224")
+                            and q.label in ("8 frames", "network", "mvit_xs 16x224x224")
                         ]
     return [q for q in wanted if q is not None and q.ours is not None and len(q.rows) > 1]
 

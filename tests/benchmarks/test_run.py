@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,17 @@ def test_folder_names() -> None:
     assert machine.slug("cpu", "Intel(R) Xeon(R) Processor (model 207)").startswith(
         "intel-xeon-processor-model-207-"
     )
+
+
+@pytest.mark.slow
+def test_cases_run_under_pytest_benchmark() -> None:
+    pytest.importorskip("pytest_benchmark")
+    command = (sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+    done = subprocess.run(
+        (*command, "-k", "frame_correlation", "-W", "ignore"),
+        cwd=machine.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "frame_correlation (network), B=1, training" in done.stdout
