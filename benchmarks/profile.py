@@ -46,6 +46,7 @@ MODULE_PARTS = (
 #: Ops called inside a module of another part.
 OP_PARTS = {
     "ifdd::pool_tokens": "pools",
+    "ifdd::max_pool_tokens": "projections",
     "ifdd::split_index": "split",
     "ifdd::split_frames": "split",
     "ifdd::lifting_residual": "lifting",

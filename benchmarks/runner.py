@@ -20,8 +20,6 @@ from benchmarks.results import Writer
 from benchmarks.timing import CLOCKS, Call, Summary, interleave, ratios, summary
 from ifdd_kernels.registry import Cost, Maker
 
-ANCHOR = "original"
-"""The contender that ratios and error bounds refer to."""
 PASSES = {"inference": False, "training": True}
 """Name of a pass -> whether it computes gradients. Training is forward and backward, no optimiser."""
 
@@ -103,7 +101,7 @@ class Session:
                 self.writer.write("failed", **identity, contender=contender.name, reason=text[:500])
                 self.say(f"  {contender.name}: FAILED, {text[:200]}")
                 continue
-            if contender.name == ANCHOR:
+            if contender.name == case.anchor:
                 eager = errors
                 if precision.name == "fp32":
                     self.unit[_quantity(case, training)] = errors.output
@@ -113,7 +111,7 @@ class Session:
             budget = min(self.row_budget_s * len(calls), self.left)
             readings = interleave(calls, CLOCKS[self.clock], budget, self.fewest, self.most)
             for name, values in readings.items():
-                ratio = ratios(readings[ANCHOR], values) if ANCHOR in readings else None
+                ratio = ratios(readings[case.anchor], values) if case.anchor in readings else None
                 fields = self._time_fields(summary(values), ratio, cost, precision.name)
                 self.writer.write("time", **identity, contender=name, mode=mode, **fields, **facts[name])
                 beside = f"  {ratio.median:5.2f}x" if ratio else ""
@@ -199,7 +197,7 @@ def checked(
     errors = truth.errors(case.outputs, outputs, step.name_gradients(grads) if training else {})
     del outputs, grads
     what = f"{case.name}, {contender.name}"
-    bounds.check(errors, what, yardstick=contender.name == ANCHOR, ours=contender.ours)
+    bounds.check(errors, what, yardstick=contender.name == case.anchor, ours=contender.ours)
     return step, errors, peak
 
 

@@ -144,6 +144,19 @@ def summary(rows: list[Row]) -> str:
     return _markdown(head, lines)
 
 
+def headline(rows: list[Row]) -> str:
+    """The bars in float32 beside the original, its compiled form and the rewrite: for a README."""
+    found = [q for q in bars(quantities(rows)) if q.precision == "fp32"]
+    shown = ("original", "original+compile", "rewrite")
+    rivals = [name for name in shown if any(name in q.rows for q in found)]
+    lines = []
+    for q in found:
+        assert q.ours is not None
+        what = f"{NAMES[q.case]}, {q.pass_name}, {q.batch} clip{'s' if q.batch > 1 else ''}"
+        lines.append([what, seconds(q.ours["median_s"]), *(_beside(q, name) for name in rivals)])
+    return _markdown(["float32", "this library", *(LABELS[name] for name in rivals)], lines)
+
+
 def case_table(case: str) -> Callable[[list[Row]], str]:
     """All measurements of one case, one line per shape, precision and pass."""
 

@@ -8,7 +8,6 @@ instrument for numbers that are published; contenders do not take turns here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -57,7 +56,7 @@ def _parameters() -> list[Any]:
 # The plugin's own clock does not wait for a GPU.
 @pytest.mark.benchmark(timer=synchronised_clock)
 @pytest.mark.parametrize(("case", "contender", "pass_name"), _parameters())
-def test_case(case: Case, contender: Contender, pass_name: str, benchmark: Callable[..., Any]) -> None:
+def test_case(case: Case, contender: Contender, pass_name: str, benchmark: Any) -> None:
     precision, training = PRECISIONS["fp32"], PASSES[pass_name]
     inputs = case.make(Maker(case.dtype or precision.activations, DEVICE))
     with precision.context(DEVICE):

@@ -61,7 +61,7 @@ def test_sums_need_every_block(file: Path) -> None:
     assert total.label == "5 blocks"
 
 
-@pytest.mark.parametrize("table", ["summary", "accuracy", "memory", "issm", "pool_tokens"])
+@pytest.mark.parametrize("table", ["headline", "summary", "accuracy", "memory", "issm", "pool_tokens"])
 def test_tables_fill_their_markers(file: Path, table: str) -> None:
     rows = read(file, "time")
     document = f"before\n<!-- benchmarks: {table} cpu -->\nold\n<!-- end of benchmarks -->\nafter\n"

@@ -23,6 +23,7 @@ def all_cases() -> list[Case]:
     blocks = SHAPE.blocks
     return [
         *cases.small_ops(SHAPE, 2, "cpu"),
+        *cases.around_attention(SHAPE, 2, "cpu"),
         *(make(SHAPE, b, 2, "cpu") for b in blocks for make in (cases.pool_tokens, cases.pooled_attention)),
         cases.issm(SHAPE, 2, "cpu"),
         cases.issm(SHAPE, 1, "cpu", frames=16),
