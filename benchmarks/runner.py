@@ -12,13 +12,13 @@ import torch
 
 from benchmarks import datasheet, memory
 from benchmarks.cases import Case
-from benchmarks.contender import Contender, Inputs, Step, prepare
+from benchmarks.contender import Contender, DeviceMaker, Inputs, Step, prepare
 from benchmarks.correctness import Errors, Gate, Truth, WrongResultError
 from benchmarks.machine import Rates, load_average
 from benchmarks.precision import PRECISIONS, Precision
 from benchmarks.results import Writer
 from benchmarks.timing import CLOCKS, Call, Summary, interleave, ratios, summary
-from ifdd_kernels.registry import Cost, Maker
+from ifdd_kernels.registry import Cost
 
 PASSES = {"inference": False, "training": True}
 """Name of a pass -> whether it computes gradients. Training is forward and backward, no optimiser."""
@@ -84,7 +84,7 @@ class Session:
         self, case: Case, precision: Precision, training: bool, identity: dict[str, Any], what: str
     ) -> None:
         dtype = case.dtype or precision.activations
-        inputs = case.make(Maker(dtype, self.device))
+        inputs = case.make(DeviceMaker(dtype, self.device))
         truth = self._truth_of(case, inputs, training, dtype)
         cost = case.cost(inputs, precision.activations, training)
         passed: dict[str, Step] = {}
@@ -210,7 +210,7 @@ EAGER_SHARE = 0.5
 
 def estimate(case: Case, precision: Precision, training: bool, session: Session) -> float:
     """Seconds a case will need at least: the truth, the gate and the fewest rounds of every contender."""
-    inputs = case.make(Maker(case.dtype or precision.activations, "meta"))
+    inputs = case.make(DeviceMaker(case.dtype or precision.activations, "meta"))
     cost = case.cost(inputs, precision.activations, training)
     once = session.rates.least_seconds(cost.bytes, cost.flops, "fp32") / EAGER_SHARE
     compiled = sum(contender.compiled is not None for contender in case.contenders)

@@ -239,7 +239,7 @@ def origin(rows: list[Row], path: str) -> str:
         f"{row['threads']} threads" if row.get("driver") is None else f"driver {row['driver']}",
         f"torch {row['torch']}",
         f"Triton {row['triton']}" if row.get("triton") and row.get("driver") else "",
-        f"commit {row['commit']}",
+        f"commit {', '.join(dict.fromkeys(str(r['commit']) for r in rows))}",
         f"{row['clock']} time" if row["clock"] != "cuda" else "CUDA events",
         f"load average up to {max(loads):.1f}" if loads else "",
     ]
