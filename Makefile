@@ -2,6 +2,7 @@
 #   make demo     install, train a small IFDD on synthetic faces and write the figures to runs/demo
 #   make test     install with the test tools and run the tests, coverage floor included
 #   make lint     style, types, C++ format           make format   apply the style
+#   make bench    measure this CPU (under 10 minutes)    make gpu-check   build, test and measure on a machine with a GPU
 # Variables: TORCH (a pip requirement), PIP_ARGS (options for installing torch, e.g. an index with CPU or CUDA builds),
 # IFDD_CUDA and the other build variables of setup.py.
 PYTHON ?= python3
@@ -20,7 +21,7 @@ NATIVE_SOURCES := setup.py pyproject.toml CMakeLists.txt $(CPP_SOURCES)
 # cmake and ninja are those of the environment; an activated one of the user must not decide.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench gpu-check clean
 .DELETE_ON_ERROR:
 
 # Stamps: a second run installs nothing; changed native sources or metadata reinstall.
@@ -62,6 +63,13 @@ format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_SOURCES)
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks --preset short --budget-s 540
+
+# With the Python that is there, its torch and its tools: nothing is installed. GPU_BUDGET_S: seconds of wall time.
+gpu-check:
+	PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu_check
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis .benchmarks

@@ -13,7 +13,7 @@ from benchmarks import machine, overhead, plan
 from benchmarks.plan import Task
 from benchmarks.precision import PRECISIONS
 from benchmarks.results import Writer
-from benchmarks.runner import ANCHOR, PASSES, Session
+from benchmarks.runner import PASSES, Session
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -51,8 +51,8 @@ def selected(options: argparse.Namespace) -> Iterator[Task]:
         ):
             continue
         if options.contenders:
-            case = case.only((ANCHOR, *options.contenders.split(",")))
-            if {contender.name for contender in case.contenders} <= {ANCHOR}:
+            case = case.only((case.anchor, *options.contenders.split(",")))
+            if {contender.name for contender in case.contenders} <= {case.anchor}:
                 continue
         yield Task(case, task.precision, task.pass_name)
 

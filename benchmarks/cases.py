@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks import costs, original, ours
 from benchmarks.contender import Contender, Inputs, Outputs
-from benchmarks.rivals import attention, lifting, network, pooling, splitting
+from benchmarks.rivals import attention, blocks, lifting, network, pooling, splitting, vision
 from benchmarks.shapes import BlockShape, NetworkShape, network_shape
 from ifdd import IFDD, IFDDConfig
 from ifdd.modules import LADM
@@ -44,6 +45,8 @@ class Case:
     differentiable: bool = True
     #: Whether a maximum is pooled inside: its gradient jumps where two values are nearly equal.
     discontinuous: bool = False
+    #: The contender that ratios and error bounds refer to.
+    anchor: str = "original"
 
     def only(self, names: Iterable[str]) -> Case:
         """With these contenders."""
@@ -112,6 +115,7 @@ def pool_tokens(shape: NetworkShape, block: BlockShape, batch: int, device: str)
             {**weights, **norms},
             {
                 "grid": list(block.grid),
+                "key_value_grid": list(block.grid),
                 "heads": block.heads,
                 "stride_q": list(block.stride_q),
                 "stride_kv": list(block.stride_kv),
@@ -124,12 +128,48 @@ def pool_tokens(shape: NetworkShape, block: BlockShape, batch: int, device: str)
     return _op_case("pool_tokens", label, shape, batch, device, make, rivals, outputs, block.count)
 
 
+def max_pool_tokens(shape: NetworkShape, block: BlockShape, batch: int, device: str) -> Case:
+    """The shortcut of a block that strides its queries."""
+
+    def make(maker: Maker) -> Inputs:
+        x = maker.normal(batch, block.tokens, block.out_channels)
+        return Inputs({"x": x}, {}, {"grid": list(block.grid), "stride": list(block.stride_q)})
+
+    label, rivals = f"block {block.label}", blocks.shortcut()
+    case = _op_case("max_pool_tokens", label, shape, batch, device, make, rivals, ("out",), block.count)
+    return replace(case, discontinuous=True)
+
+
+def gelu_linear(shape: NetworkShape, block: BlockShape, batch: int, device: str) -> Case:
+    """Second half of a block's MLP."""
+    channels = block.out_channels
+
+    def make(maker: Maker) -> Inputs:
+        # A weight in the activations' dtype, as autocast makes it.
+        weight = maker.normal(channels, 4 * channels, scale=(4 * channels) ** -0.5)
+        parameters = {"weight": weight, "bias": maker.normal(channels, scale=0.1)}
+        return Inputs({"x": maker.normal(batch, 1 + math.prod(block.q_grid), 4 * channels)}, parameters)
+
+    label, rivals = f"block {block.label}", blocks.second_half_of_mlp()
+    return _op_case("gelu_linear", label, shape, batch, device, make, rivals, ("out",), block.count)
+
+
+def around_attention(shape: NetworkShape, batch: int, device: str) -> list[Case]:
+    """The other ops of a block, once a stage."""
+    firsts = [next(b for b in shape.blocks if b.stage == stage) for stage in range(4)]
+    strided = [b for b in firsts if max(b.stride_q) > 1]
+    return [
+        *(max_pool_tokens(shape, b, batch, device) for b in strided),
+        *(gelu_linear(shape, b, batch, device) for b in firsts),
+    ]
+
+
 def pooled_attention(shape: NetworkShape, block: BlockShape, batch: int, device: str) -> Case:
     """Attention of one block."""
 
     def make(maker: Maker) -> Inputs:
         heads, d = block.heads, block.head_dim
-        q, k = (1 + grid[0] * grid[1] * grid[2] for grid in (block.q_grid, block.k_grid))
+        q, k = (1 + math.prod(grid) for grid in (block.q_grid, block.k_grid))
         tables = {
             f"table_{name}": maker.parameter(table_length(block.q_grid[a], block.k_grid[a]), d, scale=0.3)
             for name, a in (("h", 1), ("w", 2), ("t", 0))
@@ -407,7 +447,7 @@ def model(config: IFDDConfig, batch: int, device: str) -> Case:
 
     return _module_case(
         "model",
-        f"{config.backbone}, {length} frames of {size}x{size}",
+        f"{config.backbone} {length}x{size}x{size}",
         network_shape(config),
         batch,
         _seeded(make_original),
@@ -419,4 +459,36 @@ def model(config: IFDDConfig, batch: int, device: str) -> Case:
         functools.partial(costs.network, network_shape(config), batch),
         ("logits", "lifting_residual"),
         dtype=torch.float32,
+    )
+
+
+def backbone_s(batch: int) -> Case:
+    """Embedding and backbone of the S network beside torchvision's, clips to class token."""
+    shape = network_shape(vision.CONFIG)
+    size, length = vision.CONFIG.image_size, vision.CONFIG.clip_frames
+    source = functools.cache(_seeded(vision.make))
+
+    def make(maker: Maker) -> Inputs:
+        x = torch.sigmoid(maker.normal(batch, 3, length, size, size))
+        return Inputs({"x": x}, {}, {"original": source()}, differentiate=False)
+
+    def cost(_: Inputs, dtype: torch.dtype, training: bool) -> Cost:
+        return costs.total(costs.embedding_and_blocks(shape, batch, dtype), training)
+
+    rivals = vision.contenders()
+    return Case(
+        "backbone_s",
+        f"mvit_s {length}x{size}x{size}",
+        batch,
+        1,
+        make,
+        rivals[0],
+        tuple(rivals),
+        cost,
+        ("class_token",),
+        length,
+        size,
+        torch.float32,
+        discontinuous=True,
+        anchor=rivals[0].name,
     )

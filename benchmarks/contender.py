@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ifdd_kernels.registry import Maker
+
 Outputs = tuple[Tensor, ...]
 Gradients = dict[str, Tensor]
 
@@ -39,6 +41,19 @@ class Inputs:
 
 def _double(value: Tensor) -> Tensor:
     return value.detach().double() if value.is_floating_point() else value
+
+
+class DeviceMaker(Maker):
+    """Makes activations on the device itself: the largest has 231 million values. None on the meta device."""
+
+    def __init__(self, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> None:
+        super().__init__(dtype, device, seed)
+        self._on_device = None if device == "meta" else torch.Generator(device).manual_seed(seed)
+
+    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        """Contiguous normal values."""
+        values = torch.randn(shape, generator=self._on_device, device=self.device)
+        return values.mul_(scale).to(self.dtype)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.shapes import BlockShape, NetworkShape
 from ifdd.config import EMBEDDED_FRAMES
+from ifdd_kernels import live_tokens
 from ifdd_kernels.ops.pooled_attention import table_length
 from ifdd_kernels.registry import REGISTRY, Cost, backward_cost
 
@@ -76,8 +77,11 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def block(shape: BlockShape, batch: int, dtype: torch.dtype) -> list[Layer]:
-    """One block of the backbone."""
+def block(shape: BlockShape, batch: int, dtype: torch.dtype, original: bool = False) -> list[Layer]:
+    """One block of the backbone.
+
+    Keys and values are needed only of tokens inside some pooling window. ``original``: of all tokens.
+    """
     b, size = shape, dtype.itemsize
     inside, outside, d = b.in_channels, b.out_channels, b.head_dim
     rows, queries = batch * b.tokens, batch * (1 + math.prod(b.q_grid))
@@ -87,14 +91,17 @@ def block(shape: BlockShape, batch: int, dtype: torch.dtype) -> list[Layer]:
     norms = [_meta(d) for _ in range(6)]
     qkv = _meta(batch, b.tokens, 3 * outside, dtype=dtype)
     strides = (list(b.stride_q), list(b.stride_kv))
-    pools = _op("pools", "pool_tokens", qkv, *weights, *norms, list(b.grid), b.heads, *strides, 1e-6)
+    grids = (list(b.grid), list(b.grid))
+    pools = _op("pools", "pool_tokens", qkv, None, *weights, *norms, *grids, b.heads, *strides, 1e-6)
+    live = batch * len(live_tokens(b.grid, b.stride_kv).rows)
     query = _meta(batch, 1 + math.prod(b.q_grid), b.heads, d, dtype=dtype)
     key = _meta(batch, 1 + math.prod(b.k_grid), b.heads, d, dtype=dtype)
-    grids = (list(b.q_grid), list(b.k_grid))
-    attention = _op("attention", "pooled_attention", query, key, key, *tables, *grids, d**-0.5)
+    pooled_grids = (list(b.q_grid), list(b.k_grid))
+    attention = _op("attention", "pooled_attention", query, key, key, *tables, *pooled_grids, d**-0.5)
     layers = [
         _norm("norms", rows, inside, size),
-        _linear("qkv", rows, inside, 3 * outside, size),
+        _linear("qkv", rows, inside, outside, size),
+        _linear("qkv", rows if original else live, inside, 2 * outside, size),
         replace(pools, parameters=sum(t.numel() for t in (*weights, *norms))),
         replace(attention, parameters=sum(t.numel() for t in tables)),
         _linear("projections", queries, outside, outside, size),
@@ -199,14 +206,22 @@ def pyramid(shape: NetworkShape, batch: int, dtype: torch.dtype) -> list[Layer]:
     return [*convolutions, _linear("pyramid", rows, sum(widths), widths[-1], size, bias=False)]
 
 
+def embedding_and_blocks(
+    shape: NetworkShape, batch: int, dtype: torch.dtype, original: bool = False
+) -> list[Layer]:
+    """Clips to the normalised tokens of the last stage."""
+    layers = embedding(shape, batch, dtype)
+    for which in shape.blocks:
+        layers += which.count * block(which, batch, dtype, original)
+    rows = batch * (1 + shape.frames * shape.grid[0] * shape.grid[1])
+    return [*layers, _norm("norms", rows, shape.channels, dtype.itemsize)]
+
+
 def network(shape: NetworkShape, batch: int, dtype: torch.dtype, original: bool = False) -> list[Layer]:
     """The whole network. ``original``: in the published order, with the parameters it never uses."""
     channels, tokens = shape.channels, shape.grid[0] * shape.grid[1]
-    blocks = [layer for b in shape.blocks for _ in range(b.count) for layer in block(b, batch, dtype)]
     layers = [
-        *embedding(shape, batch, dtype),
-        *blocks,
-        _norm("norms", batch * (1 + shape.frames * tokens), channels, dtype.itemsize),
+        *embedding_and_blocks(shape, batch, dtype, original),
         *pyramid(shape, batch, dtype),
         *ladm(shape, batch, dtype, original),
         _linear("head", batch, channels, shape.config.num_classes, dtype.itemsize),

@@ -76,6 +76,7 @@ def stages(out: Path, *, has_gpu: bool, capability: tuple[int, int] = (9, 0)) ->
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     tests = gpu_tests(ROOT / "tests")
     no_gpu = "" if has_gpu else "no CUDA device"
+    missing_triton = "" if (ROOT / "tests" / "triton").is_dir() else "there are no tests of Triton kernels"
     small = (PYTHON, "-m", "benchmarks.small_shapes")
     no_tool = no_gpu or ("" if sanitizer else "compute-sanitizer is not installed")
 
@@ -89,10 +90,12 @@ def stages(out: Path, *, has_gpu: bool, capability: tuple[int, int] = (9, 0)) ->
         Stage(
             "tests",
             (*PYTEST, "-m", "gpu", *tests),
-            0.25,
+            0.2,
             skip=no_gpu or ("" if tests else "no test is marked gpu"),
             accepted={5: "no test was selected"},
         ),
+        # The interpreter's tests, on the device that is there.
+        Stage("triton", (*PYTEST, "tests/triton"), 0.15, skip=no_gpu or missing_triton),
         sanitize("memcheck"),
         sanitize("racecheck"),
         Stage(

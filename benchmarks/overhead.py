@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -25,8 +26,8 @@ def measure(session: Session) -> None:
             continue
         sample = min(entry.samples(Maker(torch.float32, session.device)), key=_size)
         for backend in backends(op, session.device):
-            overload = entry.operator.overload("" if backend == "native" else backend)
-            functions[op, backend] = _call(overload, sample.args)
+            twin = "" if backend == "native" else backend
+            functions[op, backend] = functools.partial(entry.operator, twin, *sample.args)
     for (op, backend), function in functions.items():
         for _ in range(3):
             function()
@@ -34,10 +35,6 @@ def measure(session: Session) -> None:
         session.writer.write(
             "overhead", case=op, contender=backend, microseconds=times.median * 1e6, spread=times.spread
         )
-
-
-def _call(overload: Callable[..., object], args: tuple[object, ...]) -> Callable[[], object]:
-    return lambda: overload(*args)
 
 
 def _size(sample: object) -> tuple[bool, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks import cases
 from benchmarks.cases import Case
-from benchmarks.runner import ANCHOR
+from benchmarks.rivals import vision
 from benchmarks.shapes import network_shape
 from ifdd import IFDDConfig
 
@@ -39,7 +39,7 @@ def _eager(found: list[Case]) -> list[Case]:
 
 def _compiled(found: list[Case], names: tuple[str, ...]) -> list[Case]:
     """Compiled contenders of these names beside the original, whose time they are compared with."""
-    return [case.only((ANCHOR, *names)) for case in found]
+    return [case.only((case.anchor, *names)) for case in found]
 
 
 COMPILED = ("original+compile", "rewrite+compile", "ifdd+compile")
@@ -67,12 +67,13 @@ def cpu(shorter: bool = False) -> Iterator[Task]:
     yield from _tasks(_compiled(issm[1] + issm[16], COMPILED), ("fp32",))
     yield from _tasks(_eager(model[2]), ("fp32",), ("training",))
     yield from _tasks(_eager(issm[1] + issm[16] + ladm[1]), ("bf16",))
-    yield from _tasks([case.only((ANCHOR, "native")) for case in ops(1)], ("bf16",))
+    yield from _tasks([case.only((case.anchor, "native")) for case in ops(1)], ("bf16",))
     if shorter:
         return
     yield from _tasks(_compiled(ladm[1], COMPILED), ("fp32",))
     yield from _tasks(_compiled(model[1], ("original+compile",)), ("fp32",))
-    yield from _tasks(_eager(cases.small_ops(shape, 1, "cpu")), ("fp32",))
+    singles = cases.small_ops(shape, 1, "cpu") + cases.around_attention(shape, 1, "cpu")
+    yield from _tasks(_eager(singles), ("fp32",))
     yield from _tasks(_compiled(ops(1), ("original+compile",)), ("fp32",))
     yield from _tasks(_eager(model[1]), ("bf16",), ("inference",))
     yield from _tasks(_eager(blocks), ("fp32",))
@@ -81,7 +82,7 @@ def cpu(shorter: bool = False) -> Iterator[Task]:
     sizes = [replace(NETWORK, image_size=size) for size in (128, 160)]
     other = [cases.model(config, 1, "cpu") for config in (replace(NETWORK, clip_frames=32), *sizes)]
     yield from _tasks(_eager(other), ("fp32",), ("inference",))
-    yield from _tasks(_eager(cases.small_ops(shape, 1, "cpu")), ("bf16",))
+    yield from _tasks(_eager(singles), ("bf16",))
     yield from _tasks(_eager(cases.small_ops(shape, 16, "cpu")), ("fp32",))
     yield from _tasks(_compiled(ops(1), ("rewrite+compile", "shifts+compile")), ("fp32",), ("training",))
     yield from _tasks(_compiled(issm[1], ("original+max-autotune",)), ("fp32",), ("inference",))
@@ -124,7 +125,10 @@ def gpu() -> Iterator[Task]:
     yield from _tasks(_compiled(ladm[16], COMPILED), ("bf16",))
     yield from _tasks(_compiled(model[16], COMPILED), ("bf16",), ("training",))
     yield from _tasks(_eager(pools(1) + attentions(1)), main)
-    yield from _tasks(_eager(cases.small_ops(shape, 16, device)), main)
+    if vision.available():
+        yield from _tasks([cases.backbone_s(16)], ("bf16",))
+    singles = cases.small_ops(shape, 16, device) + cases.around_attention(shape, 16, device)
+    yield from _tasks(_eager(singles), main)
     yield from _tasks(_eager([cases.block(shape, b, 16, device) for b in firsts]), ("bf16",))
     yield from _tasks(_eager(model[1]), main, ("training",))
     yield from _tasks(_compiled(model[1], COMPILED), ("bf16",), ("inference",))

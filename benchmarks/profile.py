@@ -20,11 +20,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import machine, plan
 from benchmarks.cases import Case, model
-from benchmarks.contender import Step, prepare
+from benchmarks.contender import DeviceMaker, Step, prepare
 from benchmarks.precision import PRECISIONS
 from benchmarks.results import Writer
 from benchmarks.runner import PASSES
-from ifdd_kernels.registry import Maker
 
 PREFIX = "part: "
 OTHER = "other"
@@ -46,6 +45,7 @@ MODULE_PARTS = (
 #: Ops called inside a module of another part.
 OP_PARTS = {
     "ifdd::pool_tokens": "pools",
+    "ifdd::max_pool_tokens": "projections",
     "ifdd::split_index": "split",
     "ifdd::split_frames": "split",
     "ifdd::lifting_residual": "lifting",
@@ -189,7 +189,7 @@ def measure(
 ) -> None:
     """Profiles the named contenders of a network's case and writes a row for each part."""
     precision, training = PRECISIONS[precision_name], PASSES[pass_name]
-    inputs = case.make(Maker(case.dtype or precision.activations, device))
+    inputs = case.make(DeviceMaker(case.dtype or precision.activations, device))
     for contender in case.only(names).contenders:
         with precision.context(device):
             found = profile_step(prepare(contender, inputs, training), device)

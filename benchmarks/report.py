@@ -2,7 +2,7 @@
 
 Prints the summary and writes the plots to ``docs/figures``. With ``--write`` the tables go into README.md
 and ``docs``, between the markers ``<!-- benchmarks: TABLE DEVICE -->`` and ``<!-- end of benchmarks -->``;
-TABLE is summary, accuracy, memory or the name of a case, DEVICE cpu or gpu.
+TABLE is headline, summary, accuracy, memory or the name of a case, DEVICE cpu or gpu.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ MARKER = re.compile(
 )
 
 TABLES: dict[str, Callable[[list[Row]], str]] = {
+    "headline": tables.headline,
     "summary": tables.summary,
     "accuracy": tables.accuracy,
     "memory": tables.memory,

@@ -12,16 +12,14 @@ import torch
 
 from benchmarks import datasheet, memory
 from benchmarks.cases import Case
-from benchmarks.contender import Contender, Inputs, Step, prepare
+from benchmarks.contender import Contender, DeviceMaker, Inputs, Step, prepare
 from benchmarks.correctness import Errors, Gate, Truth, WrongResultError
 from benchmarks.machine import Rates, load_average
 from benchmarks.precision import PRECISIONS, Precision
 from benchmarks.results import Writer
 from benchmarks.timing import CLOCKS, Call, Summary, interleave, ratios, summary
-from ifdd_kernels.registry import Cost, Maker
+from ifdd_kernels.registry import Cost
 
-ANCHOR = "original"
-"""The contender that ratios and error bounds refer to."""
 PASSES = {"inference": False, "training": True}
 """Name of a pass -> whether it computes gradients. Training is forward and backward, no optimiser."""
 
@@ -86,7 +84,7 @@ class Session:
         self, case: Case, precision: Precision, training: bool, identity: dict[str, Any], what: str
     ) -> None:
         dtype = case.dtype or precision.activations
-        inputs = case.make(Maker(dtype, self.device))
+        inputs = case.make(DeviceMaker(dtype, self.device))
         truth = self._truth_of(case, inputs, training, dtype)
         cost = case.cost(inputs, precision.activations, training)
         passed: dict[str, Step] = {}
@@ -103,7 +101,7 @@ class Session:
                 self.writer.write("failed", **identity, contender=contender.name, reason=text[:500])
                 self.say(f"  {contender.name}: FAILED, {text[:200]}")
                 continue
-            if contender.name == ANCHOR:
+            if contender.name == case.anchor:
                 eager = errors
                 if precision.name == "fp32":
                     self.unit[_quantity(case, training)] = errors.output
@@ -113,7 +111,7 @@ class Session:
             budget = min(self.row_budget_s * len(calls), self.left)
             readings = interleave(calls, CLOCKS[self.clock], budget, self.fewest, self.most)
             for name, values in readings.items():
-                ratio = ratios(readings[ANCHOR], values) if ANCHOR in readings else None
+                ratio = ratios(readings[case.anchor], values) if case.anchor in readings else None
                 fields = self._time_fields(summary(values), ratio, cost, precision.name)
                 self.writer.write("time", **identity, contender=name, mode=mode, **fields, **facts[name])
                 beside = f"  {ratio.median:5.2f}x" if ratio else ""
@@ -199,7 +197,7 @@ def checked(
     errors = truth.errors(case.outputs, outputs, step.name_gradients(grads) if training else {})
     del outputs, grads
     what = f"{case.name}, {contender.name}"
-    bounds.check(errors, what, yardstick=contender.name == ANCHOR, ours=contender.ours)
+    bounds.check(errors, what, yardstick=contender.name == case.anchor, ours=contender.ours)
     return step, errors, peak
 
 
@@ -212,7 +210,7 @@ EAGER_SHARE = 0.5
 
 def estimate(case: Case, precision: Precision, training: bool, session: Session) -> float:
     """Seconds a case will need at least: the truth, the gate and the fewest rounds of every contender."""
-    inputs = case.make(Maker(case.dtype or precision.activations, "meta"))
+    inputs = case.make(DeviceMaker(case.dtype or precision.activations, "meta"))
     cost = case.cost(inputs, precision.activations, training)
     once = session.rates.least_seconds(cost.bytes, cost.flops, "fp32") / EAGER_SHARE
     compiled = sum(contender.compiled is not None for contender in case.contenders)

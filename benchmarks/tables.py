@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from benchmarks.results import Row
+from ifdd import IFDDConfig
 
 OURS = ("triton", "native", "ifdd")
 RIVALS = ("original", "original+compile", "rewrite", "rewrite+compile", "shifts+compile")
@@ -25,6 +25,7 @@ NAMES = {
     "model": "whole network",
 }
 PASSES = ("inference", "training")
+BLOCKS = sum(IFDDConfig().stage_depths)
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,14 @@ def quantities(rows: Iterable[Row]) -> list[Quantity]:
 
     On a GPU the replay of a graph counts, and the launches of a contender that no graph can hold.
     """
-    found: dict[tuple[Any, ...], dict[str, Row]] = {}
+    found: dict[tuple[str, str, int, str, str], dict[str, Row]] = {}
     for row in rows:
         key = (row["case"], row["label"], row["batch"], row["precision"], row["pass"])
         group = found.setdefault(key, {})
         before = group.get(row["contender"])
         if before is None or row["mode"] == "graph" or before["mode"] == "eager":
             group[row["contender"]] = row
-    return [Quantity(*key, rows=group) for key, group in found.items() if group]
+    return [Quantity(*key, group) for key, group in found.items()]
 
 
 def sum_of_blocks(
@@ -67,11 +68,12 @@ def sum_of_blocks(
     parts = [
         q for q in found if (q.case, q.batch, q.precision, q.pass_name) == (case, batch, precision, pass_name)
     ]
-    if not parts:
+    # A run that was cut off must not pass for the whole network.
+    count = sum(int(next(iter(part.rows.values()))["count"]) for part in parts)
+    if count != BLOCKS:
         return None
     names = set.intersection(*(set(part.rows) for part in parts))
     sums = {name: _sum([part.rows[name] for part in parts]) for name in names}
-    count = sum(int(next(iter(part.rows.values()))["count"]) for part in parts)
     return Quantity(case, f"{count} blocks", batch, precision, pass_name, sums) if sums else None
 
 
@@ -98,7 +100,7 @@ def bars(found: list[Quantity]) -> list[Quantity]:
                             for q in found
                             if (q.case, q.batch, q.precision, q.pass_name)
                             == (case, batch, precision, pass_name)
-                            and q.label in ("8 frames", "network", "mvit_xs, 16 frames of 224x224")
+                            and q.label in ("8 frames", "network", "mvit_xs 16x224x224")
                         ]
     return [q for q in wanted if q is not None and q.ours is not None and len(q.rows) > 1]
 
@@ -145,6 +147,19 @@ def summary(rows: list[Row]) -> str:
     return _markdown(head, lines)
 
 
+def headline(rows: list[Row]) -> str:
+    """The bars in float32 beside the original, its compiled form and the rewrite: for a README."""
+    found = [q for q in bars(quantities(rows)) if q.precision == "fp32"]
+    shown = ("original", "original+compile", "rewrite")
+    rivals = [name for name in shown if any(name in q.rows for q in found)]
+    lines = []
+    for q in found:
+        assert q.ours is not None
+        what = f"{NAMES[q.case]}, {q.pass_name}, {q.batch} clip{'s' if q.batch > 1 else ''}"
+        lines.append([what, seconds(q.ours["median_s"]), *(_beside(q, name) for name in rivals)])
+    return _markdown(["float32", "this library", *(LABELS[name] for name in rivals)], lines)
+
+
 def case_table(case: str) -> Callable[[list[Row]], str]:
     """All measurements of one case, one line per shape, precision and pass."""
 
@@ -186,7 +201,7 @@ def accuracy(rows: list[Row]) -> str:
     lines = []
     for q in quantities(rows):
         ours = q.ours
-        if ours is None or q.pass_name != ("inference" if q.batch == 1 else "training") or q.batch > 2:
+        if ours is None or q.pass_name != "inference" or q.batch != 1:
             continue
         original = q.rows.get("original")
         unit = ours.get("error_in_eager_fp32")
@@ -224,7 +239,7 @@ def origin(rows: list[Row], path: str) -> str:
         f"{row['threads']} threads" if row.get("driver") is None else f"driver {row['driver']}",
         f"torch {row['torch']}",
         f"Triton {row['triton']}" if row.get("triton") and row.get("driver") else "",
-        f"commit {row['commit']}",
+        f"commit {', '.join(dict.fromkeys(str(r['commit']) for r in rows))}",
         f"{row['clock']} time" if row["clock"] != "cuda" else "CUDA events",
         f"load average up to {max(loads):.1f}" if loads else "",
     ]

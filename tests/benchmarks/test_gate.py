@@ -1,0 +1,127 @@
+"""A wrong result is not timed; everything else gets a complete row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import cases, memory, results
+from benchmarks.cases import Case
+from benchmarks.contender import Bound, Contender, Inputs, Outputs
+from benchmarks.correctness import Errors, Gate, Truth, WrongResultError
+from benchmarks.runner import Session
+from benchmarks.shapes import NetworkShape
+
+
+def planted(case: Case, name: str, change: str) -> Case:
+    """The case with one more contender: the original with a mistake."""
+    original = case.contenders[0]
+
+    def bind(inputs: Inputs) -> Bound:
+        bound = original.bind(inputs)
+        honest = bound.function
+
+        def run(*activations: Tensor) -> Outputs:
+            outputs = honest(*activations)
+            if change == "output":
+                return (outputs[0] * 1.001, *outputs[1:])
+            if change == "gradient":
+                return (outputs[0] + 0.01 * (outputs[0] - outputs[0].detach()), *outputs[1:])
+            if change == "nan":
+                return (outputs[0].masked_fill(outputs[0] > 2, torch.nan), *outputs[1:])
+            if change == "raise":
+                raise RuntimeError("planted")
+            return outputs
+
+        return Bound(run, bound.parameters, bound.rename)
+
+    return replace(case, contenders=(original, Contender(name, bind)))
+
+
+@pytest.mark.parametrize("change", ["output", "gradient", "nan", "raise"])
+def test_a_wrong_kernel_is_not_timed(session: Session, shape: NetworkShape, change: str) -> None:
+    session.run(planted(cases.issm(shape, 1, "cpu"), "wrong", change), "fp32", "training")
+    timed = {row["contender"] for row in results.read(session.writer.path, "time")}
+    (failed,) = results.read(session.writer.path, "failed")
+    assert timed == {"original"}
+    assert failed["contender"] == "wrong"
+    assert session.failures == 1
+    assert ("planted" if change == "raise" else "not timed") in failed["reason"]
+
+
+def test_a_wrong_gradient_does_not_matter_for_inference(session: Session, shape: NetworkShape) -> None:
+    session.run(planted(cases.issm(shape, 1, "cpu"), "wrong", "gradient"), "fp32", "inference")
+    assert {row["contender"] for row in results.read(session.writer.path, "time")} == {"original", "wrong"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rows_are_complete(session: Session, shape: NetworkShape, precision: str) -> None:
+    case = cases.pooled_attention(shape, shape.blocks[1], 1, "cpu")
+    case = replace(case, contenders=tuple(c for c in case.contenders if c.compiled is None))
+    session.run(case, precision, "training")
+    rows = results.read(session.writer.path, "time")
+    assert {row["contender"] for row in rows} == {c.name for c in case.contenders}
+    for row in rows:
+        assert 0 < row["low_s"] <= row["median_s"] <= row["high_s"]
+        assert row["bytes"] > 0
+        assert row["roofline"] == pytest.approx(
+            max(row["bytes"] / 1e10, row["flops"] / 1e11) / row["median_s"], rel=1e-3
+        )
+        assert row["peak_bytes"] > 0
+        assert 0 < row["error"] < 0.1
+        assert row["threads"] == 1
+    original = next(row for row in rows if row["contender"] == "original")
+    assert original["speedup"] == 1
+    assert original.get("error_in_eager_fp32") == (1 if precision == "fp32" else None)
+
+
+def test_what_does_not_fit_is_said(session: Session, shape: NetworkShape) -> None:
+    session.deadline = 0
+    session.run(cases.issm(shape, 1, "cpu"), "fp32", "inference")
+    (row,) = results.read(session.writer.path)
+    assert row["kind"] == "skipped"
+    assert "budget" in row["reason"]
+
+
+def test_gradients_that_are_missing_or_zero() -> None:
+    truth = Truth((torch.ones(2),), {"a": torch.ones(3), "zero": torch.full((2,), 1e-12)})
+    good = {"a": torch.ones(3), "zero": torch.full((2,), -1e-9)}
+    assert truth.errors(("out",), (torch.ones(2),), good).gradient == pytest.approx(1e-9, rel=0.01)
+    assert truth.errors(("out",), (torch.ones(2),), {"a": torch.ones(3)}).gradients["zero"] == float("inf")
+    assert truth.errors(("out",), (), good).output == float("inf")
+
+
+def test_bounds() -> None:
+    eager = Errors({"out": 1e-6}, {"x": 1.0})
+    gate = Gate(1.2e-7, eager)
+    gate.check(Errors({"out": 7e-6}, {"x": 1e-5}), "kernel", ours=True)
+    with pytest.raises(WrongResultError, match=r"kernel: output out is off by 9\.0e-06"):
+        gate.check(Errors({"out": 9e-6}, {}), "kernel")
+    # The original's own bad gradient does not excuse ours.
+    with pytest.raises(WrongResultError, match="gradient x"):
+        gate.check(Errors({"out": 0.0}, {"x": 1e-2}), "kernel", ours=True)
+    gate.check(Errors({"out": 0.0}, {"x": 1e-2}), "rival")
+    with pytest.raises(WrongResultError, match="output"):
+        Gate(1.2e-7).check(Errors({"out": 1e-2}, {}), "original", yardstick=True)
+
+
+def test_peak_memory_is_exact() -> None:
+    def call() -> Tensor:
+        first = torch.ones(1000, 1000)
+        return (first * 2).sum()
+
+    _, peak = memory.peak(call, "cpu")
+    assert 8_000_000 <= peak < 8_001_000
+
+
+def test_peak_memory_sees_native_outputs(shape: NetworkShape) -> None:
+    x = torch.randn(2, 8, 4, 128)
+    index = torch.rand(2, 4) * 7
+    call = torch.ops.ifdd.split_frames
+    arguments = (x, index, index, None, None, None, None, 1e-5, False)
+    outputs, peak = memory.peak(lambda: call(*arguments), "cpu")
+    written = sum(out.numel() * out.element_size() for out in outputs)
+    assert written <= peak < written + 10_000

@@ -1,0 +1,138 @@
+"""The command line end to end on one small op, the plans, rotating inputs and profiles."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import cases, cuda, datasheet, machine, ours, overhead, plan, profile, results, small_shapes
+from benchmarks.contender import prepare
+from benchmarks.runner import Session
+from ifdd import IFDDConfig
+from ifdd_kernels.registry import REGISTRY, Maker
+
+
+def test_one_op_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = machine.Rates(1e10, {"fp32": 1e11, "bf16": 1e11})
+    monkeypatch.setattr(machine, "measure_rates", lambda *_: rates)
+    out = tmp_path / "rows.jsonl"
+    arguments = [
+        "--ops",
+        "lifting_loss",
+        "--batch",
+        "1",
+        "--threads",
+        "1",
+        "--clock",
+        "cpu",
+        "--row-budget-s",
+        "0.1",
+    ]
+    assert command.main([*arguments, "--out", str(out)]) == 0
+    rows = results.read(out)
+    assert rows[0]["kind"] == "machine"
+    assert {(r["precision"], r["pass"]) for r in rows[1:]} == {
+        (p, q) for p in ("fp32", "bf16") for q in ("inference", "training")
+    }
+    assert (
+        {"native", "original", "reference"} >= {r["contender"] for r in rows[1:]} >= {"original", "reference"}
+    )
+    for field in ("device", "torch", "triton", "commit", "library", "threads", "python"):
+        assert field in rows[1]
+
+
+def test_selection() -> None:
+    options = command.parse(["--device", "cpu", "--ops", "issm", "--batch", "16", "--contenders", "native"])
+    tasks = list(command.selected(options))
+    assert tasks
+    assert {(t.case.name, t.case.batch) for t in tasks} == {("issm", 16)}
+    assert all({c.name for c in t.case.contenders} <= {"original", "native"} for t in tasks)
+
+
+def test_plans_cover_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = {(t.case.name, t.case.batch, t.precision, t.pass_name) for t in plan.cpu(shorter=True)}
+    for name, batch in (("issm", 1), ("issm", 16), ("pool_tokens", 1), ("pooled_attention", 1), ("ladm", 1)):
+        for pass_name in ("inference", "training"):
+            assert (name, batch, "fp32", pass_name) in done
+            assert (name, batch, "bf16", pass_name) in done
+    assert ("model", 1, "fp32", "inference") in done
+    assert {("model", b, "fp32", "training") for b in (1, 2)} <= done
+    # A GPU's backends, on a machine that may have none.
+    monkeypatch.setattr(ours, "backends", lambda op, device: ["native", "triton", "reference"])
+    everything = [(t.case.name, t.precision, t.pass_name) for t in plan.gpu()]
+    assert set(REGISTRY) <= {name for name, _, _ in everything}
+    assert [name for name, _, _ in everything[:3]] == ["issm"] * 3
+
+
+def test_overhead_of_every_op_and_backend(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "CALLS", 2)
+    overhead.measure(session)
+    rows = results.read(session.writer.path, "overhead")
+    assert {row["case"] for row in rows} == {"relu"} | {n for n, e in REGISTRY.items() if e.operator}
+    assert all(0 < row["microseconds"] < 1e5 for row in rows)
+
+
+def test_profile_finds_every_part() -> None:
+    config = IFDDConfig(backbone="mvit_nano", image_size=64)
+    case = cases.model(config, 1, "cpu")
+    inputs = case.make(Maker(torch.float32))
+    expected = {
+        *("embedding", "qkv", "pools", "attention", "projections", "norms", "mlp", "pyramid"),
+        *("split", "lifting", "head"),
+    }  # fmt: skip
+    for contender in case.only(("original", "ifdd")).contenders:
+        for training in (False, True):
+            found = profile.profile_step(prepare(contender, inputs, training), "cpu")
+            assert expected <= set(found.parts), contender.name
+            other = found.parts[profile.OTHER].seconds if profile.OTHER in found.parts else 0.0
+            assert other < 0.25 * found.seconds
+            assert found.launches > 100
+
+
+def test_rotation_of_inputs() -> None:
+    assert cuda.copies_for(10, 100) == cuda.MOST_COPIES
+    assert cuda.copies_for(50, 100) == 4
+    assert cuda.copies_for(10**9, 100) == 1
+    order: list[int] = []
+    call = cuda.rotation([lambda: order.append(0), lambda: order.append(1)])
+    for _ in range(3):
+        call()
+    assert order == [0, 1, 0]
+
+
+def test_small_shapes_reach_every_native_op() -> None:
+    pytest.importorskip("ifdd_kernels")
+    assert small_shapes.main("cpu") > 0
+
+
+def test_datasheets() -> None:
+    assert datasheet.rates("NVIDIA H200")["copy"] == 4.8e12
+    assert datasheet.rates("NVIDIA H100 PCIe")["bf16"] < datasheet.rates("NVIDIA H100 80GB HBM3")["bf16"]
+    assert datasheet.rates("Some CPU") == {}
+    assert all(sheet.source for sheet in datasheet.DATASHEETS.values())
+
+
+def test_folder_names() -> None:
+    assert machine.slug("cuda", "NVIDIA GeForce RTX 4090") == "nvidia-geforce-rtx-4090"
+    assert machine.slug("cpu", "Intel(R) Xeon(R) Processor (model 207)").startswith(
+        "intel-xeon-processor-model-207-"
+    )
+
+
+@pytest.mark.slow
+def test_cases_run_under_pytest_benchmark() -> None:
+    pytest.importorskip("pytest_benchmark")
+    command = (sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+    done = subprocess.run(
+        (*command, "-k", "frame_correlation", "-W", "ignore"),
+        cwd=machine.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "frame_correlation (network), B=1, training" in done.stdout
