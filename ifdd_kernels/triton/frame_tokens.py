@@ -258,7 +258,7 @@ TOKENS = Kernel(tokens_kernel, _token_configs, interpreter=_interpreted_tokens)
 TOKENS_BACKWARD = Kernel(tokens_backward_kernel, _token_configs, interpreter=_interpreted_tokens)
 FRAMES_GRADIENT = Kernel(
     frames_gradient_kernel,
-    _rows_by_channels((16, 128, 2, 1), (32, 128, 4, 1), (16, 256, 4, 1)),
+    _rows_by_channels((16, 128, 4, 1), (16, 256, 4, 1)),
     key=("rows", "channels", "outputs"),
     interpreter=_interpreted,
 )

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from ifdd_kernels.registry import REGISTRY, Sample
+from ifdd_kernels.registry import REGISTRY, Maker, Sample
 from ifdd_kernels.triton import _sums, interpreted
 from ifdd_kernels.triton._runtime import Kernel
 from ops.twins import check_twin
@@ -24,6 +25,11 @@ POOLS = (((7, 7), 7), ((14, 14), 7), ((9, 5), 4), ((2, 3), 7), ((5, 9), 7), ((3,
 def check(name: str, *args: Any) -> None:
     """Values and gradients of an op's Triton kernels for given arguments, against float64."""
     check_twin(REGISTRY[name], Sample("", args))
+
+
+def strided_frames(make: Maker) -> Tensor:
+    """Frames (2, 4, 9, 20) with dense channels and no other stride like that of a contiguous tensor."""
+    return make.normal(2, 9, 5, 24)[:, :, 1:, 4:].transpose(1, 2)
 
 
 @contextlib.contextmanager

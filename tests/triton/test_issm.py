@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ifdd_kernels import reference
 from ifdd_kernels.registry import Maker
-from ops.triton_cases import DEVICE, DTYPES, POOLS, check, device_tiles
+from ops.triton_cases import DEVICE, DTYPES, POOLS, check, device_tiles, strided_frames
 
 
 def _tokenizer(make: Maker, rows: int, channels: int) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ def test_the_weight_gradient_of_many_rows() -> None:
 
 def test_frames_with_strides_are_read_in_place() -> None:
     make = Maker(torch.float32, DEVICE)
-    x = make.normal(2, 1 + 4 * 9, 20)[:, 1:].unflatten(1, (4, 9))
+    x = strided_frames(make)
     args = (*_tokenizer(make, 5, 20), 3, 3, 2)
     op = torch.ops.ifdd.frame_tokens_triton
     assert torch.equal(op(x, *args), op(x.contiguous(), *args))
