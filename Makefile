@@ -21,7 +21,7 @@ NATIVE_SOURCES := setup.py pyproject.toml CMakeLists.txt $(CPP_SOURCES)
 # cmake and ninja are those of the environment; an activated one of the user must not decide.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint format bench gpu-check clean
+.PHONY: demo test lint format bench gpu-check emulator-sanitizers clean
 .DELETE_ON_ERROR:
 
 # Stamps: a second run installs nothing; changed native sources or metadata reinstall.
@@ -52,6 +52,12 @@ demo: $(VENV)/.installed $(VENV)/.clip
 test: $(VENV)/.tools $(VENV)/.clip
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 	  --cov --cov-report=term
+
+# The CUDA kernels in the emulator, compiled with sanitizers: values and gradients on the registry's samples.
+emulator-sanitizers: $(VENV)/.tools
+	for sanitize in address,undefined thread; do \
+	  OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONPATH=.:python:tests $(BIN)/python tests/emulator/sanitize.py \
+	    $$sanitize tests/emulator -k "registry or samples" || exit 1; done
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

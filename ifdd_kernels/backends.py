@@ -48,17 +48,24 @@ def can_run(op: str, backend: str, *tensors: Tensor, raise_error: bool = False) 
     """
     _check_names(op, backend)
     device, dtype = (tensors[0].device.type, tensors[0].dtype) if tensors else ("cpu", None)
-    refusal = _refusal(op, backend, device, dtype)
+    limit = _limit(op, tensors[0]) if tensors else ""
+    refusal = _refusal(op, backend, device, dtype, limit)
     if raise_error and refusal:
         raise RuntimeError(refusal)
-    return _support(op, backend, device, dtype)
+    return _support(op, backend, device, dtype, limit)
 
 
-def _support(op: str, backend: str, device: str, dtype: torch.dtype | None) -> Support:
+def _limit(op: str, x: Tensor) -> str:
+    """Why the native CUDA kernels of an op do not take the shape of its first argument, if they do not."""
+    limit = OPERATORS[op].cuda_limit
+    return limit(x) if limit is not None and x.device.type == "cuda" else ""
+
+
+def _support(op: str, backend: str, device: str, dtype: torch.dtype | None, limit: str) -> Support:
     if backend == "reference":
         return Support(True, "plain PyTorch runs on every device")
     if backend == "auto":
-        chosen, reason = _fastest(op, device, dtype)
+        chosen, reason = _fastest(op, device, dtype, limit)
         return Support(True, f"chooses {chosen}: {reason}")
     if backend == "triton":
         if "triton" not in OPERATORS[op].twins:
@@ -69,26 +76,30 @@ def _support(op: str, backend: str, device: str, dtype: torch.dtype | None) -> S
         return Support(False, f"the native library is not loaded: {_library.failure()}")
     if op not in _library.native_ops(device):
         return Support(False, f"the native library has no {device} kernel of this op yet")
+    if device == "cuda" and dtype == torch.float64:
+        return Support(False, "CUDA kernels take float16, bfloat16 and float32, the input is float64")
+    if limit:
+        return Support(False, limit)
     return Support(True, f"the native library has a {device} kernel")
 
 
 @functools.cache
-def _fastest(op: str, device: str, dtype: torch.dtype | None) -> tuple[str, str]:
+def _fastest(op: str, device: str, dtype: torch.dtype | None, limit: str = "") -> tuple[str, str]:
     """The backend that ``"auto"`` means, and why.
 
     On a GPU the measured one where the table has this device. Triton never runs on a CPU by itself: there
     it would be interpreted.
     """
-    native = _support(op, "native", device, dtype)
+    native = _support(op, "native", device, dtype, limit)
     if device != "cuda":
         return ("native" if native.ok else "reference"), native.reason
     if torch.cuda.is_available():
         measured = _measured.FASTEST.get(torch.cuda.get_device_name(), {}).get(op)
-        if measured is not None and _support(op, measured, device, dtype).ok:
+        if measured is not None and _support(op, measured, device, dtype, limit).ok:
             return measured, "measured as the fastest on this device"
     if native.ok:
         return "native", f"{native.reason}, and nothing else was measured faster on this device"
-    written = _support(op, "triton", device, dtype)
+    written = _support(op, "triton", device, dtype, limit)
     chosen = "triton" if written.ok else "reference"
     return chosen, f"{written.reason}; {native.reason}"
 
@@ -100,8 +111,8 @@ def select(op: str, backend: str, x: Tensor) -> str:
     on a CPU that is what ``"auto"`` means, while asking for ``"native"`` refuses to fall back.
     """
     if backend == "auto":
-        return "" if x.device.type != "cuda" else _fastest_twin(op, x.device.type, x.dtype)
-    refusal = _refusal(op, backend, x.device.type, x.dtype)
+        return "" if x.device.type != "cuda" else _fastest_twin(op, x.device.type, x.dtype, _limit(op, x))
+    refusal = _refusal(op, backend, x.device.type, x.dtype, _limit(op, x))
     if refusal:
         raise RuntimeError(refusal)
     return "" if backend == "native" else backend
@@ -109,16 +120,16 @@ def select(op: str, backend: str, x: Tensor) -> str:
 
 # A constant of the process, and it asks the dispatcher: compilers take the answer instead of tracing it.
 @torch.compiler.assume_constant_result
-def _fastest_twin(op: str, device: str, dtype: torch.dtype) -> str:
-    chosen = _fastest(op, device, dtype)[0]
+def _fastest_twin(op: str, device: str, dtype: torch.dtype, limit: str) -> str:
+    chosen = _fastest(op, device, dtype, limit)[0]
     return "" if chosen == "native" else chosen
 
 
 @torch.compiler.assume_constant_result
-def _refusal(op: str, backend: str, device: str, dtype: torch.dtype | None) -> str:
+def _refusal(op: str, backend: str, device: str, dtype: torch.dtype | None, limit: str) -> str:
     """Why a backend cannot run an op, as a whole message; empty if it can."""
     _check_names(op, backend)
-    support = _support(op, backend, device, dtype)
+    support = _support(op, backend, device, dtype, limit)
     return "" if support.ok else f"{op}: backend {backend!r} cannot run: {support.reason}"
 
 

@@ -201,7 +201,7 @@ IFDD_DEVICE void stream(const T* a, int64_t stride_a, const T* b, int64_t stride
 }
 
 template <class T, int D>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ Forward<T> call) {
+__global__ void __launch_bounds__(kThreads, 2) forward_kernel(const __grid_constant__ Forward<T> call) {
   constexpr int kTile = kForwardTile<T>, kStride = kRowStride<T, D>;
   const Sizes& size = call.size;
   const Place at(size);
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
 // Queries own rows. The first pass over the keys sums delta, the second the gradient: delta from (out - value) would
 // cost no pass, but a 16-bit out has lost the digits of the softmax's part where the value is large.
 template <class T, int D>
-__global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__ Backward<T> call) {
+__global__ void __launch_bounds__(kThreads, 2) query_kernel(const __grid_constant__ Backward<T> call) {
   constexpr int kTile = kBackwardTile<T, D>, kStride = kRowStride<T, D>;
   const Sizes& size = call.size;
   const Place at(size);
@@ -328,7 +328,7 @@ __global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__
 
 // Keys own rows: every product is that of the transposed score matrix.
 template <class T, int D>
-__global__ void __launch_bounds__(kThreads) key_value_kernel(const __grid_constant__ Backward<T> call) {
+__global__ void __launch_bounds__(kThreads, 2) key_value_kernel(const __grid_constant__ Backward<T> call) {
   constexpr int kTile = kBackwardTile<T, D>, kStride = kRowStride<T, D>;
   const Sizes& size = call.size;
   const Place at(size);

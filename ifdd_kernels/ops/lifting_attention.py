@@ -35,6 +35,17 @@ def _fake_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: 
     return tuple(part.new_empty(part.shape) for part in (query, key, value))
 
 
+#: Most channels of a head that the CUDA kernels hold in registers.
+CUDA_HEAD_DIM = 128
+
+
+def _cuda_limit(query: Tensor) -> str:
+    head_dim = query.shape[-1]
+    if head_dim <= CUDA_HEAD_DIM:
+        return ""
+    return f"its CUDA kernels take head_dim <= {CUDA_HEAD_DIM}, the query has {head_dim}"
+
+
 OPERATOR = register(
     Operator(
         name="lifting_attention",
@@ -52,6 +63,7 @@ OPERATOR = register(
         ),
         non_differentiable=(1,),
         autocast=(0, 1, 2),
+        cuda_limit=_cuda_limit,
         twins={"triton": twin("lifting_attention")},
     )
 )

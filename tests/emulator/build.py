@@ -27,7 +27,7 @@ from ifdd_kernels._operator import OPERATORS
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 CACHE = ROOT / "build" / "emulator"
-MACHINE = tuple(HERE / "source" / f"{name}.cpp" for name in ("fiber", "machine", "tensor_core"))
+MACHINE = tuple(HERE / "source" / f"{name}.cpp" for name in ("fiber", "machine", "warp"))
 HEADERS = (HERE / "include", ROOT / "csrc" / "include", ROOT / "csrc" / "common", ROOT / "csrc" / "cuda")
 FLAGS = (
     *("-std=c++17", "-O1", "-fPIC", "-fno-gnu-unique", "-fvisibility=hidden", "-ffp-contract=off"),
@@ -72,8 +72,7 @@ def _run(command: Sequence[str | Path]) -> None:
 def _sanitizer_flags() -> list[str]:
     if not SANITIZE:
         return []
-    recover = [] if SANITIZE == "thread" else [f"-fsanitize-recover={SANITIZE}"]
-    return [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g", *recover]
+    return [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g", "-fno-sanitize-recover=undefined"]
 
 
 def sanitizer_environment(sanitize: str, log: Path) -> dict[str, str]:
@@ -89,7 +88,7 @@ def sanitizer_environment(sanitize: str, log: Path) -> dict[str, str]:
         "IFDD_EMULATOR_SANITIZE": sanitize,
         "LD_PRELOAD": " ".join(library.stdout.strip() for library in libraries),
         # Python itself leaks; a library that torch loads is not compiled for the thread sanitizer.
-        "ASAN_OPTIONS": f"detect_leaks=0:halt_on_error=0:log_path={log}",
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={log}",
         "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={log}",
         "TSAN_OPTIONS": f"ignore_noninstrumented_modules=1:report_thread_leaks=0:log_path={log}",
     }

@@ -13,7 +13,7 @@
 
 #include "emulator/halves.h"
 #include "emulator/machine.h"
-#include "emulator/tensor_core.h"
+#include "emulator/warp.h"
 
 #define __device__
 #define __host__
@@ -76,54 +76,15 @@ inline void __threadfence_block() { ::emulator::fence(); }
 
 namespace emulator {
 
-struct Shuffle {
-  uint64_t value;  // in and out
-  int source;      // lane
-};
-
-// A lane that is not there gives an undefined value: NaN here.
-inline void shuffle(void* const* records, unsigned lanes) {
-  uint64_t values[32];
-  for (int lane = 0; lane < 32; ++lane) {
-    values[lane] = lanes >> lane & 1 ? static_cast<const Shuffle*>(records[lane])->value : ~uint64_t{0};
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    if (lanes >> lane & 1) {
-      auto* own = static_cast<Shuffle*>(records[lane]);
-      own->value = values[own->source];
-    }
-  }
-}
-
+// The value of lane `source`.
 template <class T>
 T exchange(const Site& site, unsigned mask, T value, int source) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
-  Shuffle record{0, source};
-  std::memcpy(&record.value, &value, sizeof value);
-  warp_meet(site, mask, &record, &shuffle);
-  std::memcpy(&value, &record.value, sizeof value);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = exchange_bits(site, mask, bits, source);
+  std::memcpy(&value, &bits, sizeof value);
   return value;
-}
-
-struct Ballot {
-  bool value;
-  unsigned votes;
-};
-
-inline void vote(void* const* records, unsigned lanes) {
-  unsigned votes = 0;
-  for (int lane = 0; lane < 32; ++lane) {
-    if (lanes >> lane & 1 && static_cast<const Ballot*>(records[lane])->value) votes |= 1u << lane;
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    if (lanes >> lane & 1) static_cast<Ballot*>(records[lane])->votes = votes;
-  }
-}
-
-inline unsigned ballot(const Site& site, unsigned mask, bool value) {
-  Ballot record{value, 0};
-  warp_meet(site, mask, &record, &vote);
-  return record.votes;
 }
 
 }  // namespace emulator

@@ -1,4 +1,4 @@
-#include "emulator/tensor_core.h"
+#include "emulator/warp.h"
 
 #include <cstring>
 
@@ -8,6 +8,39 @@ namespace emulator {
 namespace {
 
 constexpr unsigned kAll = ~0u;
+
+struct Shuffle {
+  uint64_t value;  // in and out
+  int source;      // lane
+};
+
+void shuffle(void* const* records, unsigned lanes) {
+  uint64_t values[32];
+  for (int lane = 0; lane < 32; ++lane) {
+    values[lane] = lanes >> lane & 1 ? static_cast<const Shuffle*>(records[lane])->value : ~uint64_t{0};
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    if (lanes >> lane & 1) {
+      auto* own = static_cast<Shuffle*>(records[lane]);
+      own->value = values[own->source];
+    }
+  }
+}
+
+struct Ballot {
+  bool value;
+  unsigned votes;
+};
+
+void vote(void* const* records, unsigned lanes) {
+  unsigned votes = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    if (lanes >> lane & 1 && static_cast<const Ballot*>(records[lane])->value) votes |= 1u << lane;
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    if (lanes >> lane & 1) static_cast<Ballot*>(records[lane])->votes = votes;
+  }
+}
 
 struct Fragments {
   Site site;
@@ -90,6 +123,18 @@ void distribute(void* const* records, unsigned lanes) {
 }
 
 }  // namespace
+
+uint64_t exchange_bits(const Site& site, unsigned mask, uint64_t value, int source) {
+  Shuffle record{value, source};
+  warp_meet(site, mask, &record, &shuffle);
+  return record.value;
+}
+
+unsigned ballot(const Site& site, unsigned mask, bool value) {
+  Ballot record{value, 0};
+  warp_meet(site, mask, &record, &vote);
+  return record.votes;
+}
 
 void mma(const Site& site, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Element element) {
   Fragments record{site, d, a, b, element};

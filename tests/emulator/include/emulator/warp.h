@@ -1,4 +1,5 @@
-// Warp-wide matrix instructions. Each needs all 32 lanes.
+// What the lanes of a warp compute together. Compiled with the emulator and not with a kernel: what lanes pass each
+// other is no memory of theirs, so the race detector must not see it.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +7,14 @@
 #include "emulator/machine.h"
 
 namespace emulator {
+
+// The value of a lane of the mask; of one that is not there, or not in the mask, all bits set: NaN.
+uint64_t exchange_bits(const Site& site, unsigned mask, uint64_t value, int source);
+
+// One bit per lane that passes true.
+unsigned ballot(const Site& site, unsigned mask, bool value);
+
+// --- matrix instructions; each needs all 32 lanes ---
 
 enum class Element { half, bfloat16, tf32 };
 

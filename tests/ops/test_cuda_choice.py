@@ -1,0 +1,57 @@
+"""What ``auto`` chooses on CUDA tensors, shown on fake ones: no device is needed to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ifdd_kernels import _library, backends
+from ifdd_kernels.ops.lifting_attention import CUDA_HEAD_DIM
+
+OP = "lifting_attention"
+
+
+@pytest.fixture
+def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A library with CUDA kernels, whatever was built here."""
+    monkeypatch.setattr(_library, "loaded", lambda: True)
+    monkeypatch.setattr(_library, "native_ops", lambda device: frozenset({OP}))
+    backends._fastest.cache_clear()
+    yield
+    backends._fastest.cache_clear()
+
+
+def query(head_dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return torch.empty(1, 2, 1, head_dim, dtype=dtype, device="cuda")
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+def test_native_kernels_run_what_they_take() -> None:
+    for head_dim in (1, 96, CUDA_HEAD_DIM):
+        assert backends.can_run(OP, "native", query(head_dim))
+        assert backends.select(OP, "auto", query(head_dim)) == ""
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.parametrize(
+    ("x", "reason"),
+    [
+        (query(CUDA_HEAD_DIM + 1), "head_dim <= 128, the query has 129"),
+        (query(32, torch.float64), "float16, bfloat16 and float32, the input is float64"),
+    ],
+    ids=["head_dim", "float64"],
+)
+def test_what_they_do_not_take_goes_elsewhere(x: Tensor, reason: str) -> None:
+    support = backends.can_run(OP, "native", x)
+    assert not support
+    assert reason in support.reason
+    with pytest.raises(RuntimeError, match=f"lifting_attention: backend 'native' cannot run: .*{reason}"):
+        backends.select(OP, "native", x)
+    chosen = backends.select(OP, "auto", x)
+    assert chosen in ("triton", "reference")
+    assert reason in backends.can_run(OP, "auto", x).reason

@@ -1,0 +1,115 @@
+"""The table of what the compiler made of the CUDA kernels, and the tool that writes it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cuda_resources
+from benchmarks.cuda_resources import ARCHITECTURES, TABLE, Row, find_tool, load, read, source_hash, write
+
+KERNELS = """
+#include "ifdd/cuda/mma.h"
+namespace ifdd::cuda {
+__global__ void __launch_bounds__(128) copy_kernel(const float* x, float* y) {
+  store_vector<4>(y + 4 * threadIdx.x, load_vector<4>(x + 4 * threadIdx.x));
+}
+template <class T, int D>
+__global__ void __launch_bounds__(32) product_kernel(const T* x, float* y) {
+  struct Tile { alignas(16) T cell[16 * kRowStride<T, D>]; };
+  Tile& tile = static_shared<Tile>();
+  copy_async<16>(tile.cell + threadIdx.x * 8, x + threadIdx.x * 8, true);
+  copy_async_commit();
+  copy_async_wait<0>();
+  __syncthreads();
+  float d[2][4] = {};
+  multiply_rows<T, D>(d, tile.cell, tile.cell, kRowStride<T, D>, threadIdx.x);
+  y[threadIdx.x] = d[0][0] + d[1][0];
+}
+template __global__ void product_kernel<__half, 32>(const __half*, float*);
+}
+"""
+
+
+@pytest.mark.skipif(not TABLE.exists(), reason="no table yet: build with IFDD_CUDA=ON, then run the tool")
+def test_table_belongs_to_these_sources() -> None:
+    sources, rows = load()
+    assert sources == source_hash(), (
+        "CUDA sources have changed: build with IFDD_CUDA=ON and run python -m benchmarks.cuda_resources"
+    )
+    assert {row.architecture for row in rows} == set(ARCHITECTURES)
+    assert not [row for row in rows if row.spilled_bytes]
+    assert not [row for row in rows if row.blocks < 1]
+    attention = [row for row in rows if row.kernel.startswith(("forward_", "query_", "key_value_"))]
+    assert len(attention) == len(ARCHITECTURES) * 3 * 3 * 4  # kernels, dtypes, head dimensions
+    assert all(row.tensor_core > 0 and row.copy_async > 0 for row in attention)
+
+
+def test_sources_decide_the_hash(tmp_path: Path) -> None:
+    for name in cuda_resources.SOURCES:
+        source = cuda_resources.ROOT / name
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        else:
+            shutil.copy(source, target)
+    assert source_hash(tmp_path) == source_hash()
+    changed = tmp_path / "csrc" / "include" / "ifdd" / "cuda" / "reduce.h"
+    changed.write_text(changed.read_text() + "\n")
+    assert source_hash(tmp_path) != source_hash()
+
+
+@pytest.mark.parametrize(
+    ("name", "threads", "registers", "shared", "blocks"),
+    [
+        ("sm_80", 128, 32, 0, 16),  # warps: 64 / 4
+        ("sm_80", 32, 16, 0, 32),  # blocks
+        ("sm_80", 128, 168, 0, 3),  # registers: 65536 / (168 * 32) is 12 warps
+        ("sm_80", 128, 32, 53_248, 3),  # shared memory: 164 KB / (52 + 1) KB
+        ("sm_86", 128, 32, 101_376, 1),
+        ("sm_90a", 256, 255, 0, 1),
+    ],
+)
+def test_occupancy(name: str, threads: int, registers: int, shared: int, blocks: int) -> None:
+    assert ARCHITECTURES[name].blocks_per_multiprocessor(threads, registers, shared) == blocks
+
+
+def test_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    rows = [
+        Row("a_kernel<float, 2>", "sm_80", 40, 0, 1024, "", 128, 12, 0.75, 0, 3, 1),
+        Row("b_kernel", "sm_90a", 255, 8, 0, "101376", 256, 1, 0.125, 7, 0, 0),
+    ]
+    write(rows, tmp_path / "table.csv")
+    assert load(tmp_path / "table.csv") == (source_hash(), rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    None in (find_tool("nvcc"), find_tool("cuobjdump"), find_tool("nvdisasm")),
+    reason="needs nvcc, cuobjdump and nvdisasm",
+)
+def test_instructions_are_found(tmp_path: Path) -> None:
+    source = tmp_path / "kernels.cu"
+    source.write_text(KERNELS)
+    command = [str(find_tool("nvcc")), "-std=c++17", "-c", str(source), "-o", str(tmp_path / "kernels.o")]
+    for number in ("80", "90a"):
+        command += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+    subprocess.run([*command, f"-I{cuda_resources.ROOT / 'csrc' / 'include'}"], check=True)
+    rows = {(row.kernel, row.architecture): row for row in read([tmp_path / "kernels.o"])}
+    assert set(rows) == {
+        (name, architecture)
+        for name in ("copy_kernel", "product_kernel<__half, 32>")
+        for architecture in ("sm_80", "sm_90a")
+    }
+    for architecture in ("sm_80", "sm_90a"):
+        copy = rows["copy_kernel", architecture]
+        assert (copy.threads, copy.tensor_core, copy.copy_async, copy.static_shared) == (128, 0, 0, 0)
+        assert copy.load_16_bytes == 1
+        product = rows["product_kernel<__half, 32>", architecture]
+        assert (product.threads, product.copy_async, product.static_shared) == (32, 1, 16 * 40 * 2)
+        assert product.tensor_core == 4  # two steps of 16 for two tiles
+        assert product.spilled_bytes == 0
