@@ -307,7 +307,7 @@ def _forward_configs(arguments: Arguments) -> Sequence[Config]:
     channels = next_power_of_2(arguments["channels"])
     outputs = next_power_of_2(arguments["static_count"] + arguments["dynamic_count"])
     few = arguments["rows"] < 512  # a small batch fills a device only with one program an output frame
-    rows = max(1, min(16, 512 // channels))
+    rows = max(1, min(16, 256 // channels))
     warps = max(1, min(8, rows * channels // 512))
     found = dict.fromkeys(
         (run, w) for run in ((1, 2, 4) if few else (outputs, 4, 2)) for w in (warps, max(1, warps // 2))
