@@ -3,7 +3,9 @@
 Scores live on chip in units of log 2, s' = log2(e) (scale q.k + bias), so that probabilities are exp2. The
 decomposed position bias of a tile is a second product, (queries, E) with (E, keys): the first factor holds
 q.R of the query for every coordinate a key can have (E = T + H + W of the key grid, see
-pooled_attention.py), the second one, built in registers, is 1 where a key has that coordinate.
+pooled_attention.py), the second one is 1 where a key has that coordinate. Both are small and read from
+memory: a one-hot tile built in registers costs integer work for every tile of queries, and on sm_80, where
+each warp would build all of it, spills.
 
 A head of d channels is a tuple of one or two tiles (96 = 64 + 32): products over an axis padded to the next
 power of two would waste a quarter of them.
@@ -18,9 +20,13 @@ K_T = K_H = K_W = 0 means attention without positions: no class token, values as
 (pooled_attention).
 """
 
+# A tuple of tiles grows piece by piece in kernels; to mypy each step is another type.
+# mypy: disable-error-code=assignment
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +34,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ifdd_kernels.triton._runtime import Arguments, Kernel, cdiv, dot_precision, next_power_of_2
+from ifdd_kernels.triton._runtime import Arguments, Kernel, architecture, cdiv, dot_precision, next_power_of_2
 from ifdd_kernels.triton._tuning import Config
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -38,10 +44,17 @@ LOWEST = tl.constexpr(-3.0e38)
 
 
 @triton.constexpr_function
-def column_tiles(width):
-    """Widths of the tiles a row of ``width`` columns is cut into: one or two powers of two, 16 or more."""
+def column_tiles(width, narrow=False):
+    """Widths of the tiles a row of ``width`` columns is cut into: one or two powers of two, 16 or more.
+
+    ``narrow`` (float32): as many of 32 as it takes. A product of three TF32 products splits its whole factors
+    in registers; cut along the sum, only one piece at a time is there.
+    """
     if width == 0:
         return ()
+    if narrow:
+        rest = width % 32
+        return (32,) * (width // 32) + ((32 if rest > 16 else 16,) if rest else ())
     whole = triton.next_power_of_2(max(width, 16))
     rest = triton.next_power_of_2(max(width - whole // 2, 16))
     return (whole // 2, rest) if whole >= 32 and whole // 2 + rest < whole else (whole,)
@@ -54,6 +67,18 @@ def tile_width(parts, i):
 
 
 @triton.constexpr_function
+def sum_of(parts):
+    """Columns of all tiles."""
+    return sum(parts)
+
+
+@triton.constexpr_function
+def whole_tile(width):
+    """``width`` rounded up to a power of two."""
+    return triton.next_power_of_2(width)
+
+
+@triton.constexpr_function
 def position_stride(positions):
     """Elements of a row of q.R in memory: 16 bytes or more are read at once."""
     return (positions + 7) // 8 * 8
@@ -61,7 +86,7 @@ def position_stride(positions):
 
 @triton.jit
 def load_tiles(rows, inside, WIDTH: tl.constexpr, PARTS: tl.constexpr, MASKED: tl.constexpr):
-    """Column tiles of the rows at pointers ``rows``, zeros past WIDTH and, if MASKED, where not ``inside``."""
+    """Column tiles of the rows at pointers ``rows``, zeros past WIDTH and, MASKED, where not ``inside``."""
     tiles = ()
     for i in tl.static_range(len(PARTS)):
         columns = i * PARTS[0] + tl.arange(0, PARTS[i])
@@ -102,20 +127,11 @@ def _scaled(tiles, factor):
 
 
 @triton.jit
-def as_float(tiles):
+def cast(tiles, dtype: tl.constexpr):
     converted = ()
     for i in tl.static_range(len(tiles)):
-        converted = converted + (tiles[i].to(tl.float32),)
+        converted = converted + (tiles[i].to(dtype),)
     return converted
-
-
-@triton.jit
-def _plus_where(tiles, kept, others):
-    """Rows of ``others`` added where ``kept``; elsewhere not even their infinities count."""
-    sums = ()
-    for i in tl.static_range(len(tiles)):
-        sums = sums + (tiles[i] + tl.where(kept[:, None], others[i].to(tl.float32), 0.0),)
-    return sums
 
 
 @triton.jit
@@ -155,22 +171,6 @@ def accumulate(sums, weights, rows, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _onehot(keys, dtype: tl.constexpr, K_GRID: tl.constexpr, PARTS: tl.constexpr):
-    """(keys, E): 1 at the key's t, T + y and T + H + x. Key 0 is the class key, which has no position."""
-    cell = keys - 1
-    t = cell // (K_GRID[1] * K_GRID[2])
-    y = K_GRID[0] + cell // K_GRID[2] % K_GRID[1]
-    x = K_GRID[0] + K_GRID[1] + cell % K_GRID[2]
-    has_position = (keys > 0)[:, None]
-    tiles = ()
-    for i in tl.static_range(len(PARTS)):
-        column = (i * PARTS[0] + tl.arange(0, PARTS[i]))[None, :]
-        hit = (column == t[:, None]) | (column == y[:, None]) | (column == x[:, None])
-        tiles = tiles + ((hit & has_position).to(dtype),)
-    return tiles
-
-
-@triton.jit
 def _mean_onehot(K_GRID: tl.constexpr, PARTS: tl.constexpr):
     """(1, E): mean of the one-hot rows of all keys with a position."""
     tiles = ()
@@ -182,36 +182,57 @@ def _mean_onehot(K_GRID: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _scores(
-    q, position, k, key, scale,
-    K_GRID: tl.constexpr, POSITIONS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def _onehot_rows(onehot, key, inside, POSITIONS: tl.constexpr, MASKED: tl.constexpr):
+    """(keys, E): 1 at the columns of a key's coordinates, none for the class key."""
+    tiles = ()
+    if len(POSITIONS) > 0:
+        COLUMNS: tl.constexpr = sum_of(POSITIONS)
+        tiles = load_tiles(onehot + key * COLUMNS, inside, COLUMNS, POSITIONS, MASKED)
+    return tiles
+
+
+@triton.jit
+def _scores(q, k, position, onehot, scale, PRECISION: tl.constexpr):
     """(queries, keys), in units of log 2."""
     scores = inner(q, k, PRECISION) * scale
-    if len(POSITIONS) > 0:
-        scores += inner(position, _onehot(key, position[0].dtype, K_GRID, POSITIONS), PRECISION)
+    if len(position) > 0:
+        scores += inner(position, onehot, PRECISION)
     return scores
 
 
 @triton.jit
 def _softmax_step(
-    sums, total, largest, q, position, keys_at, values_at, start, keys, scale,
-    K_GRID: tl.constexpr, POSITIONS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
+    sums, total, largest, q, q_rows, q_inside, position, keys_at, values_at, onehot_all, start, keys, scale,
+    zero, POSITIONS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
     BLOCK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over BLOCK keys from ``start``; ``*_at`` is (pointer, token stride) of a head."""
     key = start + tl.arange(0, BLOCK)
     inside = key < keys
-    k = load_tiles(keys_at[0] + key.to(tl.int64) * keys_at[1], inside, WIDTH, PARTS, MASKED)
-    scores = _scores(q, position, k, key, scale, K_GRID, POSITIONS, PRECISION)
+    k = load_tiles(keys_at[0] + key * keys_at[1], inside, WIDTH, PARTS, MASKED)
+    q = _again(q, q_rows + start * zero, q_inside, WIDTH, PARTS)
+    onehot = _onehot_rows(onehot_all, key, inside, POSITIONS, MASKED)
+    scores = _scores(q, k, position, onehot, scale, PRECISION)
     if MASKED:
         scores = tl.where(inside[None, :], scores, -float("inf"))
     raised = tl.maximum(largest, tl.max(scores, 1))
     probability = tl.exp2(scores - raised[:, None])
     shrink = tl.exp2(largest - raised)
-    v = load_tiles(values_at[0] + key.to(tl.int64) * values_at[1], inside, WIDTH, PARTS, MASKED)
+    v = load_tiles(values_at[0] + key * values_at[1], inside, WIDTH, PARTS, MASKED)
     sums = accumulate(_scaled(sums, shrink[:, None]), probability, v, PRECISION)
     return sums, total * shrink + tl.sum(probability, 1), raised
+
+
+@triton.jit
+def _again(tiles, rows, inside, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+    """A float32 factor of all products of a loop, loaded anew; ``rows`` must look as if it changed.
+
+    As three TF32 products two such factors alone fill the registers. Read in the loop they pass through
+    shared memory. 16-bit factors stay where they are.
+    """
+    if tiles[0].dtype == tl.float32:
+        tiles = load_tiles(rows, inside, WIDTH, PARTS, True)
+    return tiles
 
 
 @triton.jit
@@ -223,30 +244,29 @@ def _head(program, tiles, heads):
 
 @triton.jit
 def attention_forward(
-    query, key, value, position, out, log_sum,
+    query, key, value, position, onehot, out, log_sum,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
-    queries, keys, heads, scale,
+    queries, keys, heads, scale, zero,
     K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries against all keys of a head; out (B, Nq, h*d), log_sum (B, h, Nq)."""
-    K_GRID: tl.constexpr = (K_T, K_H, K_W)
     E: tl.constexpr = K_T + K_H + K_W
     POOLED: tl.constexpr = E > 0
     POSITIONS: tl.constexpr = column_tiles(E)
-    PARTS: tl.constexpr = column_tiles(WIDTH)
+    PARTS: tl.constexpr = column_tiles(WIDTH, query.dtype.element_ty == tl.float32)
     tile, batch_head, batch, head = _head(tl.program_id(0), tl.cdiv(queries, BLOCK_Q), heads)
     row = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     inside = row < queries
-    row64 = row.to(tl.int64)
-    q = load_tiles(query + batch * q_batch + head * q_head + row64 * q_token, inside, WIDTH, PARTS, True)
+    q_rows = query + batch * q_batch + head * q_head + row * q_token
+    q = load_tiles(q_rows, inside, WIDTH, PARTS, True)
     keys_at = (key + batch * k_batch + head * k_head, k_token)
     values_at = (value + batch * v_batch + head * v_head, v_token)
 
     bias = ()
     first = 0
     if POOLED:
-        rows = position + (batch_head * (queries - 1) + row64 - 1) * position_stride(E)
+        rows = position + batch_head * (queries - 1) * position_stride(E) + (row - 1) * position_stride(E)
         bias = load_tiles(rows, inside & (row > 0), E, POSITIONS, True)
         first = 1
         one = tl.arange(0, 1)
@@ -254,7 +274,7 @@ def attention_forward(
         largest = tl.maximum(score, LOWEST)
         total = tl.exp2(score - largest)
         v = load_tiles(values_at[0] + one, one == 0, WIDTH, PARTS, False)
-        sums = _scaled(as_float(v), total[:, None])
+        sums = _scaled(cast(v, tl.float32), total[:, None])
     else:
         largest = tl.full((BLOCK_Q,), LOWEST, tl.float32)
         total = tl.zeros((BLOCK_Q,), tl.float32)
@@ -263,53 +283,58 @@ def attention_forward(
     full = first + (keys - first) // BLOCK_K * BLOCK_K
     for start in tl.range(first, full, BLOCK_K):
         sums, total, largest = _softmax_step(
-            sums, total, largest, q, bias, keys_at, values_at, start, keys, scale,
-            K_GRID, POSITIONS, WIDTH, PARTS, BLOCK_K, False, PRECISION,
+            sums, total, largest, q, q_rows, inside, bias, keys_at, values_at, onehot, start, keys,
+            scale, zero, POSITIONS, WIDTH, PARTS, BLOCK_K, False, PRECISION,
         )  # fmt: skip
     if TAIL > 0:
         sums, total, largest = _softmax_step(
-            sums, total, largest, q, bias, keys_at, values_at, full, keys, scale,
-            K_GRID, POSITIONS, WIDTH, PARTS, TAIL, True, PRECISION,
+            sums, total, largest, q, q_rows, inside, bias, keys_at, values_at, onehot, full, keys,
+            scale, zero, POSITIONS, WIDTH, PARTS, TAIL, True, PRECISION,
         )  # fmt: skip
 
     result = _scaled(sums, (1.0 / total)[:, None])
     if POOLED:
-        result = _plus_where(result, row > 0, q)
+        # Read again: kept in registers across the loop it would spill.
+        residual = load_tiles(q_rows, inside & (row > 0), WIDTH, PARTS, True)
+        result = plus(result, residual)
     else:
-        result = plus(result, load_tiles(values_at[0] + row64 * values_at[1], inside, WIDTH, PARTS, True))
-    joined = ((batch * queries + row64) * heads + head) * WIDTH
+        result = plus(result, load_tiles(values_at[0] + row * values_at[1], inside, WIDTH, PARTS, True))
+    joined = (batch * queries * heads + head) * WIDTH + row * (heads * WIDTH)
     store_tiles(out + joined, inside, result, WIDTH, PARTS)
     tl.store(log_sum + batch_head * queries + row, (largest + tl.log2(total)) * LN2, mask=inside)
 
 
 @triton.jit
 def _query_gradient_step(
-    sums, position_sums, excess, q, position, g, delta, log_sum, keys_at, values_at, start, keys, scale,
-    K_GRID: tl.constexpr, POSITIONS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
+    sums, position_sums, excess, q, q_rows, q_inside, position, g, g_rows, delta, log_sum,
+    keys_at, values_at, onehot_all, start, keys, scale, zero,
+    POSITIONS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
     BLOCK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds dS K and dS onehot of BLOCK keys from ``start``, and the rows' sum of dS."""
     key = start + tl.arange(0, BLOCK)
     inside = key < keys
-    k = load_tiles(keys_at[0] + key.to(tl.int64) * keys_at[1], inside, WIDTH, PARTS, MASKED)
-    v = load_tiles(values_at[0] + key.to(tl.int64) * values_at[1], inside, WIDTH, PARTS, MASKED)
-    scores = _scores(q, position, k, key, scale, K_GRID, POSITIONS, PRECISION)
+    k = load_tiles(keys_at[0] + key * keys_at[1], inside, WIDTH, PARTS, MASKED)
+    q = _again(q, q_rows + start * zero, q_inside, WIDTH, PARTS)
+    onehot = _onehot_rows(onehot_all, key, inside, POSITIONS, MASKED)
+    scores = _scores(q, k, position, onehot, scale, PRECISION)
     if MASKED:
         scores = tl.where(inside[None, :], scores, -float("inf"))
     probability = tl.exp2(scores - log_sum[:, None])
+    v = load_tiles(values_at[0] + key * values_at[1], inside, WIDTH, PARTS, MASKED)
+    g = _again(g, g_rows + start * zero, q_inside, WIDTH, PARTS)
     grad_scores = probability * (inner(g, v, PRECISION) - delta[:, None])
     sums = accumulate(sums, grad_scores, k, PRECISION)
     if len(POSITIONS) > 0:
-        onehot = _onehot(key, k[0].dtype, K_GRID, POSITIONS)
-        position_sums = accumulate(position_sums, grad_scores, onehot, PRECISION)
+        position_sums = accumulate(position_sums, grad_scores, cast(onehot, k[0].dtype), PRECISION)
     return sums, position_sums, excess + tl.sum(grad_scores, 1)
 
 
 @triton.jit
 def attention_query_gradient(
-    grad, query, key, value, mean_key, position, out, log_sum, grad_query, grad_position, delta_out,
+    grad, query, key, value, mean_key, position, onehot, out, log_sum, grad_query, grad_position, delta_out,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
-    queries, keys, heads, scale, score_scale,
+    queries, keys, heads, scale, score_scale, zero,
     K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -318,13 +343,13 @@ def attention_query_gradient(
     E: tl.constexpr = K_T + K_H + K_W
     POOLED: tl.constexpr = E > 0
     POSITIONS: tl.constexpr = column_tiles(E)
-    PARTS: tl.constexpr = column_tiles(WIDTH)
+    PARTS: tl.constexpr = column_tiles(WIDTH, query.dtype.element_ty == tl.float32)
     tile, batch_head, batch, head = _head(tl.program_id(0), tl.cdiv(queries, BLOCK_Q), heads)
     row = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     inside = row < queries
-    row64 = row.to(tl.int64)
-    q = load_tiles(query + batch * q_batch + head * q_head + row64 * q_token, inside, WIDTH, PARTS, True)
-    joined = ((batch * queries + row64) * heads + head) * WIDTH
+    q_rows = query + batch * q_batch + head * q_head + row * q_token
+    q = load_tiles(q_rows, inside, WIDTH, PARTS, True)
+    joined = (batch * queries * heads + head) * WIDTH + row * (heads * WIDTH)
     g = load_tiles(grad + joined, inside, WIDTH, PARTS, True)
     o = load_tiles(out + joined, inside, WIDTH, PARTS, True)
     lse = tl.load(log_sum + batch_head * queries + row, mask=inside, other=0.0) * LOG2E
@@ -335,34 +360,29 @@ def attention_query_gradient(
 
     bias = ()
     position_sums = ()
-    position_row = batch_head * (queries - 1) + row64 - 1
-    first = 0
+    position_row = batch_head * (queries - 1) * position_stride(E) + (row - 1) * position_stride(E)
     if POOLED:
-        bias = load_tiles(position + position_row * position_stride(E), has_position, E, POSITIONS, True)
+        bias = load_tiles(position + position_row, has_position, E, POSITIONS, True)
         position_sums = zeros(BLOCK_Q, POSITIONS)
-        first = 1
-        k = load_tiles(keys_at[0] + one, one == 0, WIDTH, PARTS, False)
-        v = load_tiles(values_at[0] + one, one == 0, WIDTH, PARTS, False)
         delta = _row_dot(g, o) - tl.where(row > 0, _row_dot(g, q), 0.0)
-        probability = tl.exp2(_row_dot(q, k) * score_scale - lse)
-        excess = probability * (_row_dot(g, v) - delta)
-        sums = _scaled(as_float(k), excess[:, None])
     else:
-        residual = load_tiles(values_at[0] + row64 * values_at[1], inside, WIDTH, PARTS, True)
+        residual = load_tiles(values_at[0] + row * values_at[1], inside, WIDTH, PARTS, True)
         delta = _row_dot(g, o) - _row_dot(g, residual)
-        excess = tl.zeros((BLOCK_Q,), tl.float32)
-        sums = zeros(BLOCK_Q, PARTS)
+    excess = tl.zeros((BLOCK_Q,), tl.float32)
+    sums = zeros(BLOCK_Q, PARTS)
 
-    full = first + (keys - first) // BLOCK_K * BLOCK_K
-    for start in tl.range(first, full, BLOCK_K):
+    full = keys // BLOCK_K * BLOCK_K
+    for start in tl.range(0, full, BLOCK_K):
         sums, position_sums, excess = _query_gradient_step(
-            sums, position_sums, excess, q, bias, g, delta, lse, keys_at, values_at, start, keys, score_scale,
-            K_GRID, POSITIONS, WIDTH, PARTS, BLOCK_K, False, PRECISION,
+            sums, position_sums, excess, q, q_rows, inside, bias, g, grad + joined, delta, lse,
+            keys_at, values_at, onehot, start, keys, score_scale, zero,
+            POSITIONS, WIDTH, PARTS, BLOCK_K, False, PRECISION,
         )  # fmt: skip
     if TAIL > 0:
         sums, position_sums, excess = _query_gradient_step(
-            sums, position_sums, excess, q, bias, g, delta, lse, keys_at, values_at, full, keys, score_scale,
-            K_GRID, POSITIONS, WIDTH, PARTS, TAIL, True, PRECISION,
+            sums, position_sums, excess, q, q_rows, inside, bias, g, grad + joined, delta, lse,
+            keys_at, values_at, onehot, full, keys, score_scale, zero,
+            POSITIONS, WIDTH, PARTS, TAIL, True, PRECISION,
         )  # fmt: skip
 
     # Rows of dS sum to nothing. What they do sum to is the rounding of a 16-bit ``out`` in delta, the same
@@ -370,36 +390,36 @@ def attention_query_gradient(
     mean = load_tiles(mean_key + batch_head * WIDTH + one, one == 0, WIDTH, PARTS, False)
     result = _scaled(plus(sums, _scaled(mean, -excess[:, None])), scale)
     if POOLED:
-        result = _plus_where(result, row > 0, g)
+        # Read again: kept in registers across the loop it would spill.
+        result = plus(result, load_tiles(grad + joined, has_position, WIDTH, PARTS, True))
         position_sums = plus(position_sums, _scaled(_mean_onehot(K_GRID, POSITIONS), -excess[:, None]))
-        store_tiles(grad_position + position_row * position_stride(E), has_position, position_sums, E, POSITIONS)
+        store_tiles(grad_position + position_row, has_position, position_sums, E, POSITIONS)
     store_tiles(grad_query + joined, inside, result, WIDTH, PARTS)
     tl.store(delta_out + batch_head * queries + row, delta + excess, mask=inside)
 
 
 @triton.jit
 def attention_key_gradient(
-    grad, query, key, value, position, log_sum, delta_in, grad_key, grad_value,
+    grad, query, key, value, position, onehot, log_sum, delta_in, grad_key, grad_value,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
-    queries, keys, heads, batches, chunk, scale, score_scale,
+    queries, keys, heads, batches, chunk, scale, score_scale, zero,
     K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Key and value gradients of a tile of keys from ``chunk`` queries, (chunks, B, Nk, h, d) both."""
-    K_GRID: tl.constexpr = (K_T, K_H, K_W)
     E: tl.constexpr = K_T + K_H + K_W
     POOLED: tl.constexpr = E > 0
     POSITIONS: tl.constexpr = column_tiles(E)
-    PARTS: tl.constexpr = column_tiles(WIDTH)
+    PARTS: tl.constexpr = column_tiles(WIDTH, query.dtype.element_ty == tl.float32)
     tile, batch_head, batch, head = _head(tl.program_id(0), tl.cdiv(keys, BLOCK_K), heads)
     key_row = tile * BLOCK_K + tl.arange(0, BLOCK_K)
     key_inside = key_row < keys
     key_row64 = key_row.to(tl.int64)
-    k = load_tiles(key + batch * k_batch + head * k_head + key_row64 * k_token, key_inside, WIDTH, PARTS, True)
-    v = load_tiles(value + batch * v_batch + head * v_head + key_row64 * v_token, key_inside, WIDTH, PARTS, True)
-    onehot = ()
-    if POOLED:
-        onehot = _onehot(key_row, position.dtype.element_ty, K_GRID, POSITIONS)
+    k_rows = key + batch * k_batch + head * k_head + key_row64 * k_token
+    v_rows = value + batch * v_batch + head * v_head + key_row64 * v_token
+    k = load_tiles(k_rows, key_inside, WIDTH, PARTS, True)
+    v = load_tiles(v_rows, key_inside, WIDTH, PARTS, True)
+    columns = _onehot_rows(onehot, key_row, key_inside, POSITIONS, True)
     queries_at = query + batch * q_batch + head * q_head
     grads_at = grad + (batch * queries * heads + head) * WIDTH
     key_sums = zeros(BLOCK_K, PARTS)
@@ -411,35 +431,35 @@ def attention_key_gradient(
         inside = row < queries
         row64 = row.to(tl.int64)
         q = load_tiles(queries_at + row64 * q_token, inside, WIDTH, PARTS, True)
-        g = load_tiles(grads_at + row64 * heads * WIDTH, inside, WIDTH, PARTS, True)
         # Rows past the end have probability exp2(-inf) = 0.
         lse = tl.load(log_sum + batch_head * queries + row, mask=inside, other=float("inf")) * LOG2E
         delta = tl.load(delta_in + batch_head * queries + row, mask=inside, other=0.0)
+        k = _again(k, k_rows + start * zero, key_inside, WIDTH, PARTS)
         # Transposed, (keys, queries), so that both products below take it as their left factor.
         scores = inner(k, q, PRECISION) * score_scale
         if POOLED:
             rows = position + (batch_head * (queries - 1) + row64 - 1) * position_stride(E)
             bias = load_tiles(rows, inside & (row > 0), E, POSITIONS, True)
-            scores += inner(onehot, bias, PRECISION)
+            scores += inner(columns, bias, PRECISION)
         probability = tl.exp2(scores - lse[None, :])
+        g = load_tiles(grads_at + row64 * heads * WIDTH, inside, WIDTH, PARTS, True)
         value_sums = accumulate(value_sums, probability, g, PRECISION)
+        v = _again(v, v_rows + start * zero, key_inside, WIDTH, PARTS)
         grad_scores = probability * (inner(v, g, PRECISION) - delta[None, :])
         key_sums = accumulate(key_sums, grad_scores, q, PRECISION)
 
     if not POOLED:
         # The value residual: token i of the values also reaches query i, in the chunk that has it.
         mine = key_inside & (key_row >= begin) & (key_row < begin + chunk)
-        own = load_tiles(grads_at + key_row64 * heads * WIDTH, mine, WIDTH, PARTS, True)
+        own = load_tiles(grads_at + key_row64 * (heads * WIDTH), mine, WIDTH, PARTS, True)
         value_sums = plus(value_sums, own)
-    rows = (((tl.program_id(1).to(tl.int64) * batches + batch) * keys + key_row64) * heads + head) * WIDTH
+    rows = (((tl.program_id(1) * batches + batch) * keys + key_row64) * heads + head) * WIDTH
     store_tiles(grad_key + rows, key_inside, _scaled(key_sums, scale), WIDTH, PARTS)
     store_tiles(grad_value + rows, key_inside, value_sums, WIDTH, PARTS)
 
 
 @triton.jit
-def sum_chunks(
-    key_parts, value_parts, grad_key, grad_value, count, chunks, BLOCK: tl.constexpr
-):
+def sum_chunks(key_parts, value_parts, grad_key, grad_value, count, chunks, BLOCK: tl.constexpr):
     """(chunks, count) float32 -> (count,) in the gradients' dtype, chunks added in order."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
@@ -458,21 +478,23 @@ def sum_chunks(
 Tiles = list[tuple[int, int, int, int]]
 
 
-def _walk_over_keys(choices: Callable[[Arguments], Tiles]) -> Callable[[Arguments], list[Config]]:
-    """Configurations of a kernel that walks over the keys, with the tail that BLOCK_K leaves."""
+def _walk(
+    choices: Callable[[Arguments], Tiles], class_key_first: bool
+) -> Callable[[Arguments], list[Config]]:
+    """Configurations of a kernel that walks over the keys, with the tail each BLOCK_K leaves."""
 
     def configs(arguments: Arguments) -> list[Config]:
         return [
-            Config({"BLOCK_Q": q, "BLOCK_K": k, "TAIL": _tail(arguments, k)}, warps, stages)
+            Config({"BLOCK_Q": q, "BLOCK_K": k, "TAIL": _tail(arguments, k, class_key_first)}, warps, stages)
             for q, k, warps, stages in choices(arguments)
         ]
 
     return configs
 
 
-def _tail(arguments: Arguments, block: int) -> int:
+def _tail(arguments: Arguments, block: int, class_key_first: bool) -> int:
     """Width of the last, masked tile of keys: what full tiles leave, to the next power of two."""
-    rest = (arguments["keys"] - (arguments["K_T"] > 0)) % block
+    rest = (arguments["keys"] - (class_key_first and arguments["K_T"] > 0)) % block
     return max(16, next_power_of_2(rest)) if rest else 0
 
 
@@ -484,40 +506,55 @@ def _interpreted(arguments: Arguments) -> dict[str, int]:
     }
 
 
-def _interpreted_walk(arguments: Arguments) -> dict[str, int]:
-    tiles = _interpreted(arguments)
-    return {**tiles, "TAIL": _tail(arguments, tiles["BLOCK_K"])}
+def _interpreted_walk(class_key_first: bool) -> Callable[[Arguments], dict[str, int]]:
+    def tiles(arguments: Arguments) -> dict[str, int]:
+        blocks = _interpreted(arguments)
+        return {**blocks, "TAIL": _tail(arguments, blocks["BLOCK_K"], class_key_first)}
+
+    return tiles
 
 
 def _forward_tiles(arguments: Arguments) -> Tiles:
     if arguments["query"].dtype == torch.float32:
-        return [(64, 32, 4, 2)]
+        return [(64, 16, 8, 2)]
     return [(128, 64, 8, 2), (64, 64, 4, 2)]
 
 
 def _query_gradient_tiles(arguments: Arguments) -> Tiles:
     if arguments["query"].dtype == torch.float32:
-        return [(64, 32, 4, 1)]
-    return [(128, 64, 8, 2), (64, 64, 4, 2)]
+        return [(64, 16, 8, 2)]
+    # sm_80 holds factors of products in registers, later devices in shared memory.
+    return [(128, 64, 8, 2), (64, 64, 4, 2)] if architecture() >= 90 else [(128, 32, 8, 2), (64, 32, 4, 2)]
 
 
 def _key_gradient_configs(arguments: Arguments) -> list[Config]:
     if arguments["query"].dtype == torch.float32:
-        tiles = [(32, 64, 4, 1)]
+        tiles = [(16, 64, 8, 2)]
     else:
-        tiles = [(64, 64, 4, 2), (64, 128, 8, 2)]
+        tiles = [(64, 128, 8, 2), (64, 64, 4, 2)] if architecture() >= 90 else [(32, 128, 8, 2)]
     return [Config({"BLOCK_Q": q, "BLOCK_K": k}, warps, stages) for q, k, warps, stages in tiles]
 
 
 _KEY = ("queries", "keys", "K_T", "K_H", "K_W", "WIDTH", "PRECISION")
-FORWARD = Kernel(attention_forward, _walk_over_keys(_forward_tiles), _KEY, _interpreted_walk)
+FORWARD = Kernel(attention_forward, _walk(_forward_tiles, True), _KEY, _interpreted_walk(True))
 QUERY_GRADIENT = Kernel(
-    attention_query_gradient, _walk_over_keys(_query_gradient_tiles), _KEY, _interpreted_walk
+    attention_query_gradient, _walk(_query_gradient_tiles, False), _KEY, _interpreted_walk(False)
 )
 KEY_GRADIENT = Kernel(attention_key_gradient, _key_gradient_configs, _KEY, _interpreted)
 SUM_CHUNKS = Kernel(
     sum_chunks, lambda arguments: [Config({"BLOCK": 1024})], interpreter=lambda arguments: {"BLOCK": 1 << 16}
 )
+
+
+@dataclass(frozen=True)
+class Position:
+    """Factors of the position bias, in a dtype that need not be the query's."""
+
+    #: log2(e) q.R for every key coordinate, (B, h, Nq - 1, position_stride(E)).
+    products: Tensor
+    #: (Nk, tiles of E): 1 at the coordinates of a key.
+    onehot: Tensor
+
 
 #: A pass over the queries is split so that about this many programs of 64 keys run, by the shape alone, ...
 PROGRAMS = 512
@@ -531,7 +568,9 @@ def _query_chunk(batch_heads: int, queries: int, keys: int) -> int:
     return 128 * cdiv(max(CHUNK, cdiv(queries, wanted)), 128)
 
 
-def _arguments(query: Tensor, key: Tensor, value: Tensor, k_grid: Sequence[int]) -> dict[str, Any]:
+def _arguments(
+    query: Tensor, key: Tensor, value: Tensor, position: Position | None, k_grid: Sequence[int]
+) -> dict[str, Any]:
     """What the launches of one call have in common; the last axis of the tensors is dense."""
     strides = {
         f"{letter}_{axis}": tensor.stride(place)
@@ -542,6 +581,8 @@ def _arguments(query: Tensor, key: Tensor, value: Tensor, k_grid: Sequence[int])
         "query": query,
         "key": key,
         "value": value,
+        "position": position.products if position else None,
+        "onehot": position.onehot if position else None,
         **strides,
         "queries": query.shape[1],
         "keys": key.shape[1],
@@ -549,23 +590,20 @@ def _arguments(query: Tensor, key: Tensor, value: Tensor, k_grid: Sequence[int])
         **dict(zip(("K_T", "K_H", "K_W"), k_grid, strict=True)),
         "WIDTH": query.shape[3],
         "PRECISION": dot_precision(query.dtype),
+        "zero": 0,
     }
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, position: Tensor | None, k_grid: Sequence[int], scale: float
+    query: Tensor, key: Tensor, value: Tensor, position: Position | None, k_grid: Sequence[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Result (B, Nq, h*d) with its residual, and log-sum-exp (B, h, Nq).
-
-    ``position`` is log2(e) q.R, (B, h, Nq - 1, position_stride(E)), for a ``k_grid`` that is not (0, 0, 0).
-    """
+    """Result (B, Nq, h*d) with its residual, and log-sum-exp (B, h, Nq)."""
     batch, queries, heads, channels = query.shape
     out = query.new_empty(batch, queries, heads * channels)
     log_sum = query.new_empty(batch, heads, queries, dtype=torch.float32)
     FORWARD(
         lambda tiles: (cdiv(queries, tiles["BLOCK_Q"]) * batch * heads,),
-        **_arguments(query, key, value, k_grid),
-        position=position,
+        **_arguments(query, key, value, position, k_grid),
         out=out,
         log_sum=log_sum,
         scale=scale * LOG2E.value,
@@ -574,22 +612,21 @@ def forward(
 
 
 def backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, position: Tensor | None, out: Tensor,
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, position: Position | None, out: Tensor,
     log_sum: Tensor, k_grid: Sequence[int], scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of query (without its part through the bias), key, value and q.R (laid out as position)."""
-    batch, queries, heads, channels = query.shape
+    """Gradients of query (without its part through the bias), key, value and q.R (laid out as Position)."""
+    batch, queries, heads, _ = query.shape
     keys = key.shape[1]
-    common = _arguments(query, key, value, k_grid)
+    common = _arguments(query, key, value, position, k_grid)
     common |= {
         "grad": grad.contiguous(),
-        "position": position,
         "log_sum": log_sum.contiguous(),
         "scale": scale,
         "score_scale": scale * LOG2E.value,
     }
     grad_query = query.new_empty(query.shape)
-    grad_position = None if position is None else torch.empty_like(position, dtype=query.dtype)
+    grad_position = None if position is None else torch.empty_like(position.products, dtype=query.dtype)
     delta = torch.empty_like(common["log_sum"])
     QUERY_GRADIENT(
         lambda tiles: (cdiv(queries, tiles["BLOCK_Q"]) * batch * heads,),

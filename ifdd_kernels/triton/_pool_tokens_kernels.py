@@ -155,9 +155,9 @@ def _pool(x, token, weight, gamma, beta, out, stats, grad, partial, tile, eps, r
     if tile == 0:  # the class token: no convolution
         first = tl.arange(0, block_y * block_x) == 0
         everywhere = tl.zeros((block_y * block_x, 1), tl.int32) + channel[None, :]
-        token_0 = tl.load(
-            x + everywhere, mask=first[:, None] & has_channel[None, :], other=0.0
-        ).to(tl.float32)
+        token_0 = tl.load(x + everywhere, mask=first[:, None] & has_channel[None, :], other=0.0).to(
+            tl.float32
+        )
         grad_gamma, grad_beta = _finish(
             token_0, place * 0, first, out, stats, grad, scale, shift, grad_gamma, grad_beta, eps,
             has_channel, row_step, channels, gradient)  # fmt: skip
@@ -364,12 +364,10 @@ def _correlate(source, token, row, column, valid, before, here, after, sums, has
     """Adds one input frame times the gradients of the outputs around it to the 27 taps' sums."""
     result = ()
     for tap in tl.static_range(9):
-        ky: tl.constexpr = tap // 3
-        kx: tl.constexpr = tap % 3
-        y = row + (ky - 1)
-        x = column + (kx - 1)
+        y = row + (tap // 3 - 1)
+        x = column + (tap % 3 - 1)
         mask = valid & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        cell = source + ((ky - 1) * width + (kx - 1)) * token
+        cell = source + ((tap // 3 - 1) * width + (tap % 3 - 1)) * token
         value = tl.load(cell, mask=mask[:, None] & has_channel[None, :], other=0.0).to(tl.float32)
         if all_three:
             result = result + (

@@ -102,17 +102,31 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
 
 
 _captured: list[Launch] | None = None
+_captured_for: int | None = None
 
 
 @contextlib.contextmanager
-def captured_launches() -> Iterator[list[Launch]]:
-    """Kernels are noted instead of launched inside: with fake tensors, what an op would compile."""
-    global _captured
-    _captured = []
+def captured_launches(architecture: int | None = None) -> Iterator[list[Launch]]:
+    """Kernels are noted instead of launched inside: with fake tensors, what an op would compile.
+
+    ``architecture``, 80 for sm_80, stands in for the device's, see :func:`architecture`.
+    """
+    global _captured, _captured_for
+    _captured, _captured_for = [], architecture
     try:
         yield _captured
     finally:
-        _captured = None
+        _captured, _captured_for = None, None
+
+
+def architecture() -> int:
+    """Compute capability to choose configurations for, 90 for 9.0; 90 without a device."""
+    if _captured_for is not None:
+        return _captured_for
+    if not torch.cuda.is_available():
+        return 90
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
 
 
 def contiguous_channels(x: Tensor) -> Tensor:

@@ -50,23 +50,20 @@ def _tiles(out_grid: Sequence[int], tile: Mapping[str, int]) -> int:
 
 
 def _pool_configs(arguments: Mapping[str, Any]) -> list[Config]:
-    """Tiles of 4 x 8 cells, and larger ones where the plane fills them.
+    """Tiles of 32 cells, square or flat; they share loads in the first-level cache, flat ones more along x.
 
     8 warps: then the 128 lanes of a tap are fewer than the threads, and the compiler loads a tap in the
-    layout of the sums instead of moving it there through shared memory.
+    layout of the sums instead of moving it there through shared memory. With twice the cells or half the
+    warps the three frames of sums do not fit the registers.
     """
     query = arguments["out_q"]
-    programs = query.shape[0] * query.shape[2]
     out_grid = [
         cdiv(arguments[f"q_{size}"], arguments[f"q_stride_{axis}"])
         for size, axis in (("frames", "t"), ("height", "y"), ("width", "x"))
     ]
-    configs = [Config(_tile(out_grid, programs, 4, 8), num_warps=8)]
-    if arguments["block_c"] <= 128 and out_grid[1] >= 4:
-        configs.append(Config(_tile(out_grid, programs, 4, 4), num_warps=8))
-    if arguments["block_c"] <= 64 and out_grid[1] >= 8:
-        configs.append(Config(_tile(out_grid, programs, 8, 8), num_warps=8))
-    return configs
+    sides = ((4, 8), (2, 16)) if out_grid[2] > 8 and not INTERPRET else ((4, 8),)
+    programs = query.shape[0] * query.shape[2]
+    return [Config(_tile(out_grid, programs, *side), num_warps=8) for side in sides]
 
 
 POOL = Kernel(
@@ -77,10 +74,7 @@ POOL = Kernel(
 #: The same kernel as the first step of the backward, with a tile of its own: it decides how the norm's
 #: partial sums are cut.
 POOL_GRADIENT = Kernel(pool_kernel, lambda arguments: [Config({}, num_warps=8)])
-INPUT_GRADIENT = Kernel(
-    input_gradient_kernel, lambda arguments: [Config({}, num_warps=8), Config({}, num_warps=16)],
-    key=("out_q", "q_height", "q_width", "q_stride_y", "kv_stride_y"),
-)  # fmt: skip
+INPUT_GRADIENT = Kernel(input_gradient_kernel, lambda arguments: [Config({}, num_warps=8)])
 WEIGHT_GRADIENT = Kernel(weight_gradient_kernel, lambda arguments: [Config({}, num_warps=4)])
 
 
@@ -277,7 +271,8 @@ def backward(
         out_kv=grad_other,
         **grad_packing,
         **common,
-        **_tile(shape.out_grids[0], shape.batch * heads, 4, 8),
+        # Where taps are skipped by their residue the compiler aims at fewer registers, and 32 cells spill.
+        **_tile(shape.out_grids[0], shape.batch * heads, 4, 8 if stride_q[1:] == [1, 1] else 4),
     )
 
     plane = _correlation_tile(shape.out_grids[0])

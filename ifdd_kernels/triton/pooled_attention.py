@@ -12,6 +12,7 @@ not stored, or read as zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,17 +24,27 @@ from torch import Tensor
 from ifdd_kernels.triton import _attention
 from ifdd_kernels.triton._attention import (
     LOG2E,
+    Position,
     accumulate,
-    as_float,
+    cast,
     column_tiles,
     inner,
     load_tiles,
     plus,
     position_stride,
     store_tiles,
+    sum_of,
+    whole_tile,
     zeros,
 )
-from ifdd_kernels.triton._runtime import Kernel, cdiv, contiguous_channels, dot_precision, next_power_of_2
+from ifdd_kernels.triton._runtime import (
+    Grid,
+    Kernel,
+    cdiv,
+    contiguous_channels,
+    dot_precision,
+    next_power_of_2,
+)
 from ifdd_kernels.triton._tuning import Config
 
 
@@ -75,7 +86,7 @@ def _position_rows(
     row_w = tl.where(is_w, _table_row(x, tl.where(is_w, column - K_H, 0), Q_W, K_W), 0)
     rows_h = load_tiles(table_h + row_h * WIDTH, is_h, WIDTH, PARTS, True)
     rows_w = load_tiles(table_w + row_w * WIDTH, is_w, WIDTH, PARTS, True)
-    return plus(as_float(rows_h), rows_w)
+    return plus(cast(rows_h, tl.float32), rows_w)
 
 
 @triton.jit
@@ -99,12 +110,15 @@ def _fitted(x, dtype: tl.constexpr):
 
 @triton.jit
 def position_products(
-    query, table_h, table_w, table_t, position, q_batch, q_token, q_head, clips, heads,
+    query, table_h, table_w, table_t, position, onehot, q_batch, q_token, q_head, clips, heads,
     Q_T: tl.constexpr, Q_H: tl.constexpr, Q_W: tl.constexpr,
     K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, WIDTH: tl.constexpr,
     ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """log2(e) q.R for every key coordinate, columns t | y | x; position (B, h, Nq, stride)."""
+    """log2(e) q.R for every key coordinate, columns t | y | x; position (B, h, Nq, stride).
+
+    The programs share a second duty: ``onehot`` (1 + Nk, tiles of E), 1 at a key's coordinates.
+    """
     PARTS: tl.constexpr = column_tiles(WIDTH)
     tiles = tl.cdiv(clips * heads * Q_T, ROWS)
     y = tl.program_id(0) // tiles // Q_W
@@ -113,7 +127,7 @@ def position_products(
         tl.program_id(0) % tiles, y, x, clips, heads, ROWS, Q_T, Q_H, Q_W
     )
     rows = query + clip * q_batch + head * q_head + (1 + cell) * q_token
-    q = as_float(load_tiles(rows, inside, WIDTH, PARTS, True))
+    q = cast(load_tiles(rows, inside, WIDTH, PARTS, True), tl.float32)
     out = position + ((clip * heads + head) * (Q_T * Q_H * Q_W) + cell) * position_stride(K_T + K_H + K_W)
 
     for start in range(0, K_H + K_W, 32):
@@ -127,11 +141,21 @@ def position_products(
     TABLE_T: tl.constexpr = 2 * max(Q_T, K_T) - 1
     for start in range(0, TABLE_T, 16):
         row = start + tl.arange(0, 16)
-        r = as_float(load_tiles(table_t + row * WIDTH, row < TABLE_T, WIDTH, PARTS, True))
+        r = cast(load_tiles(table_t + row * WIDTH, row < TABLE_T, WIDTH, PARTS, True), tl.float32)
         key, exists = _key_of_row(t[:, None], row[None, :], Q_T, K_T)
         products = inner(q, r, PRECISION) * LOG2E
         kept = inside[:, None] & exists
         tl.store(out[:, None] + key, _fitted(products, position.dtype.element_ty), mask=kept)
+
+    COLUMNS: tl.constexpr = sum_of(column_tiles(K_T + K_H + K_W))
+    column = tl.arange(0, whole_tile(COLUMNS))
+    for key in range(tl.program_id(0), 1 + K_T * K_H * K_W, tl.num_programs(0)):
+        of_key = tl.maximum(key - 1, 0)
+        y_column = K_T + of_key // K_W % K_H
+        x_column = K_T + K_H + of_key % K_W
+        hit = (column == of_key // (K_H * K_W)) | (column == y_column) | (column == x_column)
+        value = (hit & (column >= 0) & (key > 0)).to(onehot.dtype.element_ty)
+        tl.store(onehot + key * COLUMNS + column, value, mask=column < COLUMNS)
 
 
 @triton.jit
@@ -154,12 +178,11 @@ def position_gradient(
     x = program // tiles % Q_W
     inside, t, clip, head, cell = _queries_of(program % tiles, y, x, clips, heads, ROWS, Q_T, Q_H, Q_W)
     rows = query + clip * q_batch + head * q_head + (1 + cell) * q_token
-    q = as_float(load_tiles(rows, inside, WIDTH, PARTS, True))
+    q = cast(load_tiles(rows, inside, WIDTH, PARTS, True), tl.float32)
     joined = ((clip * (1 + Q_T * Q_H * Q_W) + 1 + cell) * heads + head) * WIDTH
-    sums = as_float(load_tiles(partial_grad + joined, inside, WIDTH, PARTS, True))
-    grads = (
-        grad_position
-        + ((clip * heads + head) * (Q_T * Q_H * Q_W) + cell) * position_stride(K_T + K_H + K_W)
+    sums = cast(load_tiles(partial_grad + joined, inside, WIDTH, PARTS, True), tl.float32)
+    grads = grad_position + ((clip * heads + head) * (Q_T * Q_H * Q_W) + cell) * position_stride(
+        K_T + K_H + K_W
     )
     mine = parts + program.to(tl.int64) * ((K_H + K_W + TABLE_T) * WIDTH)
 
@@ -174,7 +197,7 @@ def position_gradient(
 
     for start in range(0, TABLE_T, 16):
         row = start + tl.arange(0, 16)
-        r = as_float(load_tiles(table_t + row * WIDTH, row < TABLE_T, WIDTH, PARTS, True))
+        r = cast(load_tiles(table_t + row * WIDTH, row < TABLE_T, WIDTH, PARTS, True), tl.float32)
         key, exists = _key_of_row(t[:, None], row[None, :], Q_T, K_T)
         kept = inside[:, None] & exists
         g = tl.load(grads[:, None] + key, mask=kept, other=0.0).to(tl.float32)
@@ -223,13 +246,15 @@ def _one_config(**tiles: int) -> Any:
 #: ROWS is an argument, not a configuration: the number of partial sums follows from it.
 PRODUCTS = Kernel(position_products, _one_config())
 GRADIENT = Kernel(position_gradient, _one_config())
-TABLE = Kernel(table_gradient, _one_config(BLOCK=32, COLUMNS=32), (), lambda _: {"BLOCK": 256, "COLUMNS": 128})
+TABLE = Kernel(
+    table_gradient, _one_config(BLOCK=32, COLUMNS=32), (), lambda _: {"BLOCK": 256, "COLUMNS": 128}
+)
 
 
 def _position_arguments(
     query: Tensor, tables: Sequence[Tensor], q_grid: Sequence[int], k_grid: Sequence[int]
 ) -> dict[str, Any]:
-    """Arguments of both position kernels. q.R of 16-bit queries is a TF32 product, in which they are exact."""
+    """Arguments of both position kernels; q.R of 16-bit queries is a TF32 product, where they are exact."""
     batch, _, heads, channels = query.shape
     names = ("Q_T", "Q_H", "Q_W", "K_T", "K_H", "K_W")
     return {
@@ -260,18 +285,21 @@ def _programs(query: Tensor, q_grid: Sequence[int]) -> int:
 
 def _position(
     query: Tensor, tables: Sequence[Tensor], q_grid: Sequence[int], k_grid: Sequence[int]
-) -> Tensor:
-    """log2(e) q.R of all queries but the class token's, (B, h, Nq, stride)."""
+) -> Position:
     batch, queries, heads, _ = query.shape
-    stride: int = position_stride(sum(k_grid))
+    positions = sum(k_grid)
     # float16 beside bfloat16 too: the range suffices and three more bits make its rounding the smallest one.
     dtype = torch.float32 if query.dtype == torch.float32 else torch.float16
-    position = query.new_empty(batch, heads, queries - 1, stride, dtype=dtype)
+    products = query.new_empty(batch, heads, queries - 1, position_stride(positions), dtype=dtype)
+    onehot = query.new_empty(1 + math.prod(k_grid), sum(column_tiles(positions)), dtype=dtype)
     programs = _programs(query, q_grid)
     PRODUCTS(
-        lambda tiles: (programs,), **_position_arguments(query, tables, q_grid, k_grid), position=position
+        lambda tiles: (programs,),
+        **_position_arguments(query, tables, q_grid, k_grid),
+        position=products,
+        onehot=onehot,
     )
-    return position
+    return Position(products, onehot)
 
 
 def forward(
@@ -330,6 +358,11 @@ def backward(
     return grad_query, grad_key, grad_value, grad_h, grad_w, grad_t
 
 
+def _table_grid(table: Tensor) -> Grid:
+    rows, channels = table.shape
+    return lambda tiles: (rows, cdiv(channels, tiles["COLUMNS"]))
+
+
 def _table_gradients(
     parts: Tensor, tables: Sequence[Tensor], q_grid: Sequence[int], k_grid: Sequence[int]
 ) -> list[Tensor]:
@@ -349,7 +382,7 @@ def _table_gradients(
     ):
         grad = torch.empty_like(table)
         TABLE(
-            lambda tiles, rows=table.shape[0]: (rows, cdiv(channels, tiles["COLUMNS"])),
+            _table_grid(table),
             parts=parts,
             grad_table=grad,
             slots=slots,

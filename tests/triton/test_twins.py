@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from ifdd_kernels import backends
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.registry import REGISTRY, Entry, Maker, backward_arguments
-from ops.cases import with_gradients
+from ifdd_kernels.triton import interpreted
+from ops.cases import outputs_of, with_gradients
 from ops.twins import check_twin, lowered
 
 WRITTEN = [REGISTRY[name] for name, operator in OPERATORS.items() if "triton" in operator.twins]
+DEVICE = "cpu" if interpreted() else "cuda"
 SAMPLES = [
     pytest.param(entry, sample.label, id=f"{entry.name}-{sample.label}")
     for entry in WRITTEN
@@ -22,7 +25,67 @@ SAMPLES = [
 FIRST = [pytest.param(entry, id=entry.name) for entry in WRITTEN]
 
 
+def _first(entry: Entry) -> tuple[Any, ...]:
+    assert entry.operator is not None
+    return with_gradients(next(iter(entry.samples(Maker(torch.float32, DEVICE)))))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("entry", "label"), SAMPLES)
 def test_values_and_gradients(entry: Entry, label: str, dtype: torch.dtype) -> None:
-    check_twin(entry, lowered(entry, label, dtype))
+    check_twin(entry, lowered(entry, label, dtype, DEVICE))
+
+
+@pytest.mark.parametrize("entry", FIRST)
+def test_op_rules(entry: Entry) -> None:
+    assert entry.operator is not None
+    opcheck(entry.operator.overload("triton"), _first(entry))
+
+
+@pytest.mark.parametrize("entry", [e for e in WRITTEN if e.operator and e.operator.backward])
+def test_backward_op_rules(entry: Entry) -> None:
+    assert entry.operator is not None
+    arguments = backward_arguments(entry.operator, tuple(_detached(_first(entry))))
+    opcheck(entry.operator.overload("triton", backward=True), arguments)
+
+
+def _detached(arguments: tuple[Any, ...]) -> list[Any]:
+    return [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+
+
+class _Calls(torch.nn.Module):
+    """An op of the Triton family with its arguments that are no tensors."""
+
+    def __init__(self, entry: Entry, arguments: tuple[Any, ...]) -> None:
+        super().__init__()
+        assert entry.operator is not None
+        self.op = entry.operator.overload("triton")
+        self.arguments = [None if isinstance(a, torch.Tensor) else (a,) for a in arguments]
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = iter(tensors)
+        return outputs_of(self.op(*(next(given) if a is None else a[0] for a in self.arguments)))
+
+
+@pytest.mark.parametrize("entry", FIRST)
+def test_compiles_and_exports_in_one_graph(entry: Entry) -> None:
+    arguments = tuple(_detached(_first(entry)))
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    module = _Calls(entry, arguments)
+    expected = module(*tensors)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")(*tensors)
+    exported = torch.export.export(module, tuple(tensors))
+    assert any("_triton" in str(node.target) for node in exported.graph.nodes)
+    for results in (compiled, exported.module()(*tensors)):
+        for got, wanted in zip(results, expected, strict=True):
+            assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("entry", FIRST)
+def test_float64_is_refused(entry: Entry) -> None:
+    assert entry.operator is not None
+    sample = next(iter(entry.samples(Maker(torch.float64, DEVICE))))
+    assert not backends.can_run(entry.name, "triton", *(a for a in sample.args if torch.is_tensor(a)))
+    with pytest.raises(RuntimeError, match=f"{entry.name}: backend 'triton' cannot run: .*float64"):
+        entry.operator.overload("triton")(*sample.args)
