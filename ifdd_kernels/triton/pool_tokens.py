@@ -294,7 +294,7 @@ def backward(
         **plane,
     )
     grad_weights = [
-        total.t().reshape(weight.shape).to(weight.dtype)
+        total.t().reshape(weight.shape).to(weight.dtype).contiguous()
         for total, weight in zip(_total(tap_sums, chunks), weights, strict=True)
     ]
     grad_norms = [
