@@ -101,8 +101,7 @@ class Compilation:
         compiled = self.kernel.function.warmup(
             **{k: MockTensor(v.dtype) if isinstance(v, Tensor) else v for k, v in self.arguments.items()},
             **self.config.tiles,
-            num_warps=self.config.num_warps,
-            num_stages=self.config.num_stages,
+            **self.config.options,
             grid=(1,),
         )
         return {

@@ -88,7 +88,10 @@ class Kernel:
             # A compiler that traces sees a plain launch only through wrap_triton.
             function = torch.library.wrap_triton(self.function) if traced else self.function
             values = {**arguments, **config.tiles}
-            function[grid(values)](**values, num_warps=config.num_warps, num_stages=config.num_stages)
+            options = config.options
+            if traced:
+                options.pop("maxnreg", None)  # not among what wrap_triton takes
+            function[grid(values)](**values, **options)
 
         with contextlib.nullcontext() if traced else _on(tensor.device):
             launch(_tuning.choose(self, arguments, tensor.device, launch, may_time=not traced))

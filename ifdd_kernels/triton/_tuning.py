@@ -32,11 +32,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Compile-time tile sizes of a kernel by argument name, warps of a program, stages of its loops."""
+    """Compile-time tile sizes of a kernel by argument name, warps of a program, stages of its loops.
+
+    ``max_registers`` is a thread's limit for the assembler, which otherwise picks one for occupancy.
+    """
 
     tiles: Mapping[str, int]
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Everything but the tiles, as Triton's compiler names it."""
+        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **limit}
 
 
 _chosen: dict[tuple[torch.device, str], Config] = {}

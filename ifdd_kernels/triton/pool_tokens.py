@@ -54,7 +54,8 @@ def _pool_configs(arguments: Mapping[str, Any]) -> list[Config]:
 
     8 warps: then the 128 lanes of a tap are fewer than the threads, and the compiler loads a tap in the
     layout of the sums instead of moving it there through shared memory. With twice the cells or half the
-    warps the three frames of sums do not fit the registers.
+    warps the three frames of sums do not fit the registers. The limit of 255 keeps the assembler from
+    aiming at half of that, and spilling, for a second block on the multiprocessor.
     """
     query = arguments["out_q"]
     out_grid = [
@@ -63,7 +64,7 @@ def _pool_configs(arguments: Mapping[str, Any]) -> list[Config]:
     ]
     sides = ((4, 8), (2, 16)) if out_grid[2] > 8 and not INTERPRET else ((4, 8),)
     programs = query.shape[0] * query.shape[2]
-    return [Config(_tile(out_grid, programs, *side), num_warps=8) for side in sides]
+    return [Config(_tile(out_grid, programs, *side), num_warps=8, max_registers=255) for side in sides]
 
 
 POOL = Kernel(
@@ -73,8 +74,8 @@ POOL = Kernel(
 )
 #: The same kernel as the first step of the backward, with a tile of its own: it decides how the norm's
 #: partial sums are cut.
-POOL_GRADIENT = Kernel(pool_kernel, lambda arguments: [Config({}, num_warps=8)])
-INPUT_GRADIENT = Kernel(input_gradient_kernel, lambda arguments: [Config({}, num_warps=8)])
+POOL_GRADIENT = Kernel(pool_kernel, lambda arguments: [Config({}, num_warps=8, max_registers=255)])
+INPUT_GRADIENT = Kernel(input_gradient_kernel, lambda arguments: [Config({}, num_warps=8, max_registers=255)])
 WEIGHT_GRADIENT = Kernel(weight_gradient_kernel, lambda arguments: [Config({}, num_warps=4)])
 
 
@@ -293,11 +294,11 @@ def backward(
         **plane,
     )
     grad_weights = [
-        total.t().reshape(weight.shape).to(weight.dtype)
+        total.t().reshape(weight.shape).to(weight.dtype).contiguous()
         for total, weight in zip(_total(tap_sums, chunks), weights, strict=True)
     ]
     grad_norms = [
-        part.to(norm.dtype)
+        part.to(norm.dtype, copy=True)  # results of an op must not share memory
         for total, norm in zip(_total(norm_sums, counts), norms, strict=True)
         for part in total.unbind(0)
     ]

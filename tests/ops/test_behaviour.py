@@ -203,7 +203,8 @@ def test_tables_of_another_length_are_interpolated() -> None:
     assert not torch.allclose(got, ifdd_kernels.pooled_attention(query, key, value, *tables, q_grid, k_grid))
 
 
-def test_backend_choice_explains_itself() -> None:
+def test_backend_choice_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")  # otherwise Triton runs on the CPU
     refused = backends.can_run("pool_tokens", "triton")
     assert not refused
     assert "Triton" in refused.reason
