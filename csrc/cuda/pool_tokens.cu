@@ -109,7 +109,8 @@ struct ForwardPart {
 // A block takes a tile of outputs of one clip, head and part through all frames, which pass through a ring of three in
 // shared memory. A thread keeps the 27 weights of two channels and forms a strip of outputs from cells it reads once.
 template <class T>
-__global__ void __launch_bounds__(kMostThreads) pool_tokens_kernel(const __grid_constant__ PoolForward<T> op) {
+__global__ void __launch_bounds__(kMostThreads, is_16_bit<T> ? 4 : 2)
+    pool_tokens_kernel(const __grid_constant__ PoolForward<T> op) {
   const int block = static_cast<int>(blockIdx.x);
   const int place = block < op.first_block[1] ? 0 : block < op.first_block[2] ? 1 : 2;
   const ForwardPart<T> work{op, op.part[place], place};
@@ -288,7 +289,8 @@ struct BackwardPart {
 // A block takes a range of tiles, each through all frames: the convolution again, the norm's backward, and from both
 // the sums for the weights.
 template <class T>
-__global__ void __launch_bounds__(kMostThreads) pool_tokens_norm_kernel(const __grid_constant__ PoolBackward<T> op) {
+__global__ void __launch_bounds__(kMostThreads, is_16_bit<T> ? 2 : 1)
+    pool_tokens_norm_kernel(const __grid_constant__ PoolBackward<T> op) {
   const int block = static_cast<int>(blockIdx.x);
   const int place = block < op.first_block[1] ? 0 : block < op.first_block[2] ? 1 : 2;
   const BackwardPart<T> work{op, op.part[place], place};
@@ -587,7 +589,7 @@ size_t arrange(const char* op, const Inputs& in, Part<T> (&part)[kParts], PoolSh
     int64_t ring = 0;
     for (const Part<T>& p : part) ring = std::max(ring, ring_size(p, shape));
     bytes = result_bytes(shape, more_rows) + ring * sizeof(T);
-    if (bytes <= limit) break;
+    if (bytes <= limit && shape.pairs * shape.rows <= kMostThreads) break;
   }
   if (shape.rows == 0) {
     fail(op, "qkv", "expected a smaller head_dim: three frames of a tile of ", in.d, " channels take ", bytes,

@@ -13,9 +13,8 @@ namespace ifdd::cuda {
 constexpr int kTaps = 27;
 constexpr int kParts = 3;           // q, k, v
 constexpr int kMostChannels = 128;  // of a head: more would not fit into the registers of backward
-constexpr int kMostPairs = kMostChannels / 2;
-constexpr int kMostRows = 4;  // of a tile, one group of threads each
-constexpr int kMostThreads = kMostPairs * kMostRows;
+constexpr int kMostRows = 4;        // of a tile, one group of threads each
+constexpr int kMostThreads = 192;   // four rows of 96 channels; wider heads get fewer rows
 
 struct Axis {
   int in, out, stride, step;  // step = min(stride, 3)
