@@ -109,8 +109,7 @@ struct ForwardPart {
 // A block takes a tile of outputs of one clip, head and part through all frames, which pass through a ring of three in
 // shared memory. A thread keeps the 27 weights of two channels and forms a strip of outputs from cells it reads once.
 template <class T>
-__global__ void __launch_bounds__(kMostThreads, is_16_bit<T> ? 4 : 2)
-    pool_tokens_kernel(const __grid_constant__ PoolForward<T> op) {
+__global__ void __launch_bounds__(kMostThreads, 2) pool_tokens_kernel(const __grid_constant__ PoolForward<T> op) {
   const int block = static_cast<int>(blockIdx.x);
   const int place = block < op.first_block[1] ? 0 : block < op.first_block[2] ? 1 : 2;
   const ForwardPart<T> work{op, op.part[place], place};

@@ -189,8 +189,12 @@ struct TokenRows {
     load(op.x.row(b, sample.first, n) + c, first);
     load(op.x.row(b, sample.second, n) + c, second);
     sample.blend(first, second, out);
-    const float* stats = op.stats + ((b * op.index.count() + k) * op.N + n) * 2;
-    const float mean = op.stats == nullptr ? 0 : stats[0], rstd = op.stats == nullptr ? 1 : stats[1];
+    float mean = 0, rstd = 1;
+    if (op.stats != nullptr) {
+      const float* stats = op.stats + ((b * op.index.count() + k) * op.N + n) * 2;
+      mean = stats[0];
+      rstd = stats[1];
+    }
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       out[i] = (out[i] - mean) * rstd;
@@ -524,21 +528,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
   const Tensor grad_index[2] = {index_grad(in.Ks), index_grad(in.Kd)};
   const Tensor grad_norm[4] = {norm_grad(static_weight), norm_grad(static_weight), norm_grad(dynamic_weight),
                                norm_grad(dynamic_weight)};
-  const auto index_sum = [&](int group, int64_t first) {
-    return ColumnSum{
-        data<float>(index_partial) + first,   in.gather ? 0 : in.B, chunks.count * spans, K, group == 0 ? in.Ks : in.Kd,
-        grad_index[group].mutable_data_ptr(), ScalarType::Float};
+  // What does not exist has no groups.
+  const auto index_sum = [&](int group, int64_t first, int64_t count) {
+    const float* from = in.gather ? nullptr : data<float>(index_partial) + first;
+    return ColumnSum{from,
+                     in.gather ? 0 : in.B,
+                     chunks.count * spans,
+                     K,
+                     count,
+                     grad_index[group].mutable_data_ptr(),
+                     ScalarType::Float};
   };
   const auto norm_sum = [&](int row) {
-    return ColumnSum{data<float>(norm_partial) + row * in.C,
-                     norm,
-                     parts,
-                     4 * in.C,
-                     in.C,
-                     grad_norm[row].mutable_data_ptr(),
-                     grad_norm[row].scalar_type()};
+    const float* from = norm ? data<float>(norm_partial) + row * in.C : nullptr;
+    return ColumnSum{
+        from, norm ? 1 : 0, parts, 4 * in.C, in.C, grad_norm[row].mutable_data_ptr(), grad_norm[row].scalar_type()};
   };
-  column_sums(op, device, {index_sum(0, 0), index_sum(1, in.Ks), norm_sum(0), norm_sum(1), norm_sum(2), norm_sum(3)});
+  column_sums(op, device,
+              {index_sum(0, 0, in.Ks), index_sum(1, in.Ks, in.Kd), norm_sum(0), norm_sum(1), norm_sum(2), norm_sum(3)});
   return {grad_x, grad_index[0], grad_index[1], grad_norm[0], grad_norm[1], grad_norm[2], grad_norm[3]};
 }
 
