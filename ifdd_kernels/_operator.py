@@ -60,8 +60,8 @@ class Operator:
     autocast: tuple[int, ...] = ()
     #: Backends beside the default one; each has its own twin ``name_backend``.
     twins: dict[str, Twin] = field(default_factory=dict)
-    #: Why the native CUDA kernels do not take a first argument of this shape; empty if they do.
-    cuda_limit: Callable[[Tensor], str] | None = None
+    #: (leading arguments) -> why the native CUDA kernels do not take these shapes; empty if they do.
+    cuda_limit: Callable[..., str] | None = None
 
     def overload(self, twin: str = "", backward: bool = False) -> torch._ops.OpOverload:
         """The registered op of a backend: '' is the default one, 'reference' the reference."""

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -33,13 +34,14 @@ class Support:
         return self.ok
 
 
-def can_run(op: str, backend: str, *tensors: Tensor, raise_error: bool = False) -> Support:
+def can_run(op: str, backend: str, *tensors: Tensor | None, raise_error: bool = False) -> Support:
     """Whether ``backend`` can run ``op``, on the device of ``tensors`` (the CPU without any).
 
     Args:
         op: name of an op, e.g. ``"split_frames"``.
         backend: one of :data:`BACKENDS`.
-        tensors: inputs of the op; the first one decides the device.
+        tensors: inputs of the op in the order of its schema, None for one that is not given; the first
+            one decides the device, and more of them tell a limit on shapes.
         raise_error: raise the refusal instead of returning it.
 
     Raises:
@@ -47,18 +49,19 @@ def can_run(op: str, backend: str, *tensors: Tensor, raise_error: bool = False) 
         RuntimeError: the backend cannot run the op and ``raise_error`` is set.
     """
     _check_names(op, backend)
-    device, dtype = (tensors[0].device.type, tensors[0].dtype) if tensors else ("cpu", None)
-    limit = _limit(op, tensors[0]) if tensors else ""
+    first = tensors[0] if tensors else None
+    device, dtype = (first.device.type, first.dtype) if first is not None else ("cpu", None)
+    limit = _limit(op, tensors)
     refusal = _refusal(op, backend, device, dtype, limit)
     if raise_error and refusal:
         raise RuntimeError(refusal)
     return _support(op, backend, device, dtype, limit)
 
 
-def _limit(op: str, x: Tensor) -> str:
-    """Why the native CUDA kernels of an op do not take the shape of its first argument, if they do not."""
+def _limit(op: str, args: Sequence[Any]) -> str:
+    """Why the native CUDA kernels of an op do not take arguments of these shapes, if they do not."""
     limit = OPERATORS[op].cuda_limit
-    return limit(x) if limit is not None and x.device.type == "cuda" else ""
+    return limit(*args) if limit is not None and args and args[0].device.type == "cuda" else ""
 
 
 def _support(op: str, backend: str, device: str, dtype: torch.dtype | None, limit: str) -> Support:
@@ -104,15 +107,16 @@ def _fastest(op: str, device: str, dtype: torch.dtype | None, limit: str = "") -
     return chosen, f"{written.reason}; {native.reason}"
 
 
-def select(op: str, backend: str, x: Tensor) -> str:
-    """The twin of ``op`` (see :class:`ifdd_kernels._operator.Operator`) that ``backend`` means for x.
+def select(op: str, backend: str, *args: Any) -> str:
+    """The twin of ``op`` (see :class:`ifdd_kernels._operator.Operator`) that ``backend`` means for arguments.
 
     ``torch.ops.ifdd.<op>`` itself runs the native kernel where there is one and the reference elsewhere:
     on a CPU that is what ``"auto"`` means, while asking for ``"native"`` refuses to fall back.
     """
+    x: Tensor = args[0]
     if backend == "auto":
-        return "" if x.device.type != "cuda" else _fastest_twin(op, x.device.type, x.dtype, _limit(op, x))
-    refusal = _refusal(op, backend, x.device.type, x.dtype, _limit(op, x))
+        return "" if x.device.type != "cuda" else _fastest_twin(op, x.device.type, x.dtype, _limit(op, args))
+    refusal = _refusal(op, backend, x.device.type, x.dtype, _limit(op, args))
     if refusal:
         raise RuntimeError(refusal)
     return "" if backend == "native" else backend
@@ -142,4 +146,4 @@ def _check_names(op: str, backend: str) -> None:
 
 def run(operator: Operator, backend: str, *args: Any) -> Any:
     """Calls the member of an operator's family that ``backend`` means for its first argument."""
-    return operator(select(operator.name, backend, args[0]), *args)
+    return operator(select(operator.name, backend, *args), *args)

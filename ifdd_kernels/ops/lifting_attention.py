@@ -39,7 +39,7 @@ def _fake_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: 
 CUDA_HEAD_DIM = 128
 
 
-def _cuda_limit(query: Tensor) -> str:
+def _cuda_limit(query: Tensor, *rest: Any) -> str:
     head_dim = query.shape[-1]
     if head_dim <= CUDA_HEAD_DIM:
         return ""

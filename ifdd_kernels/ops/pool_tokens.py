@@ -163,6 +163,19 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     return grads[0], grad_key_value, *grads[1:]
 
 
+#: Most channels of a head that the CUDA kernels hold in registers.
+CUDA_HEAD_DIM = 128
+
+
+def _cuda_limit(
+    qkv: Tensor, key_value: Tensor | None = None, weight_q: Tensor | None = None, *rest: Any
+) -> str:
+    head_dim = 0 if weight_q is None else weight_q.shape[0]
+    if head_dim <= CUDA_HEAD_DIM:
+        return ""
+    return f"its CUDA kernels take head_dim <= {CUDA_HEAD_DIM}, the weights have {head_dim}"
+
+
 OPERATOR = register(
     Operator(
         name="pool_tokens",
@@ -196,6 +209,7 @@ OPERATOR = register(
         ),
         non_differentiable=(3, 4, 5),
         autocast=(0, 1),
+        cuda_limit=_cuda_limit,
         twins={"triton": twin("pool_tokens")},
     )
 )

@@ -19,7 +19,7 @@ OP = "lifting_attention"
 def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A library with CUDA kernels, whatever was built here."""
     monkeypatch.setattr(_library, "loaded", lambda: True)
-    monkeypatch.setattr(_library, "native_ops", lambda device: frozenset({OP}))
+    monkeypatch.setattr(_library, "native_ops", lambda device: frozenset({OP, "pool_tokens"}))
     backends._fastest.cache_clear()
     yield
     backends._fastest.cache_clear()
@@ -55,3 +55,17 @@ def test_what_they_do_not_take_goes_elsewhere(x: Tensor, reason: str) -> None:
     chosen = backends.select(OP, "auto", x)
     assert chosen in ("triton", "reference")
     assert reason in backends.can_run(OP, "auto", x).reason
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.parametrize("head_dim", [128, 129])
+def test_the_limit_of_pool_tokens_is_that_of_its_weights(head_dim: int) -> None:
+    with FakeTensorMode():
+        qkv = torch.empty(1, 9, 3 * 2 * head_dim, device="cuda")
+        weight = torch.empty(head_dim, 1, 3, 3, 3, device="cuda")
+    support = backends.can_run("pool_tokens", "auto", qkv, None, weight)
+    if head_dim == 128:
+        assert "chooses native" in support.reason
+    else:
+        assert "chooses native" not in support.reason
+        assert "head_dim <= 128, the weights have 129" in support.reason
