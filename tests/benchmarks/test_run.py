@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,8 @@ def test_cases_run_under_pytest_benchmark() -> None:
     done = subprocess.run(
         (*command, "-k", "frame_correlation", "-W", "ignore"),
         cwd=machine.ROOT,
+        # In a worker of pytest-xdist the plugin switches measuring off.
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True,
         text=True,
     )

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <memory>
 #include <new>
 #include <random>
 #include <sstream>
@@ -124,7 +125,9 @@ class Machine {
   int arrived_ = 0, count_ = 0, last_count_ = 0;
   unsigned barriers_ = 0;
   Site barrier_site_{};
-  std::array<char, 2> barrier_order_{};
+  // What barriers order lies in memory of the block's own: a race between blocks must not look ordered because both
+  // passed a barrier at one address.
+  std::unique_ptr<std::array<char, 2>> barrier_order_;
 };
 
 Machine* machine = nullptr;
@@ -154,9 +157,10 @@ void Machine::reset(Dim index) {
   random_.seed(seed_ * 0x9e3779b97f4a7c15u + index.x + (uint64_t{index.y} << 20) + (uint64_t{index.z} << 40));
   alive_ = static_cast<int>(threads_.size());
   arrived_ = count_ = 0;
+  barrier_order_ = std::make_unique<std::array<char, 2>>();
+  warps_ = std::vector<Warp>(warps_.size());
   for (size_t w = 0; w < warps_.size(); ++w) {
     const size_t lanes = std::min<size_t>(kWarp, threads_.size() - w * kWarp);
-    warps_[w] = Warp{};
     warps_[w].alive = lanes == kWarp ? ~0u : (1u << lanes) - 1;
   }
   for (size_t i = 0; i < threads_.size(); ++i) {
@@ -285,7 +289,7 @@ int Machine::barrier(const Site& site, bool value) {
     give_up(site, "the threads of the block wait at different barriers, others at " + text(barrier_site_));
   }
   barrier_site_ = site;
-  void* order = &barrier_order_[barriers_ % 2];
+  void* order = &(*barrier_order_)[barriers_ % 2];
   race::release(order);
   count_ += value;
   ++arrived_;
