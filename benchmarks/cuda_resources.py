@@ -58,10 +58,12 @@ class Row:
     kernel: str
     architecture: str
     registers: int
-    spilled_bytes: int
+    #: Local memory of a thread: spilled registers, and arrays that are not in registers.
+    local_bytes: int
     static_shared: int
-    #: At the network's shapes; empty where the launcher's choice depends on the call.
-    dynamic_shared: str
+    #: At the network's shapes, the largest of them where several blocks of it differ.
+    dynamic_shared: int
+    #: Of a block at these shapes.
     threads: int
     #: Blocks that fit on a multiprocessor, and the share of its warps that they are.
     blocks: int
@@ -72,32 +74,61 @@ class Row:
     copy_async: int
 
 
-def _attention_bytes(row_blocks: int, tile: Callable[[int, int], int]) -> Callable[[str, int], int]:
-    """Dynamic shared memory of a kernel of lifting_attention, as its launcher computes it."""
+#: Dynamic shared memory and threads of a block as the launcher computes them: from the kernel's name with
+#: template arguments, the bytes that a block may have and the launch bound.
+Launch = Callable[[str, int, int], tuple[int, int]]
 
-    def shared(kernel: str, limit: int) -> int:
-        found = re.search(r"<(\w+), (\d+)>", kernel)
+# Of the default IFDDConfig: frames of a clip, those that both groups take, and channels of a head.
+_FRAMES, _OUTPUTS, _HEAD = 8, 8, 96
+
+
+def _element_bytes(kernel: str) -> int:
+    return 4 if "<float" in kernel else 2
+
+
+def _attention(row_blocks: int, tile: Callable[[int, int], int]) -> Launch:
+    def launch(kernel: str, limit: int, threads: int) -> tuple[int, int]:
+        found = re.search(r"<\w+, (\d+)>", kernel)
         assert found is not None, kernel
-        size, channels = 4 if found[1] == "float" else 2, int(found[2])
+        size, channels = _element_bytes(kernel), int(found[1])
         row = channels * size + 16
         one, two = (row * (row_blocks * 64 + stages * 2 * tile(size, channels)) for stages in (1, 2))
-        return two if two <= limit else one
+        return (two if two <= limit else one), threads
 
-    return shared
+    return launch
 
 
 def _backward_tile(size: int, channels: int) -> int:
     return 32 if size == 2 and channels <= 96 else 16
 
 
-#: By the kernel's name: bytes for a name with its template arguments and a block's limit.
-DYNAMIC: dict[str, Callable[[str, int], int]] = {
-    "forward_kernel": _attention_bytes(1, lambda size, _: 64 if size == 2 else 32),
-    "query_kernel": _attention_bytes(2, _backward_tile),
-    "key_value_kernel": _attention_bytes(2, _backward_tile),
+def _tile(kernel: str, limit: int, more_rows: int) -> tuple[int, int]:
+    """Bytes and threads of a tile of pool_tokens: results, a ring of three frames, as many rows as fit."""
+    for rows in (4, 2, 1):
+        # Columns under a strip of outputs, for the steps 1, 2 and 3 that the network's strides take.
+        cells = max(((rows - 1) * step + 3) * columns for step, columns in ((1, 10), (2, 9), (3, 6)))
+        size = (4 * 8 + more_rows) * _HEAD * 4 + 3 * cells * _HEAD * _element_bytes(kernel)
+        if size <= limit:
+            return size, _HEAD // 2 * rows
+    raise ValueError(f"{kernel} does not fit into {limit} bytes")
+
+
+#: Sums that backward of pool_tokens keeps: of the 27 weights and of the norm's two parameters.
+_SUM_ROWS = 27 + 2
+#: Per output its sample, two sums and a part a warp; four sums of each of 1024 channels.
+_SPLIT_BACKWARD = _OUTPUTS * (16 + (2 + 4) * 4) + 4 * 1024 * 4
+
+#: By the kernel's name; others take no dynamic shared memory and the threads of their launch bound.
+LAUNCHES: dict[str, Launch] = {
+    "forward_kernel": _attention(1, lambda size, _: 64 if size == 2 else 32),
+    "query_kernel": _attention(2, _backward_tile),
+    "key_value_kernel": _attention(2, _backward_tile),
+    "pool_tokens_kernel": lambda kernel, limit, _: _tile(kernel, limit, 0),
+    "pool_tokens_norm_kernel": lambda kernel, limit, _: _tile(kernel, limit, _SUM_ROWS),
+    "pool_tokens_input_kernel": lambda kernel, limit, _: (27 * _HEAD * 4, _tile(kernel, limit, _SUM_ROWS)[1]),
+    "split_frames_backward_kernel": lambda _, __, threads: (_SPLIT_BACKWARD, threads),
+    "topk_choose_kernel": lambda _, __, threads: (_FRAMES * (8 + 4), threads),
 }
-#: Kernels whose dynamic shared memory follows the call.
-VARIABLE = ("split_frames_backward_kernel", "topk_choose_kernel", "pool_tokens")
 
 
 def source_hash(root: Path = ROOT) -> str:
@@ -191,16 +222,17 @@ def _row(key: tuple[str, str], used: dict[str, int], threads: int, counts: dict[
     base = kernel.partition("<")[0]
     # The driver's 1 KB a block counts as shared memory of the kernel on some architectures.
     static = used["SHARED"] - 1024 if name.startswith("sm_9") and used["SHARED"] >= 1024 else used["SHARED"]
-    variable = base.startswith(VARIABLE)
-    dynamic = DYNAMIC[base](kernel, architecture.shared_bytes - 1024) if base in DYNAMIC else 0
+    dynamic = 0
+    if base in LAUNCHES:
+        dynamic, threads = LAUNCHES[base](kernel, architecture.shared_bytes - 1024, threads)
     blocks = architecture.blocks_per_multiprocessor(threads, used["REG"], static + dynamic)
     return Row(
         kernel=kernel,
         architecture=name,
         registers=used["REG"],
-        spilled_bytes=used["LOCAL"],
+        local_bytes=used["STACK"] + used["LOCAL"],
         static_shared=static,
-        dynamic_shared="" if variable else str(dynamic),
+        dynamic_shared=dynamic,
         threads=threads,
         blocks=blocks,
         occupancy=round(blocks * threads / 32 / architecture.warps, 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cuda_resources
-from benchmarks.cuda_resources import ARCHITECTURES, TABLE, Row, find_tool, load, read, source_hash, write
+from benchmarks.cuda_resources import ARCHITECTURES, LAUNCHES, Row, find_tool, load, read, source_hash, write
 
 KERNELS = """
 #include "ifdd/cuda/mma.h"
@@ -30,19 +31,37 @@ __global__ void __launch_bounds__(32) product_kernel(const T* x, float* y) {
   y[threadIdx.x] = d[0][0] + d[1][0];
 }
 template __global__ void product_kernel<__half, 32>(const __half*, float*);
+// 64 values a thread, and 32 registers.
+__global__ void __launch_bounds__(1024, 2) spill_kernel(const float* x, float* y) {
+  float value[64];
+#pragma unroll
+  for (int i = 0; i < 64; ++i) value[i] = x[threadIdx.x * 64 + i];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 64; ++i) y[threadIdx.x * 64 + i] = value[63 - i] * value[i * 7 % 64];
+}
 }
 """
 
 
-@pytest.mark.skipif(not TABLE.exists(), reason="no table yet: build with IFDD_CUDA=ON, then run the tool")
 def test_table_belongs_to_these_sources() -> None:
     sources, rows = load()
     assert sources == source_hash(), (
         "CUDA sources have changed: build with IFDD_CUDA=ON and run python -m benchmarks.cuda_resources"
     )
     assert {row.architecture for row in rows} == set(ARCHITECTURES)
-    assert not [row for row in rows if row.spilled_bytes]
+    assert not [row for row in rows if row.local_bytes]
     assert not [row for row in rows if row.blocks < 1]
+    # A kernel of another name would count as one without dynamic shared memory.
+    assert set(LAUNCHES) <= {row.kernel.partition("<")[0] for row in rows}
+    in_vectors = [
+        row for row in rows if re.match(r"(split_frames|topk|frame_tokens)\w*<\w+, [48]>", row.kernel)
+    ]
+    assert in_vectors
+    assert all(row.load_16_bytes > 0 for row in in_vectors)
+    staged = [row for row in rows if row.kernel.startswith(("pool_tokens_kernel", "pool_tokens_norm_kernel"))]
+    assert len(staged) == len(ARCHITECTURES) * 2 * 3  # forward and backward, dtypes
+    assert all(row.copy_async > 0 for row in staged)
     attention = [row for row in rows if row.kernel.startswith(("forward_", "query_", "key_value_"))]
     assert len(attention) == len(ARCHITECTURES) * 3 * 3 * 4  # kernels, dtypes, head dimensions
     assert all(row.tensor_core > 0 and row.copy_async > 0 for row in attention)
@@ -80,8 +99,8 @@ def test_occupancy(name: str, threads: int, registers: int, shared: int, blocks:
 
 def test_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     rows = [
-        Row("a_kernel<float, 2>", "sm_80", 40, 0, 1024, "", 128, 12, 0.75, 0, 3, 1),
-        Row("b_kernel", "sm_90a", 255, 8, 0, "101376", 256, 1, 0.125, 7, 0, 0),
+        Row("a_kernel<float, 2>", "sm_80", 40, 0, 1024, 0, 128, 12, 0.75, 0, 3, 1),
+        Row("b_kernel", "sm_90a", 255, 8, 0, 101376, 256, 1, 0.125, 7, 0, 0),
     ]
     write(rows, tmp_path / "table.csv")
     assert load(tmp_path / "table.csv") == (source_hash(), rows)
@@ -102,7 +121,7 @@ def test_instructions_are_found(tmp_path: Path) -> None:
     rows = {(row.kernel, row.architecture): row for row in read([tmp_path / "kernels.o"])}
     assert set(rows) == {
         (name, architecture)
-        for name in ("copy_kernel", "product_kernel<__half, 32>")
+        for name in ("copy_kernel", "product_kernel<__half, 32>", "spill_kernel")
         for architecture in ("sm_80", "sm_90a")
     }
     for architecture in ("sm_80", "sm_90a"):
@@ -112,4 +131,5 @@ def test_instructions_are_found(tmp_path: Path) -> None:
         product = rows["product_kernel<__half, 32>", architecture]
         assert (product.threads, product.copy_async, product.static_shared) == (32, 1, 16 * 40 * 2)
         assert product.tensor_core == 4  # two steps of 16 for two tiles
-        assert product.spilled_bytes == 0
+        assert product.local_bytes == copy.local_bytes == 0
+        assert rows["spill_kernel", architecture].local_bytes > 0
