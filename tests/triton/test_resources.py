@@ -13,7 +13,7 @@ from ifdd_kernels._operator import OPERATORS
 
 #: Ops of which rows are still to be compiled (`python -m benchmarks.triton_resources` without a GPU, some
 #: seconds a row). What the table has of them must be current and without spills all the same.
-PENDING = frozenset({"lifting_attention", "pooled_attention"})
+PENDING = frozenset({"pooled_attention"})
 
 
 def _run(*options: str) -> subprocess.CompletedProcess[str]:
