@@ -4,15 +4,16 @@
     python -m benchmarks.triton_resources --check     say what in the table is missing, stale or spills
     python -m benchmarks.triton_resources --only pool_tokens --recompile
 
-Every launch of every op at the network's shapes (:mod:`benchmarks.triton_cases`) is compiled in each of its
-configurations for sm_80 and sm_90 through a stand-in driver. The table, ``results/triton_resources.json``,
-has registers a thread, shared memory, local stores and loads (spills) and the instructions that multiply.
+Every launch of every op in :mod:`benchmarks.triton_cases` is compiled, in each configuration that sm_80 and
+sm_90 have for it, through a stand-in driver. The table, ``results/triton_resources.json``, has registers a
+thread, shared memory, local stores and loads (spills) and the instructions that multiply.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import hashlib
 import importlib
 import inspect
@@ -35,12 +36,11 @@ from triton.runtime.jit import JITFunction, MockTensor
 
 from benchmarks.triton_cases import cases
 from ifdd_kernels._operator import OPERATORS, Gradient, Operator
-from ifdd_kernels.triton._runtime import Arguments, Kernel, captured_launches
+from ifdd_kernels.triton._runtime import Arguments, Kernel, Launch, captured_launches
 from ifdd_kernels.triton._tuning import Config
 
 TABLE = Path(__file__).parent / "results" / "triton_resources.json"
 ARCHITECTURES = (80, 90)
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class StandIn:
@@ -68,18 +68,21 @@ class StandIn:
 
 @dataclass(frozen=True)
 class Compilation:
-    """One kernel in one configuration, with arguments of the types it is launched with."""
+    """One kernel in one configuration for one architecture, with the types it is launched with."""
 
     op: str
     label: str
+    architecture: int
     kernel: Kernel
     arguments: Arguments
     config: Config
 
     @property
     def signature(self) -> str:
-        """What a compiler sees of the arguments."""
-        return ", ".join(f"{name}: {_type(value)}" for name, value in sorted(self.arguments.items()))
+        """What a compiler sees of the arguments: types, and values of compile-time constants."""
+        constants = {p.name for p in self.kernel.function.params if p.is_constexpr}
+        seen = {n: repr(v) if n in constants else _type(v) for n, v in self.arguments.items()}
+        return ", ".join(f"{name}: {of}" for name, of in sorted(seen.items()))
 
     @property
     def name(self) -> str:
@@ -91,13 +94,13 @@ class Compilation:
 
     @property
     def digest(self) -> str:
-        """Changes with the code, the arguments' types and the configuration."""
-        what = (source(self.kernel.function), self.signature, repr(self.config))
+        """Changes with the code, the arguments' types, the configuration and the architecture."""
+        what = (source(self.kernel.function), self.signature, repr(self.config), self.architecture)
         return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
-    def compile(self, architecture: int) -> dict[str, Any]:
+    def compile(self) -> dict[str, Any]:
         """Compiles it; returns its row of the table."""
-        driver.set_active(StandIn(architecture))
+        driver.set_active(StandIn(self.architecture))
         compiled = self.kernel.function.warmup(
             **{k: MockTensor(v.dtype) if isinstance(v, Tensor) else v for k, v in self.arguments.items()},
             **self.config.tiles,
@@ -106,7 +109,7 @@ class Compilation:
         )
         return {
             "kernel": self.name,
-            "architecture": f"sm_{architecture}",
+            "architecture": f"sm_{self.architecture}",
             "digest": self.digest,
             "shared_bytes": compiled.metadata.shared,
             **instructions(compiled.asm["cubin"]),
@@ -123,6 +126,7 @@ def _type(value: Any) -> str:
     return repr(value) if isinstance(value, (bool, str)) else type(value).__name__
 
 
+@functools.cache
 def source(function: Any, seen: tuple[str, ...] = ()) -> str:
     """Code of a kernel and the kernels it calls, without comments, docstrings and layout."""
     plain = function.fn
@@ -165,24 +169,28 @@ def _run(*command: Any) -> str:
 
 
 def compilations(only: str | None = None) -> Iterator[Compilation]:
-    """What the network launches, each configuration and type once."""
+    """What is launched, each configuration and type once an architecture.
+
+    A kernel that ops share belongs to the first of them; ``only`` leaves out what belongs to others.
+    """
     seen: set[str] = set()
-    for dtype in DTYPES:
-        for op, label, arguments in cases(dtype):
-            operator = OPERATORS[op]
-            if "triton" not in operator.twins or only not in (None, op):
-                continue
-            for launch in _launches(operator, arguments):
+    for op, label, arguments in cases():
+        operator = OPERATORS[op]
+        if "triton" not in operator.twins:
+            continue
+        for architecture in ARCHITECTURES:
+            for launch in _launches(operator, arguments, architecture):
                 for config in launch.configs:
-                    found = Compilation(op, label, launch.kernel, launch.arguments, config)
+                    found = Compilation(op, label, architecture, launch.kernel, launch.arguments, config)
                     if found.digest not in seen:
                         seen.add(found.digest)
-                        yield found
+                        if only in (None, op):
+                            yield found
 
 
-def _launches(operator: Operator, arguments: tuple[Any, ...]) -> list[Any]:
+def _launches(operator: Operator, arguments: tuple[Any, ...], architecture: int) -> list[Launch]:
     module = importlib.import_module(f"ifdd_kernels.triton.{operator.name}")
-    with captured_launches() as launches:
+    with captured_launches(architecture) as launches:
         outputs = module.forward(*arguments)
         if operator.backward is not None:
             outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
@@ -195,12 +203,12 @@ def _launches(operator: Operator, arguments: tuple[Any, ...]) -> list[Any]:
 
 def problems(rows: list[dict[str, Any]], declared: list[Compilation]) -> list[str]:
     """What a table lacks, holds in vain, and forbids: spills, products off the tensor cores."""
-    known = {(row["digest"], row["architecture"]) for row in rows}
-    wanted = {(c.digest, f"sm_{a}"): c for c in declared for a in ARCHITECTURES}
-    found = [f"{c.name} for {key[1]}: not in the table" for key, c in wanted.items() if key not in known]
+    known = {row["digest"] for row in rows}
+    wanted = {c.digest: c for c in declared}
+    found = [f"{c.name} for sm_{c.architecture}: not in the table" for c in declared if c.digest not in known]
     for row in rows:
         name = f"{row['kernel']} for {row['architecture']}"
-        if (row["digest"], row["architecture"]) not in wanted:
+        if row["digest"] not in wanted:
             found.append(f"{name}: in the table, but no longer launched")
         if row["spill_stores"] or row["spill_loads"]:
             found.append(f"{name}: spills ({row['spill_stores']} stores, {row['spill_loads']} loads)")
@@ -245,14 +253,13 @@ def main() -> int:
         kept = [] if options.recompile else [row for row in rows if row["digest"] in digests]
         if options.only:
             kept += [row for row in rows if f"[{options.only}," not in row["kernel"]]
-        done = {(row["digest"], row["architecture"]) for row in kept}
+        done = {row["digest"] for row in kept}
         for number, compilation in enumerate(declared):
-            for architecture in ARCHITECTURES:
-                if (compilation.digest, f"sm_{architecture}") not in done:
-                    row = compilation.compile(architecture)
-                    print(f"{number + 1}/{len(declared)}", json.dumps(row), flush=True)
-                    kept.append(row)
-                    write(kept)  # a table that was cut off is continued
+            if compilation.digest not in done:
+                row = compilation.compile()
+                print(f"{number + 1}/{len(declared)}", json.dumps(row), flush=True)
+                kept.append(row)
+                write(kept)  # a table that was cut off is continued
         rows = kept
         write(rows)
     if options.only:

@@ -102,6 +102,31 @@ def load_tiles(rows, inside, WIDTH: tl.constexpr, PARTS: tl.constexpr, MASKED: t
 
 
 @triton.jit
+def _piece(tiles, i: tl.constexpr, rows, inside, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+    """tiles[i]; float32 is read here, and not before, from the rows at pointers ``rows``.
+
+    As three TF32 products a factor is split in registers. Two whole factors fill them, one piece does not.
+    In a loop ``rows`` must look as if they changed, or the compiler reads them once, before it.
+    """
+    if rows.dtype.element_ty == tl.float32:
+        columns = i * PARTS[0] + tl.arange(0, PARTS[i])
+        kept = inside[:, None] & (columns < WIDTH)[None, :]
+        piece = tl.load(rows[:, None] + columns[None, :], mask=kept, other=0.0)
+    else:
+        piece = tiles[i]
+    return piece
+
+
+@triton.jit
+def _held(rows, inside, WIDTH: tl.constexpr, PARTS: tl.constexpr, MASKED: tl.constexpr):
+    """Tiles that products take; of float32 none, see :func:`_piece`."""
+    tiles = ()
+    if rows.dtype.element_ty != tl.float32:
+        tiles = load_tiles(rows, inside, WIDTH, PARTS, MASKED)
+    return tiles
+
+
+@triton.jit
 def store_tiles(rows, inside, tiles, WIDTH: tl.constexpr, PARTS: tl.constexpr):
     for i in tl.static_range(len(PARTS)):
         columns = i * PARTS[0] + tl.arange(0, PARTS[i])
@@ -171,6 +196,34 @@ def accumulate(sums, weights, rows, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _inner_of(
+    left, left_rows, left_inside, right, right_rows, right_inside,
+    WIDTH: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """left right^T of :func:`_held` tiles."""
+    x = _piece(left, 0, left_rows, left_inside, WIDTH, PARTS)
+    y = _piece(right, 0, right_rows, right_inside, WIDTH, PARTS)
+    product = tl.dot(x, tl.trans(y), input_precision=PRECISION)
+    for i in tl.static_range(1, len(PARTS)):
+        x = _piece(left, i, left_rows, left_inside, WIDTH, PARTS)
+        y = _piece(right, i, right_rows, right_inside, WIDTH, PARTS)
+        product = tl.dot(x, tl.trans(y), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def _accumulate_of(
+    sums, weights, tiles, rows, inside, WIDTH: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr
+):
+    """:func:`accumulate` of :func:`_held` tiles."""
+    result = ()
+    for i in tl.static_range(len(PARTS)):
+        piece = _piece(tiles, i, rows, inside, WIDTH, PARTS)
+        result = result + (tl.dot(weights.to(piece.dtype), piece, sums[i], input_precision=PRECISION),)
+    return result
+
+
+@triton.jit
 def _mean_onehot(K_GRID: tl.constexpr, PARTS: tl.constexpr):
     """(1, E): mean of the one-hot rows of all keys with a position."""
     tiles = ()
@@ -192,15 +245,6 @@ def _onehot_rows(onehot, key, inside, POSITIONS: tl.constexpr, MASKED: tl.conste
 
 
 @triton.jit
-def _scores(q, k, position, onehot, scale, PRECISION: tl.constexpr):
-    """(queries, keys), in units of log 2."""
-    scores = inner(q, k, PRECISION) * scale
-    if len(position) > 0:
-        scores += inner(position, onehot, PRECISION)
-    return scores
-
-
-@triton.jit
 def _softmax_step(
     sums, total, largest, q, q_rows, q_inside, position, keys_at, values_at, onehot_all, start, keys, scale,
     zero, POSITIONS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
@@ -209,30 +253,22 @@ def _softmax_step(
     """Online softmax over BLOCK keys from ``start``; ``*_at`` is (pointer, token stride) of a head."""
     key = start + tl.arange(0, BLOCK)
     inside = key < keys
-    k = load_tiles(keys_at[0] + key * keys_at[1], inside, WIDTH, PARTS, MASKED)
-    q = _again(q, q_rows + start * zero, q_inside, WIDTH, PARTS)
+    k_rows = keys_at[0] + key * keys_at[1]
+    k = _held(k_rows, inside, WIDTH, PARTS, MASKED)
     onehot = _onehot_rows(onehot_all, key, inside, POSITIONS, MASKED)
-    scores = _scores(q, k, position, onehot, scale, PRECISION)
+    scores = _inner_of(q, q_rows + start * zero, q_inside, k, k_rows, inside, WIDTH, PARTS, PRECISION) * scale
+    if len(POSITIONS) > 0:
+        scores += inner(position, onehot, PRECISION)
     if MASKED:
         scores = tl.where(inside[None, :], scores, -float("inf"))
     raised = tl.maximum(largest, tl.max(scores, 1))
     probability = tl.exp2(scores - raised[:, None])
     shrink = tl.exp2(largest - raised)
-    v = load_tiles(values_at[0] + key * values_at[1], inside, WIDTH, PARTS, MASKED)
-    sums = accumulate(_scaled(sums, shrink[:, None]), probability, v, PRECISION)
+    v_rows = values_at[0] + key * values_at[1]
+    v = _held(v_rows, inside, WIDTH, PARTS, MASKED)
+    sums = _scaled(sums, shrink[:, None])
+    sums = _accumulate_of(sums, probability, v, v_rows, inside, WIDTH, PARTS, PRECISION)
     return sums, total * shrink + tl.sum(probability, 1), raised
-
-
-@triton.jit
-def _again(tiles, rows, inside, WIDTH: tl.constexpr, PARTS: tl.constexpr):
-    """A float32 factor of all products of a loop, loaded anew; ``rows`` must look as if it changed.
-
-    As three TF32 products two such factors alone fill the registers. Read in the loop they pass through
-    shared memory. 16-bit factors stay where they are.
-    """
-    if tiles[0].dtype == tl.float32:
-        tiles = load_tiles(rows, inside, WIDTH, PARTS, True)
-    return tiles
 
 
 @triton.jit
@@ -306,27 +342,33 @@ def attention_forward(
 
 @triton.jit
 def _query_gradient_step(
-    sums, position_sums, excess, q, q_rows, q_inside, position, g, g_rows, delta, log_sum,
-    keys_at, values_at, onehot_all, start, keys, scale, zero,
-    POSITIONS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
+    sums, position_sums, excess, q, q_rows, q_inside, position, position_rows, position_inside, g, g_rows,
+    delta, log_sum, keys_at, values_at, onehot_all, start, keys, scale, zero,
+    E: tl.constexpr, POSITIONS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
     BLOCK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds dS K and dS onehot of BLOCK keys from ``start``, and the rows' sum of dS."""
     key = start + tl.arange(0, BLOCK)
     inside = key < keys
-    k = load_tiles(keys_at[0] + key * keys_at[1], inside, WIDTH, PARTS, MASKED)
-    q = _again(q, q_rows + start * zero, q_inside, WIDTH, PARTS)
+    k_rows = keys_at[0] + key * keys_at[1]
+    k = _held(k_rows, inside, WIDTH, PARTS, MASKED)
     onehot = _onehot_rows(onehot_all, key, inside, POSITIONS, MASKED)
-    scores = _scores(q, k, position, onehot, scale, PRECISION)
+    scores = _inner_of(q, q_rows + start * zero, q_inside, k, k_rows, inside, WIDTH, PARTS, PRECISION) * scale
+    if len(POSITIONS) > 0:
+        if q_rows.dtype.element_ty == tl.float32:
+            position = load_tiles(position_rows + start * zero, position_inside, E, POSITIONS, True)
+        scores += inner(position, onehot, PRECISION)
     if MASKED:
         scores = tl.where(inside[None, :], scores, -float("inf"))
     probability = tl.exp2(scores - log_sum[:, None])
-    v = load_tiles(values_at[0] + key * values_at[1], inside, WIDTH, PARTS, MASKED)
-    g = _again(g, g_rows + start * zero, q_inside, WIDTH, PARTS)
-    grad_scores = probability * (inner(g, v, PRECISION) - delta[:, None])
-    sums = accumulate(sums, grad_scores, k, PRECISION)
+    v_rows = values_at[0] + key * values_at[1]
+    v = _held(v_rows, inside, WIDTH, PARTS, MASKED)
+    product = _inner_of(g, g_rows + start * zero, q_inside, v, v_rows, inside, WIDTH, PARTS, PRECISION)
+    grad_scores = probability * (product - delta[:, None])
+    sums = _accumulate_of(sums, grad_scores, k, k_rows, inside, WIDTH, PARTS, PRECISION)
     if len(POSITIONS) > 0:
-        position_sums = accumulate(position_sums, grad_scores, cast(onehot, k[0].dtype), PRECISION)
+        columns = cast(onehot, k_rows.dtype.element_ty)
+        position_sums = accumulate(position_sums, grad_scores, columns, PRECISION)
     return sums, position_sums, excess + tl.sum(grad_scores, 1)
 
 
@@ -359,10 +401,12 @@ def attention_query_gradient(
     one = tl.arange(0, 1)
 
     bias = ()
+    bias_rows = q_rows
     position_sums = ()
     position_row = batch_head * (queries - 1) * position_stride(E) + (row - 1) * position_stride(E)
     if POOLED:
-        bias = load_tiles(position + position_row, has_position, E, POSITIONS, True)
+        bias_rows = position + position_row
+        bias = load_tiles(bias_rows, has_position, E, POSITIONS, True)
         position_sums = zeros(BLOCK_Q, POSITIONS)
         delta = _row_dot(g, o) - tl.where(row > 0, _row_dot(g, q), 0.0)
     else:
@@ -374,15 +418,15 @@ def attention_query_gradient(
     full = keys // BLOCK_K * BLOCK_K
     for start in tl.range(0, full, BLOCK_K):
         sums, position_sums, excess = _query_gradient_step(
-            sums, position_sums, excess, q, q_rows, inside, bias, g, grad + joined, delta, lse,
-            keys_at, values_at, onehot, start, keys, score_scale, zero,
-            POSITIONS, WIDTH, PARTS, BLOCK_K, False, PRECISION,
+            sums, position_sums, excess, q, q_rows, inside, bias, bias_rows, has_position, g, grad + joined,
+            delta, lse, keys_at, values_at, onehot, start, keys, score_scale, zero,
+            E, POSITIONS, WIDTH, PARTS, BLOCK_K, False, PRECISION,
         )  # fmt: skip
     if TAIL > 0:
         sums, position_sums, excess = _query_gradient_step(
-            sums, position_sums, excess, q, q_rows, inside, bias, g, grad + joined, delta, lse,
-            keys_at, values_at, onehot, full, keys, score_scale, zero,
-            POSITIONS, WIDTH, PARTS, TAIL, True, PRECISION,
+            sums, position_sums, excess, q, q_rows, inside, bias, bias_rows, has_position, g, grad + joined,
+            delta, lse, keys_at, values_at, onehot, full, keys, score_scale, zero,
+            E, POSITIONS, WIDTH, PARTS, TAIL, True, PRECISION,
         )  # fmt: skip
 
     # Rows of dS sum to nothing. What they do sum to is the rounding of a 16-bit ``out`` in delta, the same
@@ -417,8 +461,8 @@ def attention_key_gradient(
     key_row64 = key_row.to(tl.int64)
     k_rows = key + batch * k_batch + head * k_head + key_row64 * k_token
     v_rows = value + batch * v_batch + head * v_head + key_row64 * v_token
-    k = load_tiles(k_rows, key_inside, WIDTH, PARTS, True)
-    v = load_tiles(v_rows, key_inside, WIDTH, PARTS, True)
+    k = _held(k_rows, key_inside, WIDTH, PARTS, True)
+    v = _held(v_rows, key_inside, WIDTH, PARTS, True)
     columns = _onehot_rows(onehot, key_row, key_inside, POSITIONS, True)
     queries_at = query + batch * q_batch + head * q_head
     grads_at = grad + (batch * queries * heads + head) * WIDTH
@@ -430,23 +474,26 @@ def attention_key_gradient(
         row = start + tl.arange(0, BLOCK_Q)
         inside = row < queries
         row64 = row.to(tl.int64)
-        q = load_tiles(queries_at + row64 * q_token, inside, WIDTH, PARTS, True)
+        q_rows = queries_at + row64 * q_token
+        q = _held(q_rows, inside, WIDTH, PARTS, True)
         # Rows past the end have probability exp2(-inf) = 0.
         lse = tl.load(log_sum + batch_head * queries + row, mask=inside, other=float("inf")) * LOG2E
         delta = tl.load(delta_in + batch_head * queries + row, mask=inside, other=0.0)
-        k = _again(k, k_rows + start * zero, key_inside, WIDTH, PARTS)
         # Transposed, (keys, queries), so that both products below take it as their left factor.
-        scores = inner(k, q, PRECISION) * score_scale
+        again = start * zero
+        scores = _inner_of(k, k_rows + again, key_inside, q, q_rows, inside, WIDTH, PARTS, PRECISION)
+        scores *= score_scale
         if POOLED:
             rows = position + (batch_head * (queries - 1) + row64 - 1) * position_stride(E)
             bias = load_tiles(rows, inside & (row > 0), E, POSITIONS, True)
             scores += inner(columns, bias, PRECISION)
         probability = tl.exp2(scores - lse[None, :])
-        g = load_tiles(grads_at + row64 * heads * WIDTH, inside, WIDTH, PARTS, True)
-        value_sums = accumulate(value_sums, probability, g, PRECISION)
-        v = _again(v, v_rows + start * zero, key_inside, WIDTH, PARTS)
-        grad_scores = probability * (inner(v, g, PRECISION) - delta[None, :])
-        key_sums = accumulate(key_sums, grad_scores, q, PRECISION)
+        g_rows = grads_at + row64 * heads * WIDTH
+        g = _held(g_rows, inside, WIDTH, PARTS, True)
+        value_sums = _accumulate_of(value_sums, probability, g, g_rows, inside, WIDTH, PARTS, PRECISION)
+        product = _inner_of(v, v_rows + again, key_inside, g, g_rows, inside, WIDTH, PARTS, PRECISION)
+        grad_scores = probability * (product - delta[None, :])
+        key_sums = _accumulate_of(key_sums, grad_scores, q, q_rows, inside, WIDTH, PARTS, PRECISION)
 
     if not POOLED:
         # The value residual: token i of the values also reaches query i, in the chunk that has it.
@@ -517,19 +564,22 @@ def _interpreted_walk(class_key_first: bool) -> Callable[[Arguments], dict[str, 
 def _forward_tiles(arguments: Arguments) -> Tiles:
     if arguments["query"].dtype == torch.float32:
         return [(64, 16, 8, 2)]
-    return [(128, 64, 8, 2), (64, 64, 4, 2)]
+    # sm_80 holds factors in registers: 64 keys to a program of 4 warps spill.
+    return [(128, 64, 8, 2), (64, 64 if architecture() >= 90 else 32, 4, 2)]
 
 
 def _query_gradient_tiles(arguments: Arguments) -> Tiles:
     if arguments["query"].dtype == torch.float32:
-        return [(64, 16, 8, 2)]
+        # Triton splits a chain of products over its warps along the longer side. With the keys that is, each
+        # warp holds a part of a tile of keys; along the queries each would hold all of it, and spill.
+        return [(16, 32, 4, 2)]
     # sm_80 holds factors of products in registers, later devices in shared memory.
     return [(128, 64, 8, 2), (64, 64, 4, 2)] if architecture() >= 90 else [(128, 32, 8, 2), (64, 32, 4, 2)]
 
 
 def _key_gradient_configs(arguments: Arguments) -> list[Config]:
     if arguments["query"].dtype == torch.float32:
-        tiles = [(16, 64, 8, 2)]
+        tiles = [(32, 16, 8, 2)]
     else:
         tiles = [(64, 128, 8, 2), (64, 64, 4, 2)] if architecture() >= 90 else [(32, 128, 8, 2)]
     return [Config({"BLOCK_Q": q, "BLOCK_K": k}, warps, stages) for q, k, warps, stages in tiles]

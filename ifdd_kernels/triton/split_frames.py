@@ -320,7 +320,7 @@ def _forward_configs(arguments: Arguments) -> Sequence[Config]:
 
 def _row_configs(arguments: Arguments) -> Sequence[Config]:
     channels = next_power_of_2(arguments["channels"])
-    rows = max(1, min(16, 256 // channels))
+    rows = max(1, min(16, 128 // channels))
     warps = dict.fromkeys(max(1, min(8, rows * channels // numbers)) for numbers in (256, 512))
     return [Config({"BLOCK_R": rows, "BLOCK_C": channels}, num_warps=w, num_stages=1) for w in warps]
 
