@@ -68,10 +68,9 @@ def speed(file: Path) -> Any:
     height = 0.8 / len(rivals)
     figure, axes = plt.subplots(figsize=(WIDTH, 1.0 + 0.55 * len(found)))
     for place, quantity in enumerate(found):
-        mine = _ours_ms(quantity)
         for number, name in enumerate(rivals):
-            if name in quantity.rows:
-                factor = quantity.rows[name]["median_s"] / mine
+            factor = quantity.times_ours(name)
+            if factor is not None:
                 y = place + (number - (len(rivals) - 1) / 2) * height
                 axes.barh(y, factor, height, color=COLOURS[name])
                 axes.text(factor, y, f" {factor:.1f}", va="center", fontsize=8)

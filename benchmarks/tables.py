@@ -45,6 +45,19 @@ class Quantity:
         mine = [self.rows[name] for name in OURS if name in self.rows]
         return min(mine, key=lambda row: float(row["median_s"]), default=None)
 
+    def times_ours(self, name: str) -> float | None:
+        """How many times ours the time of a contender is.
+
+        Both come as ratios to the original of their own rounds: a case may be timed twice, with and without
+        the compiled contenders, and the machine may have been slower in between.
+        """
+        row, ours = self.rows.get(name), self.ours
+        if row is None or ours is None:
+            return None
+        if "speedup" in row and "speedup" in ours:
+            return float(ours["speedup"] / row["speedup"])
+        return float(row["median_s"] / ours["median_s"])
+
 
 def quantities(rows: Iterable[Row]) -> list[Quantity]:
     """Measurements by what they measured, in the file's order.
@@ -81,6 +94,9 @@ def _sum(rows: list[Row]) -> Row:
     total = {
         field: sum(row[field] * row["count"] for row in rows) for field in ("median_s", "bytes", "flops")
     }
+    if all("speedup" in row for row in rows):
+        original = sum(row["median_s"] * row["speedup"] * row["count"] for row in rows)
+        total["speedup"] = original / total["median_s"]
     worst = {field: max(row[field] for row in rows) for field in ("peak_bytes", "error")}
     return {**total, **worst, "contender": rows[0]["contender"]}
 
@@ -119,10 +135,8 @@ def _markdown(head: list[str], lines: Iterable[list[str]]) -> str:
 
 def _beside(quantity: Quantity, name: str) -> str:
     """A rival's time and how many times ours it is."""
-    row, ours = quantity.rows.get(name), quantity.ours
-    if row is None or ours is None:
-        return ""
-    return f"{seconds(row['median_s'])} ({row['median_s'] / ours['median_s']:.2g}x)"
+    factor = quantity.times_ours(name)
+    return "" if factor is None else f"{seconds(quantity.rows[name]['median_s'])} ({factor:.2g}x)"
 
 
 def _what(quantity: Quantity) -> list[str]:
