@@ -84,7 +84,7 @@ def definition(op: str) -> Contender:
 
 
 def issm(backend: str) -> Contender:
-    """Frames to both normalised groups: ``split_index``, then ``split_frames``."""
+    """Frames to both normalised groups: ``static_dynamic_split``."""
 
     def bind(inputs: Inputs) -> Bound:
         p, constants = parameters_of(inputs), inputs.constants
@@ -92,7 +92,7 @@ def issm(backend: str) -> Contender:
         grid, eps = (constants["height"], constants["width"]), constants["eps"]
 
         def run(x: Tensor) -> Outputs:
-            index = ifdd_kernels.split_index(
+            found = ifdd_kernels.static_dynamic_split(
                 x,
                 grid,
                 p["token_weight"],
@@ -100,11 +100,13 @@ def issm(backend: str) -> Contender:
                 p["static_weight"],
                 p["dynamic_weight"],
                 constants["pool"],
+                static,
+                dynamic,
                 reach=constants["reach"],
+                eps=eps,
                 backend=backend,
             )
-            positions = index.static_index, index.dynamic_index
-            return ifdd_kernels.split_frames(x, *positions, static, dynamic, eps=eps, backend=backend)
+            return found.static, found.dynamic
 
         return Bound(run, p)
 
@@ -112,7 +114,7 @@ def issm(backend: str) -> Contender:
 
 
 def issm_contenders(device: str) -> list[Contender]:
-    """Every backend that has both ops."""
+    """Every backend that has the two ops it consists of; a GPU runs them one after the other."""
     both = [set(backends(op, device)) for op in ("split_index", "split_frames")]
     return [issm(name) for name in backends("split_index", device) if all(name in b for b in both)]
 

@@ -9,6 +9,7 @@ from ifdd_kernels._library import build_info
 from ifdd_kernels.ops import (
     LiveTokens,
     SplitIndex,
+    StaticDynamicSplit,
     TopkIndex,
     frame_correlation,
     frame_tokens,
@@ -25,6 +26,7 @@ from ifdd_kernels.ops import (
     pooled_grid,
     split_frames,
     split_index,
+    static_dynamic_split,
     topk_split_index,
 )
 
@@ -36,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LiveTokens",
     "SplitIndex",
+    "StaticDynamicSplit",
     "TopkIndex",
     "__version__",
     "backends",
@@ -56,5 +59,6 @@ __all__ = [
     "reference",
     "split_frames",
     "split_index",
+    "static_dynamic_split",
     "topk_split_index",
 ]

@@ -286,6 +286,43 @@ def _split_frames_cost(
     return Cost(read + out * x.element_size(), out * flops)
 
 
+def _static_dynamic_samples(make: Maker) -> Iterator[Sample]:
+    for number, sample in enumerate(_split_index_samples(make)):
+        x, *parameters, height, width, pool, reach = sample.args
+        norms: list[Tensor | None] = [None] * 4
+        if number != 1:
+            norms = [make.parameter(x.shape[3], mean=mean, scale=0.3) for mean in (1.0, 0.0, 1.0, 0.0)]
+        aligned = number == 2
+        yield Sample(sample.label, (x, *parameters, *norms, height, width, pool, reach, 1e-2, aligned))
+
+
+def _static_dynamic_cost(
+    x: Tensor,
+    token_weight: Tensor,
+    token_bias: Tensor,
+    static_weight: Tensor,
+    dynamic_weight: Tensor,
+    static_norm_weight: Tensor | None,
+    static_norm_bias: Tensor | None,
+    dynamic_norm_weight: Tensor | None,
+    dynamic_norm_bias: Tensor | None,
+    height: int,
+    width: int,
+    pool: int,
+    reach: float,
+    eps: float,
+    aligned: bool,
+) -> Cost:
+    index = _split_index_cost(
+        x, token_weight, token_bias, static_weight, dynamic_weight, height, width, pool, reach
+    )
+    positions = x.new_empty(x.shape[0], x.shape[1] // 2, dtype=accumulator(x.dtype))
+    norms = (static_norm_weight, static_norm_bias, dynamic_norm_weight, dynamic_norm_bias)
+    frames = _split_frames_cost(x, positions, positions, *norms, eps, aligned)
+    # x is read once, and the indexes of split_index are what split_frames takes.
+    return Cost(index.bytes + frames.bytes - _size(x, positions, positions), index.flops + frames.flops)
+
+
 def _attention_samples(make: Maker) -> Iterator[Sample]:
     def packed(batch: int, tokens: int, heads: int, channels: int) -> list[Tensor]:
         query = make.normal(batch, tokens, heads, channels)
@@ -504,6 +541,14 @@ REGISTRY: dict[str, Entry] = {
             roundings=48,
             why=_ROUNDING + "the position is a float32 number of up to T, so f carries T/2 roundings;"
             " the norm divides by the group's deviation",
+        ),
+        Entry(
+            "static_dynamic_split",
+            ops.static_dynamic_split,
+            _static_dynamic_samples,
+            _static_dynamic_cost,
+            roundings=64,
+            why="that of split_frames, at positions that carry the error of split_index",
         ),
         Entry(
             "lifting_attention",

@@ -16,7 +16,8 @@ Tensor frame_tokens(const Tensor& x, const Tensor& weight, const Tensor& bias, i
   const Tensor rows = dense_channels(x);
   dispatch(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    Tokenizer<T>(size, rows, weight, bias).forward(nullptr, mutable_data<acc_t<T>>(tokens));
+    const Tokenizer<T> tokenizer(size, rows, weight, bias);
+    tokenizer.forward(0, tokenizer.frames, nullptr, mutable_data<acc_t<T>>(tokens));
   });
   return tokens;
 }
@@ -36,9 +37,10 @@ std::tuple<Tensor, Tensor, Tensor> frame_tokens_backward(const Tensor& grad, con
   dispatch(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
-    Tokenizer<T>(size, rows, weight, bias)
-        .backward(nullptr, data<A>(grad_tokens), mutable_data<T>(grad_x), mutable_data<A>(grad_weight),
-                  mutable_data<A>(grad_bias));
+    const Tokenizer<T> tokenizer(size, rows, weight, bias);
+    const TokenizerBackward<T> backward(tokenizer, nullptr, data<A>(grad_tokens), mutable_data<T>(grad_x));
+    backward.run(0, backward.chunks);
+    backward.sum(mutable_data<A>(grad_weight), mutable_data<A>(grad_bias));
   });
   return {grad_x, converted(grad_weight, weight.scalar_type()), converted(grad_bias, bias.scalar_type())};
 }

@@ -92,33 +92,66 @@ struct Tokenizer {
         bias(accumulable(bias_given)),
         weight(packed_weight<A>(sizes, accumulable(weight_given))) {}
 
-  // Tokens (B * T, S, P, P); `before`, the activation's argument, may be null.
-  void forward(A* before, A* tokens) const {
+  // Tokens (B * T, S, P, P) of frames [begin, end); `before`, the activation's argument, may be null.
+  void forward(int64_t begin, int64_t end, A* before, A* tokens) const {
     const TokenForward<T> call{size, x, weight.data(), data<A>(bias), before, tokens};
     const auto kernel = IFDD_SELECT(frame_tokens<T>);
-    stable::parallel_for(0, frames, 1, [&](int64_t begin, int64_t end) {
+    stable::parallel_for(begin, end, 1, [&](int64_t first, int64_t last) {
       std::vector<A> scratch(token_forward_scratch(size));
-      kernel(call, begin, end, scratch.data());
+      kernel(call, first, last, scratch.data());
+    });
+  }
+};
+
+// Tokens back to the frames and the parameters, a chunk of frames at a time; `before` as stored by forward, or null:
+// recomputed. `add`: adds to grad_x (B, T, N, C) instead of writing it.
+template <class T>
+struct TokenizerBackward {
+  using A = acc_t<T>;
+  int64_t frames_per_chunk, chunks;
+  std::vector<A> weight_partial, bias_partial;
+  TokenBackward<T> call;
+
+  TokenizerBackward(const TokenizerBackward&) = delete;  // `call` points into it
+  TokenizerBackward(const Tokenizer<T>& of, const A* before, const A* grad_tokens, T* grad_x, bool add = false)
+      : frames_per_chunk(token_chunk(of.frames, of.size.T)),
+        chunks((of.frames + frames_per_chunk - 1) / frames_per_chunk),
+        weight_partial(chunks * of.size.S * of.size.width),
+        bias_partial(chunks * of.size.S),
+        call{of.size,
+             of.x,
+             of.weight.data(),
+             data<A>(of.bias),
+             before,
+             grad_tokens,
+             of.frames,
+             frames_per_chunk,
+             add,
+             grad_x,
+             weight_partial.data(),
+             bias_partial.data()} {}
+
+  // Chunks [begin, end).
+  void run(int64_t begin, int64_t end) const {
+    const auto kernel = IFDD_SELECT(frame_tokens_backward<T>);
+    stable::parallel_for(begin, end, 1, [&](int64_t first, int64_t last) {
+      std::vector<A> scratch(token_backward_scratch(call.size));
+      kernel(call, first, last, scratch.data());
     });
   }
 
-  // grad_x (B, T, N, C), grad_weight (S, C) and grad_bias (S) in the accumulation type; `before` as stored, or null.
-  void backward(const A* before, const A* grad_tokens, T* grad_x, A* grad_weight, A* grad_bias) const {
-    const int64_t per_chunk = token_chunk(frames), chunks = (frames + per_chunk - 1) / per_chunk;
-    std::vector<A> weight_partial(chunks * size.S * size.width), bias_partial(chunks * size.S);
-    const TokenBackward<T> call{
-        size,      x,      weight.data(),         data<A>(bias),      before, grad_tokens, frames,
-        per_chunk, grad_x, weight_partial.data(), bias_partial.data()};
-    const auto kernel = IFDD_SELECT(frame_tokens_backward<T>);
-    stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-      std::vector<A> scratch(token_backward_scratch(size));
-      kernel(call, begin, end, scratch.data());
+  // grad_weight (S, C) and grad_bias (S), once all chunks have run.
+  void sum(A* grad_weight, A* grad_bias) const {
+    const TokenSizes& size = call.size;
+    const auto kernel = IFDD_SELECT(sum_rows<A>);
+    const int64_t grain = std::max<int64_t>(1, 32768 / (std::max<int64_t>(1, chunks) * size.width));
+    stable::parallel_for(0, size.S, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s) {
+        const A* partial = weight_partial.data() + s * size.width;
+        kernel(partial, chunks, size.S * size.width, 0, size.C, grad_weight + s * size.C);
+      }
     });
-    const auto sum = IFDD_SELECT(sum_rows<A>);
-    for (int64_t s = 0; s < size.S; ++s) {
-      sum(weight_partial.data() + s * size.width, chunks, size.S * size.width, 0, size.C, grad_weight + s * size.C);
-    }
-    sum(bias_partial.data(), chunks, size.S, 0, size.S, grad_bias);
+    kernel(bias_partial.data(), chunks, size.S, 0, size.S, grad_bias);
   }
 };
 

@@ -12,11 +12,13 @@ from ifdd_kernels.ops.pool_tokens import LiveTokens, live_tokens, pool_tokens, p
 from ifdd_kernels.ops.pooled_attention import pooled_attention
 from ifdd_kernels.ops.split_frames import split_frames
 from ifdd_kernels.ops.split_index import SplitIndex, split_index
+from ifdd_kernels.ops.static_dynamic_split import StaticDynamicSplit, static_dynamic_split
 from ifdd_kernels.ops.topk_split_index import TopkIndex, topk_split_index
 
 __all__ = [
     "LiveTokens",
     "SplitIndex",
+    "StaticDynamicSplit",
     "TopkIndex",
     "frame_correlation",
     "frame_tokens",
@@ -33,5 +35,6 @@ __all__ = [
     "pooled_grid",
     "split_frames",
     "split_index",
+    "static_dynamic_split",
     "topk_split_index",
 ]

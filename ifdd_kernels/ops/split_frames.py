@@ -29,6 +29,26 @@ def _check_index(x: Tensor, name: str, index: Tensor) -> None:
         )
 
 
+def check_norms(op: str, x: Tensor, norms: dict[str, Tensor | None], eps: float) -> None:
+    """Raises on parameters of the two norms that do not fit x, or that are not all there or all missing."""
+    missing = [name for name, value in norms.items() if value is None]
+    if missing and len(missing) < len(norms):
+        raise ValueError(f"{op}: give all four norm parameters or none; missing: {', '.join(missing)}")
+    for name, value in norms.items():
+        if value is not None:
+            _check.parameter(op, name, value, (x.shape[3],), "x", x)
+    if not missing:
+        _check.positive(op, eps=eps)
+
+
+def norm_arguments(op: str, static_norm: Norm | None, dynamic_norm: Norm | None) -> tuple[Tensor | None, ...]:
+    """Weight and bias of both norms, in the order of the schemas."""
+    if (static_norm is None) != (dynamic_norm is None):
+        missing = "static_norm" if static_norm is None else "dynamic_norm"
+        raise ValueError(f"{op}: give both norms or none; missing: {missing}")
+    return *(static_norm or (None, None)), *(dynamic_norm or (None, None))
+
+
 def _check_arguments(
     x: Tensor,
     static_index: Tensor,
@@ -59,14 +79,7 @@ def _check_arguments(
         "dynamic_weight": dynamic_weight,
         "dynamic_bias": dynamic_bias,
     }
-    missing = [name for name, value in norms.items() if value is None]
-    if missing and len(missing) < len(norms):
-        raise ValueError(f"{op}: give all four norm parameters or none; missing: {', '.join(missing)}")
-    for name, value in norms.items():
-        if value is not None:
-            _check.parameter(op, name, value, (x.shape[3],), "x", x)
-    if not missing:
-        _check.positive(op, eps=eps)
+    check_norms(op, x, norms, eps)
 
 
 def _fake(
@@ -184,17 +197,7 @@ def split_frames(
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (ISSM, LADM).
     """
-    if (static_norm is None) != (dynamic_norm is None):
-        missing = "static_norm" if static_norm is None else "dynamic_norm"
-        raise ValueError(f"split_frames: give both norms or none; missing: {missing}")
-    arguments = (
-        x,
-        static_index,
-        dynamic_index,
-        *(static_norm or (None, None)),
-        *(dynamic_norm or (None, None)),
-        eps,
-        aligned,
-    )
+    norms = norm_arguments("split_frames", static_norm, dynamic_norm)
+    arguments = (x, static_index, dynamic_index, *norms, eps, aligned)
     static, dynamic, _ = run(OPERATOR, backend, *arguments)
     return static, dynamic

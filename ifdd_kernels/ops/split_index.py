@@ -25,7 +25,7 @@ class SplitIndex(NamedTuple):
     correlation: Tensor
 
 
-def _check_arguments(
+def check_arguments(
     x: Tensor,
     token_weight: Tensor,
     token_bias: Tensor,
@@ -35,8 +35,9 @@ def _check_arguments(
     width: int,
     pool: int,
     reach: float,
+    op: str = "split_index",
 ) -> None:
-    op = "split_index"
+    """Raises on arguments that ``split_index``, or an op that begins with it, cannot take."""
     _check.grid(op, x, height, width, pool)
     _check.even_frames(op, x)
     frames = x.shape[1]
@@ -68,7 +69,7 @@ OPERATOR = register(
         " -> (Tensor static_index, Tensor dynamic_index, Tensor correlation)",
         reference=reference.split_index,
         fake=_fake,
-        check=_check_arguments,
+        check=check_arguments,
         twins={"triton": twin("split_index")},
         backward=Backward(
             schema="(Tensor grad_static, Tensor grad_dynamic, Tensor grad_correlation, Tensor x,"

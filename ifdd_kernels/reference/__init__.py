@@ -15,6 +15,10 @@ from ifdd_kernels.reference.pool_tokens import pool_tokens, pool_tokens_backward
 from ifdd_kernels.reference.pooled_attention import pooled_attention, pooled_attention_backward
 from ifdd_kernels.reference.split_frames import split_frames, split_frames_backward
 from ifdd_kernels.reference.split_index import split_index, split_index_backward
+from ifdd_kernels.reference.static_dynamic_split import (
+    static_dynamic_split,
+    static_dynamic_split_backward,
+)
 from ifdd_kernels.reference.topk_split_index import topk_split_index
 
 __all__ = [
@@ -40,5 +44,7 @@ __all__ = [
     "split_frames_backward",
     "split_index",
     "split_index_backward",
+    "static_dynamic_split",
+    "static_dynamic_split_backward",
     "topk_split_index",
 ]

@@ -15,9 +15,14 @@ def _project(pooled: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.einsum("btpc,sc->btsp", pooled, weight) + bias[:, None]
 
 
+def project_frames(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int) -> Tensor:
+    """Weight . pool(x) + bias, (B, T, S, pool * pool): what the activation takes."""
+    return _project(pool_frames(x, height, width, pool), weight, bias)
+
+
 def frame_tokens(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int) -> Tensor:
     """GELU(weight . pool(x) + bias), flattened per frame to (B, T, S * pool * pool)."""
-    return F.gelu(_project(pool_frames(x, height, width, pool), weight, bias)).flatten(2)
+    return F.gelu(project_frames(x, weight, bias, height, width, pool)).flatten(2)
 
 
 def frame_tokens_backward(

@@ -180,11 +180,11 @@ IFDD_INLINE void store_channels(T* p, int64_t count, const Pack<acc_t<T>>& pack)
 constexpr int64_t kAhead = 8 * kPack;
 
 // `rows` rows of the frame, the channels of one pack, `tile` rows of the convolution: adds to the weight gradient and
-// to the gradient of x, which lives in `held` (rows packs) between tiles: the first one starts it, the last one stores
-// it.
+// to the gradient of x, which lives in `held` (rows packs) between tiles: the first one starts it, from what is there
+// where it is to `add`, the last one stores it.
 template <int tile, class T, class A>
 IFDD_INLINE void backward_tile(const TokenSizes& size, int64_t rows, const T* x, int64_t stride, int64_t count,
-                               const A* weight, const A* __restrict__ spread, bool first, bool last,
+                               const A* weight, const A* __restrict__ spread, bool first, bool last, bool add,
                                A* __restrict__ held, A* __restrict__ weight_partial, T* __restrict__ grad_x) {
   Pack<A> w[tile], sum[tile];
 #pragma GCC unroll 8
@@ -199,7 +199,9 @@ IFDD_INLINE void backward_tile(const TokenSizes& size, int64_t rows, const T* x,
       __builtin_prefetch(grad_x + n * size.C + kAhead, 1);
     }
     const Pack<A> row = load_channels(x + n * stride, count);
-    Pack<A> grad = first ? zero_pack<A>() : load_pack(held + n * kPack);
+    Pack<A> grad = !first ? load_pack(held + n * kPack)
+                   : add  ? load_channels(grad_x + n * size.C, count)
+                          : zero_pack<A>();
     const A* __restrict__ g = spread + n * tile;
 #pragma GCC unroll 8
     for (int s = 0; s < tile; ++s) {
@@ -287,7 +289,7 @@ void frame_tokens_backward(const TokenBackward<T>& op, int64_t begin, int64_t en
             with_count<kSpread>(S - s < kSpread ? S - s : kSpread, [&](auto constant) __attribute__((always_inline)) {
               constexpr int tile = decltype(constant)::value;
               backward_tile<tile>(size, rows, x + n * op.x.token + c, op.x.token, count, op.weight + s * width + c,
-                                  projected + s * N + n * tile, s == 0, s + tile == S, held,
+                                  projected + s * N + n * tile, s == 0, s + tile == S, op.add, held,
                                   weight_partial + s * width + c, grad_x + n * size.C + c);
             });
           }

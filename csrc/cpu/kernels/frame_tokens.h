@@ -50,14 +50,23 @@ struct TokenBackward {
   const A* grad_tokens;  // (B * T, S, P, P)
   int64_t frames;        // B * T
   int64_t frames_per_chunk;
+  bool add;           // to grad_x, instead of writing it
   T* grad_x;          // (B, T, N, C) contiguous
   A* weight_partial;  // (chunks, S, width)
   A* bias_partial;    // (chunks, S)
 };
 
-// Frames of one unit of backward work, for at most 64 partial sums. A function of the sizes only: the sums, and so the
-// bits of the result, are the same for any number of threads.
-constexpr int64_t token_chunk(int64_t frames) { return frames <= 64 ? 1 : (frames + 63) / 64; }
+// Frames of one unit of backward work, so that there are about 64 partial sums, or one a clip: a part of a clip that
+// divides it, or whole clips. A function of the sizes only: the sums, and so the bits of the result, are the same for
+// any number of threads.
+constexpr int64_t token_chunk(int64_t frames, int64_t frames_of_a_clip) {
+  if (frames == 0) return 1;
+  const int64_t wanted = (frames + 63) / 64;
+  if (wanted >= frames_of_a_clip) return (wanted + frames_of_a_clip - 1) / frames_of_a_clip * frames_of_a_clip;
+  int64_t chunk = wanted;
+  while (frames_of_a_clip % chunk != 0) --chunk;
+  return chunk;
+}
 
 // Rows that one step of the projection may widen.
 constexpr int64_t kTokenRows = 4;

@@ -275,8 +275,8 @@ void split_backward(const SplitBackward<T>& op, int64_t begin, int64_t end, acc_
   const SplitSizes& size = op.size;
   const int64_t K = size.Ks + size.Kd, C = size.C, per_clip = chunks(size);
   for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const int64_t b = chunk / per_clip, first = chunk % per_clip * kChunk;
-    const int64_t last = first + kChunk < size.N ? first + kChunk : size.N;
+    const int64_t b = chunk / per_clip, part = chunk % per_clip;
+    const int64_t first = size.N * part / per_clip, last = size.N * (part + 1) / per_clip;
     A* index_partial = op.index_partial == nullptr ? nullptr : op.index_partial + chunk * K;
     A* weight_partial = op.weight_partial == nullptr ? nullptr : op.weight_partial + chunk * 4 * C;
     if (index_partial != nullptr) for_each(K, [&](int64_t k) { index_partial[k] = 0; });

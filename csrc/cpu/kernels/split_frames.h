@@ -45,7 +45,7 @@ struct SplitForward {
   A* stats;  // (B, K, N, 2) mean and 1 / standard deviation; unused without norms
 };
 
-// Positions that one unit of backward work spans. Fixed: the partial sums, and so the bits of the result, are the same
+// Positions that one unit of backward work spans at most. Fixed: the partial sums, and so the bits of the result, are the same
 // for any number of threads.
 constexpr int64_t kChunk = 16;
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ifdd.config import INDEX_SAMPLINGS, SPLITS
-from ifdd_kernels import split_frames, split_index, topk_split_index
+from ifdd_kernels import split_frames, split_index, static_dynamic_split, topk_split_index
 
 INIT_STD = 0.03
 
@@ -23,6 +23,15 @@ class FrameIndexes(NamedTuple):
     static: torch.Tensor
     dynamic: torch.Tensor
     correlation: torch.Tensor | None
+
+
+def _norms(static_norm: nn.LayerNorm | None, dynamic_norm: nn.LayerNorm | None) -> dict[str, Any]:
+    """Arguments of the ops for the norms of both groups."""
+    return {
+        "static_norm": None if static_norm is None else (static_norm.weight, static_norm.bias),
+        "dynamic_norm": None if dynamic_norm is None else (dynamic_norm.weight, dynamic_norm.bias),
+        "eps": 1e-5 if static_norm is None else static_norm.eps,
+    }
 
 
 class FrameSplit(nn.Module):
@@ -55,23 +64,24 @@ class FrameSplit(nn.Module):
         Raises:
             ValueError: frames of another shape than the split was made for.
         """
+        self._check(frames)
+        indexes = self.indexes(frames)
+        static, dynamic = split_frames(
+            frames,
+            indexes.static,
+            indexes.dynamic,
+            **_norms(static_norm, dynamic_norm),
+            aligned=self.aligned,
+        )
+        return static, dynamic, indexes
+
+    def _check(self, frames: torch.Tensor) -> None:
         expected = (self.frames, self.grid[0] * self.grid[1], self.channels)
         if frames.ndim != 4 or tuple(frames.shape[1:]) != expected:
             raise ValueError(
                 f"{type(self).__name__}: frames must be (B, {', '.join(map(str, expected))}); "
                 f"got {tuple(frames.shape)}"
             )
-        indexes = self.indexes(frames)
-        static, dynamic = split_frames(
-            frames,
-            indexes.static,
-            indexes.dynamic,
-            static_norm=None if static_norm is None else (static_norm.weight, static_norm.bias),
-            dynamic_norm=None if dynamic_norm is None else (dynamic_norm.weight, dynamic_norm.bias),
-            eps=1e-5 if static_norm is None else static_norm.eps,
-            aligned=self.aligned,
-        )
-        return static, dynamic, indexes
 
     def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Frames (B, T, N, C) -> static and dynamic group, each (B, T/2, N, C)."""
@@ -133,6 +143,27 @@ class ISSM(FrameSplit):
             self.pool,
         )
         return FrameIndexes(found.static_index, found.dynamic_index, found.correlation)
+
+    def split(
+        self,
+        frames: torch.Tensor,
+        static_norm: nn.LayerNorm | None = None,
+        dynamic_norm: nn.LayerNorm | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, FrameIndexes]:
+        """As :meth:`FrameSplit.split`, by the one op for both steps."""
+        self._check(frames)
+        found = static_dynamic_split(
+            frames,
+            self.grid,
+            self.tokenizer.weight,
+            self.tokenizer.bias,
+            self.static_offset.weight,
+            self.dynamic_offset.weight,
+            self.pool,
+            **_norms(static_norm, dynamic_norm),
+            aligned=self.aligned,
+        )
+        return found.static, found.dynamic, FrameIndexes(*found[2:])
 
 
 class TopKSplit(FrameSplit):
