@@ -87,15 +87,14 @@ IFDD_INLINE void write_normalized(const Slots<T>& slots, int64_t C, const A* wei
   A mean[tile], rstd[tile];
   for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
     unrolled<tile>([&](auto i) __attribute__((always_inline)) {
-      // The prefetcher of the processor loses track of so many rows, each in another page.
-      __builtin_prefetch(slots.source[i].first + slots.next + c);
-      __builtin_prefetch(out[i] + C + c, 1);
       sum[i] += value<lerp>(slots.source[i], c, lanes);
     });
   });
   unrolled<tile>([&](auto i) __attribute__((always_inline)) { mean[i] = total<A>(sum[i]) / static_cast<A>(C); });
   for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
     unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+      // The prefetcher of the processor loses track of so many rows, each in another page.
+      __builtin_prefetch(slots.source[i].first + slots.next + c);
       const Vec<A> d = lanes.template keep<A>(value<lerp>(slots.source[i], c, lanes) - mean[i]);
       squares[i] += d * d;
     });
@@ -108,6 +107,7 @@ IFDD_INLINE void write_normalized(const Slots<T>& slots, int64_t C, const A* wei
   for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
     const Vec<A> w = lanes.read(weight + c), b = lanes.read(bias + c);
     unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+      __builtin_prefetch(out[i] + C + c, 1);
       lanes.write(out[i] + c, (value<lerp>(slots.source[i], c, lanes) - mean[i]) * rstd[i] * w + b);
     });
   });
