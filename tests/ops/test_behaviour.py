@@ -226,6 +226,20 @@ def test_forward_mode_is_refused(name: str) -> None:
             op(forward_ad.make_dual(x, x))
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_position_of_nan_samples_nan_and_nothing_else_does(backend: str, aligned: bool) -> None:
+    x, static, dynamic = _first("split_frames")[:3]
+    broken = static.clone()
+    broken[0, 1] = torch.nan
+    got, other = ifdd_kernels.split_frames(x, broken, dynamic, aligned=aligned, backend=backend)
+    wanted, _ = ifdd_kernels.split_frames(x, static, dynamic, aligned=aligned, backend=backend)
+    assert got[0, 1].isnan().all()
+    wanted[0, 1] = got[0, 1]
+    assert torch.equal(got.nan_to_num(7.0), wanted.nan_to_num(7.0))
+    assert other.isfinite().all()
+
+
 def test_topk_ranks_ties_by_time() -> None:
     x = torch.ones(1, 6, 4, 3)
     index = ifdd_kernels.topk_split_index(x, (2, 2), 2)
