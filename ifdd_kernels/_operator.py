@@ -8,6 +8,7 @@ registered backward (``f_backward``, ``f_backward_reference``).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
+from torch.autograd import forward_ad
 
 NAMESPACE = "ifdd"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -123,7 +125,8 @@ def register(operator: Operator) -> Operator:
             assert twin.backward is not None, f"{operator.name}: twin {name} has no backward"
             backward_name = f"{operator.name}_backward{suffix}"
             _define(backward_name, backward.schema, twin.backward, backward.fake, ())
-            _refuse_double_backward(backward_name)
+            rule = _second_derivatives(backward_name)
+            torch.library.register_autograd(f"{NAMESPACE}::{backward_name}", rule, lib=LIBRARY)
         if twin.traced:
             _trace_into(operator.name + suffix, twin.forward)
             if twin.backward is not None and backward is not None:
@@ -200,14 +203,16 @@ def _trace_into(name: str, function: Callable[..., Any]) -> None:
     )
 
 
-def _refuse_double_backward(name: str) -> None:
+def _second_derivatives(name: str) -> Callable[..., None]:
+    """The rule for gradients of a backward op: a refusal."""
+
     def refuse(ctx: Any, *grads: Any) -> None:
         raise NotImplementedError(
             f"{NAMESPACE}::{name}: second derivatives are not implemented; call "
             f"ifdd_kernels.reference.{name.split('_backward')[0]} (plain PyTorch) where they are needed"
         )
 
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", refuse, lib=LIBRARY)
+    return refuse
 
 
 def _register_autograd(operator: Operator, twin: str) -> None:
@@ -224,18 +229,28 @@ def _register_autograd(operator: Operator, twin: str) -> None:
         ctx.save_for_backward(*(a for a in arguments if isinstance(a, Tensor)))
         ctx.layout = tuple(None if isinstance(a, Tensor) else (a,) for a in arguments)
 
-    backward_op = None if backward is None else operator.overload(twin, backward=True)
+    suffix = f"_{twin}" if twin else ""
+    run_backward: Callable[..., Any] | None = None
+    transformed_backward: Callable[..., Any] | None = None
+    if backward is not None:
+        backward_op = operator.overload(twin, backward=True)
+        run_backward = functools.partial(_run, backward_op)
+        transformed_backward = _transformable(
+            backward_op, lambda *_: None, _second_derivatives(f"{operator.name}_backward{suffix}")
+        )
 
-    def grads(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+    def grads(
+        ctx: Any, *output_grads: Tensor, run: Callable[..., Any] | None = run_backward
+    ) -> tuple[Tensor | None, ...]:
         results: list[Tensor | None] = [None] * ctx.input_count
-        if backward is None or backward_op is None:
+        if backward is None or run is None:
             return tuple(results)
         tensors = iter(ctx.saved_tensors)
         arguments = []
         for place in ctx.layout:
             argument = next(tensors) if place is None else place[0]
             arguments.append(output_grads[argument.output] if isinstance(argument, Gradient) else argument)
-        computed = _run(backward_op, arguments)
+        computed = run(*arguments)
         computed = (computed,) if isinstance(computed, Tensor) else computed
         for place, grad in zip(backward.inputs, computed, strict=True):
             # A backward op returns an empty tensor for an input that was not given or is an integer.
@@ -243,14 +258,15 @@ def _register_autograd(operator: Operator, twin: str) -> None:
                 results[place] = grad
         return tuple(results)
 
-    suffix = f"_{twin}" if twin else ""
+    overload = operator.overload(twin)
     torch.library.register_autograd(
         f"{NAMESPACE}::{operator.name}{suffix}", grads, setup_context=setup_context, lib=LIBRARY
     )
-    _EAGER[operator.name, twin] = _eager(operator.overload(twin), setup_context, grads)
+    transformed = _transformable(overload, setup_context, functools.partial(grads, run=transformed_backward))
+    _EAGER[operator.name, twin] = _eager(overload, setup_context, grads, transformed)
 
 
-def _run(overload: torch._ops.OpOverload, args: Sequence[Any]) -> Any:
+def _run(overload: torch._ops.OpOverload, *args: Any) -> Any:
     """Calls an op; where there is nothing to differentiate, without its rule for gradients.
 
     That rule is a Python function between the dispatcher and a C++ kernel: it costs more than the kernel of a
@@ -262,8 +278,38 @@ def _run(overload: torch._ops.OpOverload, args: Sequence[Any]) -> Any:
         return overload(*args)
 
 
-def _eager(
+def _transformable(
     overload: torch._ops.OpOverload, setup_context: Callable[..., None], grads: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The op with its rule for gradients as torch.func takes them: custom ops have none it would take.
+
+    It wants the context set up apart from the forward pass, and a call then costs more than the kernel of a
+    small input: nothing else goes this way.
+    """
+
+    def forward(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload(*args)
+
+    rule: Any = type(
+        overload._schema.name.replace("::", "_"),
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(forward),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(grads),
+            "generate_vmap_rule": True,
+        },
+    )
+    apply: Callable[..., Any] = rule.apply
+    return apply
+
+
+def _eager(
+    overload: torch._ops.OpOverload,
+    setup_context: Callable[..., None],
+    grads: Callable[..., Any],
+    transformed: Callable[..., Any],
 ) -> Callable[..., Any]:
     """The op with the same rule for gradients, entered from Python rather than through the dispatcher."""
 
@@ -280,11 +326,23 @@ def _eager(
     )
 
     def eager(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _refuse_forward_mode(overload._schema.name, args)
+        autocast = torch._C._is_any_autocast_enabled()
+        if torch._C._are_functorch_transforms_active() and not autocast:
+            return transformed(*args)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
-            return _run(overload, args)
-        # Autocast comes before the gradients, and transforms have a way of their own: the dispatcher's.
-        if torch._C._is_any_autocast_enabled() or torch._C._are_functorch_transforms_active():
-            return overload(*args)
-        return rule.apply(*args)
+            return _run(overload, *args)
+        # Autocast comes before the gradients.
+        return overload(*args) if autocast else rule.apply(*args)
 
     return eager
+
+
+def _refuse_forward_mode(name: str, args: Sequence[Any]) -> None:
+    """The dispatcher would drop tangents without a word: every derivative would be zero."""
+    if any(isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args):
+        raise NotImplementedError(
+            f"{name}: forward-mode derivatives are not implemented; call "
+            f"ifdd_kernels.reference.{name.split('::')[1]} (plain PyTorch) where they are needed"
+        )

@@ -25,7 +25,7 @@ def _sampling(index: Tensor, frames: int, aligned: bool, dtype: torch.dtype) -> 
     rate, shift = (1.0, 0.0) if aligned else (frames / (frames - 1), 0.5)
     raw = index * rate - shift
     position = raw.clamp(0, frames - 1)
-    lower = position.floor()
+    lower = position.nan_to_num().floor()  # a position of NaN samples NaN, through its fraction
     fraction = (position - lower)[..., None]
     low = F.one_hot(lower.long(), frames).to(dtype)
     high = F.one_hot((lower.long() + 1).clamp(max=frames - 1), frames).to(dtype)

@@ -128,9 +128,13 @@ def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Check
     Raises:
         CheckpointError: the file is missing, truncated, not a checkpoint, of a newer format, or inconsistent.
     """
-    weights, header = _read_safetensors(Path(path))
+    path = Path(path)
+    convert = "`ifdd convert` makes checkpoints of published weights"
+    if path.is_file() and path.suffix in (".pth", ".pt"):
+        raise CheckpointError(f"{path}: not an IFDD checkpoint, which is a safetensors file; {convert}")
+    weights, header = _read_safetensors(path)
     if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: a safetensors file, but not an IFDD checkpoint")
+        raise CheckpointError(f"{path}: a safetensors file, but not an IFDD checkpoint; {convert}")
     if header.get("format_version") != str(FORMAT_VERSION):
         raise CheckpointError(
             f"{path}: checkpoint format version {header.get('format_version')}; "
@@ -226,7 +230,16 @@ def read_weights(path: PathLike) -> Weights:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "Unsupported global" in str(error):
+            # Training scripts save their own objects beside the weights.
+            reason = (
+                "it holds Python objects beside tensors, which are not unpickled; if you trust it, save "
+                'its weights alone: torch.save(torch.load(FILE, weights_only=False)["state_dict"], NEW_FILE)'
+            )
+        else:
+            # The text of a KeyError is a key: a byte of the file, for one that never was a pickle.
+            text = "" if isinstance(error, KeyError) else str(error).strip()
+            reason = text.splitlines()[0] if text else f"not written by torch.save ({type(error).__name__})"
         raise CheckpointError(f"{path}: not a readable weights file: {reason}") from error
     return _unwrap(content, path)
 
@@ -358,7 +371,7 @@ def _fit(name: str, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def _must_exist(path: Path) -> None:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
 
 
 def _read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:

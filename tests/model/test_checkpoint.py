@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable
@@ -164,6 +165,28 @@ def test_unreadable_files(suffix: str, model: IFDD, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=re.escape(str(path))) as error:
             read_weights(path)
         assert "\n" not in str(error.value)
+    assert not str(error.value).split()[-1].isdigit(), "a byte of the file is no reason"
+
+
+def test_a_folder_is_not_called_missing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a file"):
+        read_weights(tmp_path)
+
+
+def test_published_weights_are_sent_to_the_converter(model: IFDD, tmp_path: Path) -> None:
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="ifdd convert"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
+def test_what_to_do_about_objects_of_a_training_script(tmp_path: Path) -> None:
+    """The usual training scripts for these data sets save a `recorder` of their own class."""
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": {"a": torch.ones(2)}, "recorder": argparse.Namespace(best=1)}, path)
+    with pytest.raises(CheckpointError, match=r"holds Python objects beside tensors.*state_dict") as error:
+        read_weights(path)
+    assert "\n" not in str(error.value)
+    assert "\033" not in str(error.value)
 
 
 def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import ifdd_kernels
 from ifdd_kernels import backends
@@ -179,6 +181,63 @@ def test_second_derivatives_are_refused(name: str) -> None:
     grad = torch.autograd.grad(loss, args[0], create_graph=True)[0]  # type: ignore[arg-type]
     with pytest.raises(NotImplementedError, match=f"{name}_backward: second derivatives"):
         grad.sum().backward()
+
+
+def _of_first_input(name: str) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The op's first output as a function of its first input alone, and three such inputs."""
+    x, *rest = _first(name)
+    return lambda x: outputs_of(OPERATORS[name]("", x, *rest))[0], torch.stack([x, 1.5 * x, -x])
+
+
+@pytest.mark.parametrize("name", list(OPERATORS))
+def test_vmap_is_the_op_of_each_input(name: str) -> None:
+    op, inputs = _of_first_input(name)
+    wanted = torch.stack([op(x) for x in inputs])
+    assert relative_error(torch.func.vmap(op)(inputs), wanted) <= 1e-6
+    assert relative_error(torch.func.vmap(op, in_dims=1)(inputs.movedim(0, 1)), wanted) <= 1e-6
+
+
+@pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if o.backward])
+def test_functional_gradients_per_sample(name: str) -> None:
+    op, inputs = _of_first_input(name)
+
+    def loss(x: Tensor) -> Tensor:
+        return op(x).square().sum()
+
+    wanted = []
+    for x in inputs:
+        leaf = x.clone().requires_grad_()
+        wanted.append(torch.autograd.grad(loss(leaf), leaf)[0])
+    got = torch.func.vmap(torch.func.grad(loss))(inputs)
+    assert relative_error(got, torch.stack(wanted)) <= 1e-6
+    with pytest.raises(NotImplementedError, match=f"{name}_backward: second derivatives"):
+        torch.func.grad(lambda x: torch.func.grad(loss)(x).sum())(inputs[0])
+
+
+@pytest.mark.parametrize("name", list(OPERATORS))
+def test_forward_mode_is_refused(name: str) -> None:
+    """PyTorch's dispatcher takes an op without a rule for tangents as constant: zeros without a word."""
+    op, (x, *_) = _of_first_input(name)
+    with pytest.raises(NotImplementedError, match=f"{name}: forward-mode derivatives"):
+        torch.func.jvp(op, (x,), (x,))
+    with forward_ad.dual_level():
+        assert torch.equal(op(x), op(x))
+        with pytest.raises(NotImplementedError, match=f"{name}: forward-mode derivatives"):
+            op(forward_ad.make_dual(x, x))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_position_of_nan_samples_nan_and_nothing_else_does(backend: str, aligned: bool) -> None:
+    x, static, dynamic = _first("split_frames")[:3]
+    broken = static.clone()
+    broken[0, 1] = torch.nan
+    got, other = ifdd_kernels.split_frames(x, broken, dynamic, aligned=aligned, backend=backend)
+    wanted, _ = ifdd_kernels.split_frames(x, static, dynamic, aligned=aligned, backend=backend)
+    assert got[0, 1].isnan().all()
+    wanted[0, 1] = got[0, 1]
+    assert torch.equal(got.nan_to_num(7.0), wanted.nan_to_num(7.0))
+    assert other.isfinite().all()
 
 
 def test_topk_ranks_ties_by_time() -> None:

@@ -159,11 +159,12 @@ def network_options(options: Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turns a ValueError about a setting into a usage error."""
+    """Turns a ValueError about a setting into a usage error about its option."""
     try:
         yield
     except ValueError as error:
-        raise UsageError(one_line(error)) from error
+        text = one_line(error).replace("data.name must", "--data must")
+        raise UsageError(re.sub(r"^(?:data|optim)\.(?=\w+ must)", "--", text)) from error
 
 
 def parent_exists(path: str | None, option: str) -> None:
