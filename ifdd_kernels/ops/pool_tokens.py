@@ -169,7 +169,7 @@ def _cuda_limit(
     if weight_q is None:
         return ""
     head_dim = weight_q.shape[0]
-    longest = max((side for grid in rest[8:10] for side in grid), default=0)  # grid and key_value_grid
+    longest = max(0, *rest[8], *rest[9]) if len(rest) > 9 else 0  # of grid and key_value_grid
     channels = qkv.numel() + (0 if key_value is None else key_value.numel())
     return (
         _cuda_limits.most("head_dim", _cuda_limits.HEAD_DIM, head_dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,7 @@ def fake(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 TOKENIZER = (fake(7, 8), fake(7))
 OFFSETS = (fake(4, 64), fake(4, 64))
+POOLING = (fake(2**27, 2, 3), None, fake(1, 1, 3, 3, 3), *[fake(1)] * 8, [1, 1, 1], [1, 1, 1], 1)
 #: Arguments that the kernels take, with others in place of one of them that they do not take, and why.
 LIMITS: dict[str, tuple[str, tuple[object, ...], int, object, str]] = {
     "indexes": ("split_frames", (fake(1, 8, 3, 4), fake(1, 2000), fake(1, 48)), 2, fake(1, 49), "<= 2048"),
@@ -86,8 +88,9 @@ LIMITS: dict[str, tuple[str, tuple[object, ...], int, object, str]] = {
     "pool": ("topk_split_index", (fake(0, 2, 1, 4), 1, 1, 32767), 3, 32768, "32767, got 32768"),
     "tokens": ("frame_tokens", (fake(1, 8, 1, 8), *TOKENIZER, 1, 1, 2**11), 5, 2**14, "rows"),
     "outputs": ("split_index", (fake(1, 8, 1, 8), *TOKENIZER, *OFFSETS, 1, 1, 2**13), 1, fake(17, 8), "rows"),
+    "side": ("pool_tokens", POOLING, 12, [1, 2**24 + 1, 1], "16777216, got 16777217"),
     "attention": ("lifting_attention", (fake(2**20, 2**10, 1, 1),), 0, fake(2**20, 2**10, 2, 1), "rows"),
-    "one cell": ("pool_tokens", (fake(2**27, 2, 3), None, fake(1, 1, 3, 3, 3)), 0, fake(2**28, 2, 6), "rows"),
+    "one cell": ("pool_tokens", POOLING, 0, fake(2**28, 2, 6), "rows"),
 }
 
 
@@ -99,3 +102,17 @@ def test_limits_are_known_before_the_launch(name: str) -> None:
     refusal = backends._limit(op, (*args[:place], value, *args[place + 1 :]))
     assert reason in refusal
     assert "its CUDA kernels take" in refusal
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits_do_not_break_a_compiled_graph(name: str) -> None:
+    op, args, *_ = LIMITS[name]
+    limit = OPERATORS[op].cuda_limit
+    assert limit is not None
+
+    def scaled(*args: Any) -> Tensor:
+        return args[0] * (2 if limit(*args) else 3)
+
+    small = [torch.ones([min(n, 2) for n in a.shape]) if isinstance(a, Tensor) else a for a in args]
+    compiled = torch.compile(scaled, fullgraph=True, backend="eager", dynamic=True)
+    assert torch.equal(compiled(*small), small[0] * 3)
