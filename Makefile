@@ -53,11 +53,11 @@ test: $(VENV)/.tools $(VENV)/.clip
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 	  --cov --cov-report=term
 
-# The CUDA kernels in the emulator, compiled with sanitizers: values and gradients on the registry's samples.
+# All CUDA kernels in the emulator, compiled with sanitizers: every test but those of kernels broken on purpose.
 emulator-sanitizers: $(VENV)/.tools
 	for sanitize in address,undefined thread; do \
 	  OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONPATH=.:python:tests $(BIN)/python tests/emulator/sanitize.py \
-	    $$sanitize tests/emulator -k "registry or samples" || exit 1; done
+	    $$sanitize tests/emulator --ignore tests/emulator/test_emulator.py -k "not caught and not noticed" || exit 1; done
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

@@ -1,8 +1,9 @@
 """What the compiler made of the CUDA kernels: registers, shared memory, occupancy, instructions.
 
 ``python -m benchmarks.cuda_resources`` reads the built library with ``cuobjdump`` and writes
-``results/cuda_resources.csv``; ``--check`` compares instead. No GPU is needed. The file carries a hash of the
-sources it belongs to, which a test compares, so it is renewed with every change of a kernel.
+``results/cuda_resources.csv``; ``--check`` compares instead. No GPU is needed: threads and shared memory of
+launches are told by the launchers themselves, in the tests' emulator. The file carries a hash of the sources
+it belongs to, which a test compares, so it is renewed with every change of a kernel.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -74,61 +75,27 @@ class Row:
     copy_async: int
 
 
-#: Dynamic shared memory and threads of a block as the launcher computes them: from the kernel's name with
-#: template arguments, the bytes that a block may have and the launch bound.
-Launch = Callable[[str, int, int], tuple[int, int]]
-
-# Of the default IFDDConfig: frames of a clip, those that both groups take, and channels of a head.
-_FRAMES, _OUTPUTS, _HEAD = 8, 8, 96
+#: (kernel, architecture) -> threads and dynamic shared memory of a block; others have none and the threads of
+#: their launch bound.
+Launches = Mapping[tuple[str, str], tuple[int, int]]
 
 
-def _element_bytes(kernel: str) -> int:
-    return 4 if "<float" in kernel else 2
+def network_launches() -> Launches:
+    """What launchers ask for at the network's shapes: of several launches the one with most shared memory.
 
+    The host emulator of the tests compiles the launchers, which tell it what they would start.
+    """
+    sys.path.append(str(ROOT / "tests"))
+    from emulator.launches import launches
 
-def _attention(row_blocks: int, tile: Callable[[int, int], int]) -> Launch:
-    def launch(kernel: str, limit: int, threads: int) -> tuple[int, int]:
-        found = re.search(r"<\w+, (\d+)>", kernel)
-        assert found is not None, kernel
-        size, channels = _element_bytes(kernel), int(found[1])
-        row = channels * size + 16
-        one, two = (row * (row_blocks * 64 + stages * 2 * tile(size, channels)) for stages in (1, 2))
-        return (two if two <= limit else one), threads
-
-    return launch
-
-
-def _backward_tile(size: int, channels: int) -> int:
-    return 32 if size == 2 and channels <= 96 else 16
-
-
-def _tile(kernel: str, limit: int, more_rows: int) -> tuple[int, int]:
-    """Bytes and threads of a tile of pool_tokens: results, a ring of three frames, as many rows as fit."""
-    for rows in (4, 2, 1):
-        # Columns under a strip of outputs, for the steps 1, 2 and 3 that the network's strides take.
-        cells = max(((rows - 1) * step + 3) * columns for step, columns in ((1, 10), (2, 9), (3, 6)))
-        size = (4 * 8 + more_rows) * _HEAD * 4 + 3 * cells * _HEAD * _element_bytes(kernel)
-        if size <= limit:
-            return size, _HEAD // 2 * rows
-    raise ValueError(f"{kernel} does not fit into {limit} bytes")
-
-
-#: Sums that backward of pool_tokens keeps: of the 27 weights and of the norm's two parameters.
-_SUM_ROWS = 27 + 2
-#: Per output its sample, two sums and a part a warp; four sums of each of 1024 channels.
-_SPLIT_BACKWARD = _OUTPUTS * (16 + (2 + 4) * 4) + 4 * 1024 * 4
-
-#: By the kernel's name; others take no dynamic shared memory and the threads of their launch bound.
-LAUNCHES: dict[str, Launch] = {
-    "forward_kernel": _attention(1, lambda size, _: 64 if size == 2 else 32),
-    "query_kernel": _attention(2, _backward_tile),
-    "key_value_kernel": _attention(2, _backward_tile),
-    "pool_tokens_kernel": lambda kernel, limit, _: _tile(kernel, limit, 0),
-    "pool_tokens_norm_kernel": lambda kernel, limit, _: _tile(kernel, limit, _SUM_ROWS),
-    "pool_tokens_input_kernel": lambda kernel, limit, _: (27 * _HEAD * 4, _tile(kernel, limit, _SUM_ROWS)[1]),
-    "split_frames_backward_kernel": lambda _, __, threads: (_SPLIT_BACKWARD, threads),
-    "topk_choose_kernel": lambda _, __, threads: (_FRAMES * (8 + 4), threads),
-}
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    by_size = {size.shared_bytes: list(launches(size.shared_bytes - 1024)) for size in ARCHITECTURES.values()}
+    for name, architecture in ARCHITECTURES.items():
+        for launch in by_size[architecture.shared_bytes]:
+            key = _short(launch.kernel), name
+            before = found.get(key, (0, -1))
+            found[key] = max(before, (launch.threads, launch.shared_bytes), key=lambda one: one[1])
+    return found
 
 
 def source_hash(root: Path = ROOT) -> str:
@@ -168,8 +135,8 @@ def _short(name: str) -> str:
     return name.partition("(")[0]
 
 
-def read(files: Sequence[Path]) -> list[Row]:
-    """The kernels of a library or of object files."""
+def read(files: Sequence[Path], launches: Launches) -> list[Row]:
+    """The kernels of a library or of object files, as they are launched."""
     cuobjdump, disassembler = find_tool("cuobjdump"), find_tool("nvdisasm")
     if cuobjdump is None or disassembler is None:
         raise RuntimeError("cuobjdump and nvdisasm are needed: install the CUDA toolkit or triton")
@@ -211,20 +178,16 @@ def read(files: Sequence[Path]) -> list[Row]:
             for name, pattern in patterns.items():
                 counts[kernel, architecture][name] += re.search(pattern, line) is not None
     return sorted(
-        (_row(key, used, threads[key], counts[key]) for key, used in usage.items()),
+        (_row(key, used, launches.get(key, (threads[key], 0)), counts[key]) for key, used in usage.items()),
         key=lambda row: (row.kernel, row.architecture),
     )
 
 
-def _row(key: tuple[str, str], used: dict[str, int], threads: int, counts: dict[str, int]) -> Row:
+def _row(key: tuple[str, str], used: dict[str, int], launch: tuple[int, int], counts: dict[str, int]) -> Row:
     kernel, name = key
-    architecture = ARCHITECTURES[name]
-    base = kernel.partition("<")[0]
+    architecture, (threads, dynamic) = ARCHITECTURES[name], launch
     # The driver's 1 KB a block counts as shared memory of the kernel on some architectures.
     static = used["SHARED"] - 1024 if name.startswith("sm_9") and used["SHARED"] >= 1024 else used["SHARED"]
-    dynamic = 0
-    if base in LAUNCHES:
-        dynamic, threads = LAUNCHES[base](kernel, architecture.shared_bytes - 1024, threads)
     blocks = architecture.blocks_per_multiprocessor(threads, used["REG"], static + dynamic)
     return Row(
         kernel=kernel,
@@ -272,7 +235,7 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
     options = parser.parse_args()
-    rows = read(options.files or [ROOT / "ifdd_kernels" / "_ops.so"])
+    rows = read(options.files or [ROOT / "ifdd_kernels" / "_ops.so"], network_launches())
     if not rows:
         sys.exit("no CUDA kernels there: build with IFDD_CUDA=ON")
     if options.check:

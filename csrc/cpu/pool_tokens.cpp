@@ -6,8 +6,8 @@
 #include <memory>
 #include <optional>
 #include <tuple>
-#include <vector>
 
+#include "../common/pool_tokens.h"
 #include "kernels/pool_tokens.h"
 #include "tensor.h"
 
@@ -17,7 +17,6 @@ namespace {
 namespace stable = torch::stable;
 
 constexpr int kParts = 3;  // q, k, v
-using Triple = std::vector<int64_t>;
 using OptionalTensor = std::optional<Tensor>;
 
 struct Inputs {
@@ -25,56 +24,23 @@ struct Inputs {
   ScalarType dtype;
 };
 
-Grid checked_grid(const char* op, const char* argument, const Triple& value) {
-  check_triple(op, argument, value);
-  return {value[0], value[1], value[2]};
-}
-
-// Checks (B, 1 + T*H*W, parts * heads * d); returns d.
-int64_t check_packed(const char* op, const char* argument, const Tensor& tensor, int64_t parts, const Grid& in,
-                     int64_t heads) {
-  check_tensor(op, argument, tensor, {-1, -1, -1},
-               {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half});
-  const int64_t tokens = tensor.size(1), packed = tensor.size(2);
-  // Each factor is compared before it is multiplied: the product cannot overflow.
-  const bool fits = in.t < tokens && in.y < tokens && in.x < tokens && in.t <= (tokens - 1) / in.y &&
-                    in.t * in.y <= (tokens - 1) / in.x && in.t * in.y * in.x == tokens - 1;
-  if (!fits) {
-    fail(op, argument, "expected 1 + T*H*W tokens for grid ", shape_text(Triple{in.t, in.y, in.x}), ", got shape ",
-         shape_text(tensor.sizes()));
-  }
-  if (heads < 1 || heads > packed) {
-    fail(op, "heads", "expected a positive number of heads for ", argument, " of shape ", shape_text(tensor.sizes()),
-         ", got ", heads);
-  }
-  if (packed % (parts * heads) != 0) {
-    fail(op, argument, "expected a last axis of ", parts, " * heads * d with heads = ", heads, ", got shape ",
-         shape_text(tensor.sizes()));
-  }
-  return packed / (parts * heads);
-}
+Grid grid_of(const Triple& value) { return {value[0], value[1], value[2]}; }
 
 Inputs check_inputs(const char* op, const Tensor& qkv, const OptionalTensor& key_value, const Triple& grid,
                     const Triple& key_value_grid, int64_t heads, const Triple& stride_q, const Triple& stride_kv) {
-  const Grid grids[2] = {checked_grid(op, "grid", grid), checked_grid(op, "key_value_grid", key_value_grid)};
-  const Grid strides[2] = {checked_grid(op, "stride_q", stride_q), checked_grid(op, "stride_kv", stride_kv)};
-  const int64_t d = check_packed(op, "qkv", qkv, key_value ? 1 : kParts, grids[0], heads);
-  const int64_t B = qkv.size(0);
-  if (key_value) {
-    check_packed(op, "key_value", *key_value, 2, grids[1], heads);
-    check_tensor(op, "key_value", *key_value, {B, key_value->size(1), 2 * heads * d}, {qkv.scalar_type()});
-  } else if (key_value_grid != grid) {
-    fail(op, "key_value_grid", "expected that of qkv, ", shape_text(grid), ", as key_value is not given, got ",
-         shape_text(key_value_grid));
-  }
+  const auto check_rows = [op](const char* argument, const Tensor& tensor) {
+    check_tensor(op, argument, tensor, {-1, -1, -1},
+                 {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half});
+  };
+  const int64_t d = check_tokens(op, qkv, key_value, grid, key_value_grid, heads, stride_q, stride_kv, check_rows);
   Inputs inputs{{}, qkv.scalar_type()};
   for (int part = 0; part < kParts; ++part) {
-    const Grid& in = grids[part > 0];
+    const Grid in = grid_of(part > 0 ? key_value_grid : grid);
     // A longer stride than the axis selects the same single cell.
-    const Grid& given = strides[part > 0];
+    const Grid given = grid_of(part > 0 ? stride_kv : stride_q);
     const Grid stride{std::min(given.t, in.t), std::min(given.y, in.y), std::min(given.x, in.x)};
     const Grid out{(in.t - 1) / stride.t + 1, (in.y - 1) / stride.y + 1, (in.x - 1) / stride.x + 1};
-    inputs.size[part] = {B, heads, d, in, out, stride};
+    inputs.size[part] = {qkv.size(0), heads, d, in, out, stride};
   }
   return inputs;
 }

@@ -18,12 +18,15 @@ struct Term {
 };
 
 // residual (B, N), or what it has already, plus the signed means of one or two tensors. A block takes a clip and a
-// token.
+// token, a team of its threads a frame: few channels fill no block, 96 in bfloat16 are 12 accesses.
 template <class T, int V, int Terms, bool Add>
 __global__ void __launch_bounds__(kThreads)
     lifting_residual_kernel(Term<T> first, Term<T> second, int64_t cells, int64_t N, int64_t C, float* residual) {
   const Term<T> terms[2] = {first, second};
   BlockScratch<float>& scratch = static_shared<BlockScratch<float>>();
+  const int across = C >= kThreads * V ? kThreads : C == 0 ? 1 : static_cast<int>(C / V);
+  const int thread = static_cast<int>(threadIdx.x), teams = kThreads / across, team = thread / across;
+  const int64_t first_channel = team < teams ? thread % across * V : C;  // the threads left over only add up
   for (int64_t cell = blockIdx.x; cell < cells; cell += gridDim.x) {
     const int64_t b = cell / N, n = cell % N;
     float total = 0;
@@ -31,9 +34,9 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < Terms; ++i) {
       const Term<T>& term = terms[i];
       float sum = 0;
-      for (int64_t t = 0; t < term.frames; ++t) {
+      for (int64_t t = team; t < term.frames; t += teams) {
         const T* row = term.x.row(b, t, n);
-        for (int64_t c = threadIdx.x * V; c < C; c += kThreads * V) {
+        for (int64_t c = first_channel; c < C; c += across * V) {
           float value[V];
           load(row + c, value);
 #pragma unroll
@@ -41,8 +44,9 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
       // No frames: the mean is not defined, 0 / 0, as in PyTorch.
-      total += term.sign * (block_sum(sum, scratch) / (static_cast<float>(term.frames) * static_cast<float>(C)));
+      total += term.sign * (sum / (static_cast<float>(term.frames) * static_cast<float>(C)));
     }
+    total = block_sum(total, scratch);
     if (threadIdx.x == 0) residual[cell] = Add ? residual[cell] + total : total;
   }
 }

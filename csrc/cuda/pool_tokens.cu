@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
-#include <vector>
 
+#include "common/pool_tokens.h"
 #include "cuda/pooling.h"
 #include "cuda/rows.h"
 #include "cuda/sums.h"
@@ -12,7 +12,6 @@
 namespace ifdd::cuda {
 namespace {
 
-using Triple = std::vector<int64_t>;
 using OptionalTensor = std::optional<Tensor>;
 
 // --- forward ---------------------------------------------------------------------------------------------------------
@@ -125,7 +124,8 @@ template <class T>
 struct PoolBackward {
   PoolShape shape;
   Part<T> part[kParts];
-  const T* grad[kParts];       // (B, 1 + N', heads, d)
+  const T* grad[kParts];  // (B, 1 + N', heads, d)
+  bool grad_in_pairs[kParts];
   const float* stats[kParts];  // (B, 1 + N', heads, 2)
   float* grad_u[kParts];       // (B, N', heads, d): gradient of the convolution's outputs
   float* partial[kParts];      // (blocks, 29 d)
@@ -147,7 +147,7 @@ struct BackwardPart {
     const int d = op.shape.d;
     const float mean = op.stats[place][at * 2], rstd = op.stats[place][at * 2 + 1];
     WarpChannels grad;
-    grad.read(op.grad[place] + at * d, d, d % 2 == 0);
+    grad.read(op.grad[place] + at * d, d, op.grad_in_pairs[place]);
     float mean_grad = 0, mean_product = 0;
 #pragma unroll
     for (int turn = 0; turn < WarpChannels::kTurns; ++turn) {
@@ -469,53 +469,16 @@ struct Inputs {
   ScalarType dtype;
 };
 
-// Checks (B, 1 + T*H*W, parts * heads * d); returns d.
-int64_t check_packed(const char* op, const char* argument, const Tensor& tensor, const Tensor& like, int64_t parts,
-                     const Triple& grid, int64_t heads) {
-  check_activation(op, argument, tensor, like, {-1, -1, -1});
-  const int64_t tokens = tensor.size(1), packed = tensor.size(2);
-  // Each factor is compared before it is multiplied: the product cannot overflow.
-  const bool fits = grid[0] < tokens && grid[1] < tokens && grid[2] < tokens && grid[0] <= (tokens - 1) / grid[1] &&
-                    grid[0] * grid[1] <= (tokens - 1) / grid[2] && grid[0] * grid[1] * grid[2] == tokens - 1;
-  if (!fits) {
-    fail(op, argument, "expected 1 + T*H*W tokens for grid ", shape_text(grid), ", got shape ",
-         shape_text(tensor.sizes()));
-  }
-  if (heads < 1 || heads > packed) {
-    fail(op, "heads", "expected a positive number of heads for ", argument, " of shape ", shape_text(tensor.sizes()),
-         ", got ", heads);
-  }
-  if (packed % (parts * heads) != 0) {
-    fail(op, argument, "expected a last axis of ", parts, " * heads * d with heads = ", heads, ", got shape ",
-         shape_text(tensor.sizes()));
-  }
-  return packed / (parts * heads);
-}
-
-void check_triple(const char* op, const char* argument, const Triple& value) {
-  if (value.size() != 3 || *std::min_element(value.begin(), value.end()) < 1) {
-    fail(op, argument, "expected three positive integers (time, height, width), got ", shape_text(value));
-  }
-}
-
 Inputs check_inputs(const char* op, const Tensor& qkv, const OptionalTensor& key_value, const Triple& grid,
                     const Triple& key_value_grid, int64_t heads, const Triple& stride_q, const Triple& stride_kv) {
-  check_triple(op, "grid", grid);
-  check_triple(op, "key_value_grid", key_value_grid);
-  check_triple(op, "stride_q", stride_q);
-  check_triple(op, "stride_kv", stride_kv);
+  const auto check_rows = [&](const char* argument, const Tensor& tensor) {
+    check_activation(op, argument, tensor, qkv, {-1, -1, -1});
+  };
   Inputs in{};
-  in.B = qkv.dim() > 0 ? qkv.size(0) : 0;
+  in.d = check_tokens(op, qkv, key_value, grid, key_value_grid, heads, stride_q, stride_kv, check_rows);
+  in.B = qkv.size(0);
   in.heads = heads;
-  in.d = check_packed(op, "qkv", qkv, qkv, key_value ? 1 : kParts, grid, heads);
   in.dtype = qkv.scalar_type();
-  if (key_value) {
-    check_packed(op, "key_value", *key_value, qkv, 2, key_value_grid, heads);
-    check_tensor(op, "key_value", *key_value, qkv, {in.B, -1, 2 * heads * in.d}, {in.dtype});
-  } else if (key_value_grid != grid) {
-    fail(op, "key_value_grid", "expected that of qkv, ", shape_text(grid), ", as key_value is not given, got ",
-         shape_text(key_value_grid));
-  }
   if (in.d > kMostChannels) {
     fail(op, "qkv", "expected head_dim <= ", kMostChannels, " (a warp holds a row in registers), got ", in.d);
   }
@@ -711,6 +674,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       p.weight = data<float>(weights[part]);
       p.norm_weight = data<float>(norm_weights[part]);
       call.grad[part] = data<T>(grads[part]);
+      call.grad_in_pairs[part] = vector_fits<2>(call.grad[part], in.d);  // a view may begin anywhere
       call.stats[part] = data<float>(stats[part]);
       call.grad_u[part] = mutable_data<float>(grad_u[part]);
       call.grad_x[part] = mutable_data<T>(grad_packed.tensor(part)) + grad_packed.offset(in, part);

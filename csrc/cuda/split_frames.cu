@@ -212,9 +212,10 @@ struct TokenRows {
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 4) split_frames_backward_kernel(SplitBackward<T> op) {
   constexpr int kFrames = V == 8 ? 4 : 8;  // registers: kFrames * V sums a thread
-  const int64_t K = op.index.count(), b = blockIdx.x / op.parts, part = blockIdx.x % op.parts;
+  const int64_t K = op.index.count(), unit = blockIdx.x / op.spans, span = blockIdx.x % op.spans;
+  const int64_t b = unit / op.parts, part = unit % op.parts;
   const bool norm = op.stats != nullptr, positions = op.index_partial != nullptr;
-  const int64_t span = blockIdx.y, first_channel = span * kSpan;
+  const int64_t first_channel = span * kSpan;
   const int channels = static_cast<int>(op.C - first_channel < kSpan ? op.C - first_channel : kSpan);
   const BackwardShared shared = BackwardShared::at(dynamic_shared(), K);
 
@@ -323,17 +324,19 @@ __global__ void __launch_bounds__(kThreads, 4) split_frames_backward_kernel(Spli
     for (int64_t k = threadIdx.x; k < K; k += kThreads) {
       float along = 0;
       for (int w = 0; w < kWarps; ++w) along += shared.along[k * kWarps + w];
-      op.index_partial[(blockIdx.x * op.spans + span) * K + k] = along;
+      op.index_partial[blockIdx.x * K + k] = along;
     }
   }
   if (norm) {
     for (int i = threadIdx.x; i < 4 * channels; i += kThreads) {
       const int row = i / channels, place = i % channels;
-      op.norm_partial[(static_cast<int64_t>(blockIdx.x) * 4 + row) * op.C + first_channel + place] =
-          shared.norm[row * kSpan + place];
+      op.norm_partial[(unit * 4 + row) * op.C + first_channel + place] = shared.norm[row * kSpan + place];
     }
   }
 }
+
+// 96 KB of shared memory in backward, of the 99 that a block may have on sm_86 and sm_89.
+constexpr int64_t kMostOutputs = 2048;
 
 // Blocks that backward splits a batch into: about four on each multiprocessor of a large GPU.
 constexpr int64_t kBackwardBlocks = 512;
@@ -363,6 +366,11 @@ Inputs check_inputs(const char* op, const Tensor& x, const Tensor& static_index,
   if (x.size(1) < frames || x.size(1) > std::numeric_limits<int32_t>::max()) {
     fail(op, "x", "expected at least ", frames, " frames for ", gather ? "integer" : "floating", " indexes, got shape ",
          shape_text(x.sizes()));
+  }
+  if (static_index.size(1) + dynamic_index.size(1) > kMostOutputs) {
+    fail(op, "static_index", "expected at most ", kMostOutputs,
+         " indexes in both groups (samples in shared memory), got ", static_index.size(1), " and ",
+         dynamic_index.size(1));
   }
   if (x.size(3) < 1) fail(op, "x", "expected at least one channel, got shape ", shape_text(x.sizes()));
   return {x.size(0),       x.size(1), x.size(2), x.size(3), static_index.size(1), dynamic_index.size(1),
@@ -513,8 +521,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
     }
     dispatch_vector<T>(fits, [&](auto vector) {
       constexpr int V = decltype(vector)::value;
-      run(op, device, split_frames_backward_kernel<T, V>, dim3(grid_size(op, parts), static_cast<unsigned>(spans)),
-          kThreads, BackwardShared::bytes(K), call);
+      run(op, device, split_frames_backward_kernel<T, V>, dim3(grid_size(op, parts * spans)), kThreads,
+          BackwardShared::bytes(K), call);
     });
   });
 

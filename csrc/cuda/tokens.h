@@ -184,9 +184,11 @@ __global__ void __launch_bounds__(kTokenThreads)
     frame_tokens_weight_kernel(Tokenizer<T> in, TokenGradient grad, Chunks chunks, float* weight_partial,
                                float* bias_partial) {
   const TokenSizes& size = in.size;
-  const int cells = size.frames() * size.cells(), s0 = static_cast<int>(blockIdx.y) * kTokenRows;
-  const int c = (static_cast<int>(blockIdx.z) * kTokenThreads + static_cast<int>(threadIdx.x)) * V;
-  const int64_t chunk = blockIdx.x, length = chunks.length;
+  const int slices = (size.S + kTokenRows - 1) / kTokenRows,
+            spans = (size.C + kTokenThreads * V - 1) / (kTokenThreads * V);
+  const int64_t unit = blockIdx.x / spans, chunk = unit / slices, length = chunks.length;
+  const int span = blockIdx.x % spans, s0 = static_cast<int>(unit % slices) * kTokenRows;
+  const int cells = size.frames() * size.cells(), c = (span * kTokenThreads + static_cast<int>(threadIdx.x)) * V;
   const int begin = static_cast<int>(chunk * length);
   const int end = static_cast<int>((chunk + 1) * length < cells ? (chunk + 1) * length : cells);
   WeightStage& stage = static_shared<WeightStage>();
@@ -219,19 +221,22 @@ __global__ void __launch_bounds__(kTokenThreads)
   for (int s = 0; s < kTokenRows; ++s) {
     if (c < size.C && s0 + s < size.S) store_floats(weight_partial + (chunk * size.S + s0 + s) * size.C + c, sum[s]);
   }
-  if (blockIdx.z == 0 && threadIdx.x < kTokenRows && s0 + static_cast<int>(threadIdx.x) < size.S) {
+  if (span == 0 && threadIdx.x < kTokenRows && s0 + static_cast<int>(threadIdx.x) < size.S) {
     bias_partial[chunk * size.S + s0 + threadIdx.x] = bias;
   }
 }
 
 // --- host ------------------------------------------------------------------------------------------------------------
 
-// Refuses sizes whose product does not fit into 31 bits.
+// Rows, and values of a row, that are counted in 32 bits: with room for a block's worth more, and for their double.
+constexpr int64_t kMostCount = int64_t{1} << 30;
+
+// Refuses sizes whose product is above that.
 inline void check_counts(const char* op, const char* argument, std::initializer_list<int64_t> sizes) {
   int64_t product = 1;
   for (int64_t size : sizes) {
-    if (size > 0 && product > std::numeric_limits<int32_t>::max() / size) {
-      fail(op, argument, "too large: the CUDA kernels count rows, and values of a row, in 31 bits");
+    if (size > 0 && product > kMostCount / size) {
+      fail(op, argument, "too large: the CUDA kernels count up to 2^30 rows, and as many values of a row");
     }
     product *= size;
   }
@@ -316,11 +321,9 @@ void launch_tokens_backward(const char* op, const CurrentDevice& device, const T
   dispatch_vector<T>(tokenizer_fits(in) && vector_fits<kVector<T>>(out), [&](auto vector) {
     constexpr int V = decltype(vector)::value;
     const int64_t spans = (size.C + kTokenThreads * V - 1) / (kTokenThreads * V);
-    if (slices > 65535 || spans > 65535) fail(op, "weight", "too large: ", size.S, " rows of ", size.C, " channels");
     run(op, device, frame_tokens_input_kernel<T, V>, dim3(grid_size(op, size.frames() * tiles)), kTokenThreads, 0, in,
         grad, out);
-    run(op, device, frame_tokens_weight_kernel<T, V>,
-        dim3(grid_size(op, chunks.count), static_cast<unsigned>(slices), static_cast<unsigned>(spans)), kTokenThreads,
+    run(op, device, frame_tokens_weight_kernel<T, V>, dim3(grid_size(op, chunks.count * slices * spans)), kTokenThreads,
         0, in, grad, chunks, mutable_data<float>(weight_partial), mutable_data<float>(bias_partial));
   });
   column_sums(op, device,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ifdd_kernels import _check, reference
+from ifdd_kernels import _check, _cuda_limits, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
@@ -29,6 +29,10 @@ def _fake_backward(
     return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
+def _cuda_limit(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *sides: int) -> str:
+    return _cuda_limits.tokenizer(x, 1 if weight is None else weight.shape[0], *sides)
+
+
 OPERATOR = register(
     Operator(
         name="frame_tokens",
@@ -37,6 +41,7 @@ OPERATOR = register(
         fake=_fake,
         check=_check_arguments,
         twins={"triton": twin("frame_tokens")},
+        cuda_limit=_cuda_limit,
         backward=Backward(
             schema="(Tensor grad, Tensor x, Tensor weight, Tensor bias, int height, int width, int pool)"
             " -> (Tensor, Tensor, Tensor)",

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ifdd_kernels import _check, reference
+from ifdd_kernels import _check, _cuda_limits, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
@@ -35,15 +35,11 @@ def _fake_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: 
     return tuple(part.new_empty(part.shape) for part in (query, key, value))
 
 
-#: Most channels of a head that the CUDA kernels hold in registers.
-CUDA_HEAD_DIM = 128
-
-
 def _cuda_limit(query: Tensor, *rest: Any) -> str:
-    head_dim = query.shape[-1]
-    if head_dim <= CUDA_HEAD_DIM:
-        return ""
-    return f"its CUDA kernels take head_dim <= {CUDA_HEAD_DIM}, the query has {head_dim}"
+    batch, tokens, heads, channels = query.shape
+    return _cuda_limits.most("head_dim", _cuda_limits.HEAD_DIM, channels) or _cuda_limits.rows(
+        batch * tokens * heads
+    )
 
 
 OPERATOR = register(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ifdd_kernels import _check, reference
+from ifdd_kernels import _check, _cuda_limits, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
@@ -163,17 +163,19 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     return grads[0], grad_key_value, *grads[1:]
 
 
-#: Most channels of a head that the CUDA kernels hold in registers.
-CUDA_HEAD_DIM = 128
-
-
 def _cuda_limit(
     qkv: Tensor, key_value: Tensor | None = None, weight_q: Tensor | None = None, *rest: Any
 ) -> str:
-    head_dim = 0 if weight_q is None else weight_q.shape[0]
-    if head_dim <= CUDA_HEAD_DIM:
+    if weight_q is None:
         return ""
-    return f"its CUDA kernels take head_dim <= {CUDA_HEAD_DIM}, the weights have {head_dim}"
+    head_dim = weight_q.shape[0]
+    longest = max(0, *rest[8], *rest[9]) if len(rest) > 9 else 0  # of grid and key_value_grid
+    channels = qkv.numel() + (0 if key_value is None else key_value.numel())
+    return (
+        _cuda_limits.most("head_dim", _cuda_limits.HEAD_DIM, head_dim)
+        or _cuda_limits.most("sides of a grid", _cuda_limits.POOLED_SIDE, longest)
+        or _cuda_limits.rows(channels // max(1, head_dim))
+    )
 
 
 OPERATOR = register(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ifdd_kernels import _check, reference
+from ifdd_kernels import _check, _cuda_limits, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
@@ -118,6 +118,15 @@ def _fake_backward(
     return x.new_empty(x.shape), *indexes, *norms
 
 
+def _cuda_limit(
+    x: Tensor, static_index: Tensor | None = None, dynamic_index: Tensor | None = None, *rest: Any
+) -> str:
+    outputs = sum(index.shape[1] for index in (static_index, dynamic_index) if index is not None)
+    return _cuda_limits.most(
+        "indexes in both groups", _cuda_limits.SAMPLED_FRAMES, outputs
+    ) or _cuda_limits.rows(x.shape[0] * x.shape[1] * x.shape[2])
+
+
 OPERATOR = register(
     Operator(
         name="split_frames",
@@ -128,6 +137,7 @@ OPERATOR = register(
         fake=_fake,
         check=_check_arguments,
         twins={"triton": twin("split_frames")},
+        cuda_limit=_cuda_limit,
         backward=Backward(
             schema="(Tensor grad_static, Tensor grad_dynamic, Tensor x, Tensor static_index,"
             " Tensor dynamic_index, Tensor? static_weight, Tensor? dynamic_weight, Tensor stats,"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ifdd_kernels import _check, reference
+from ifdd_kernels import _check, _cuda_limits, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
@@ -61,6 +61,11 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     return tuple(t.new_empty(t.shape) for t in args[3:8])  # x and the four parameters
 
 
+def _cuda_limit(x: Tensor, token_weight: Tensor | None = None, *rest: Any) -> str:
+    # Behind the weight: token_bias, both offset weights, the three sides, reach.
+    return _cuda_limits.tokenizer(x, 1 if token_weight is None else token_weight.shape[0], *rest[3:6])
+
+
 OPERATOR = register(
     Operator(
         name="split_index",
@@ -71,6 +76,7 @@ OPERATOR = register(
         fake=_fake,
         check=check_arguments,
         twins={"triton": twin("split_index")},
+        cuda_limit=_cuda_limit,
         backward=Backward(
             schema="(Tensor grad_static, Tensor grad_dynamic, Tensor grad_correlation, Tensor x,"
             " Tensor token_weight, Tensor token_bias, Tensor static_weight, Tensor dynamic_weight,"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ifdd_kernels import _check, reference
+from ifdd_kernels import _check, _cuda_limits, reference
 from ifdd_kernels._operator import Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.triton import twin
@@ -33,6 +33,12 @@ def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(shape, dtype=torch.int64), x.new_empty(shape, dtype=torch.int64)
 
 
+def _cuda_limit(x: Tensor, height: int = 0, width: int = 0, pool: int = 0, *rest: Any) -> str:
+    return _cuda_limits.most("frames", _cuda_limits.RANKED_FRAMES, x.shape[1]) or _cuda_limits.tokenizer(
+        x, 1, height, width, pool
+    )
+
+
 OPERATOR = register(
     Operator(
         name="topk_split_index",
@@ -42,6 +48,7 @@ OPERATOR = register(
         fake=_fake,
         check=_check_arguments,
         twins={"triton": twin("topk_split_index")},
+        cuda_limit=_cuda_limit,
         non_differentiable=(0, 1),
     )
 )

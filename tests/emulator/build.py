@@ -127,18 +127,47 @@ def _machine_objects() -> list[Path]:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """A kernel, demangled, with the threads and the dynamic shared memory of a block."""
+
+    kernel: str
+    threads: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
 class Library:
     """A compiled source: its file and the namespace its ops are registered in."""
 
     path: Path
     namespace: str
 
-    def configure(self, seed: int, multiprocessors: int = 4, shared_bytes: int = SHARED_BYTES[0]) -> None:
+    def configure(
+        self,
+        seed: int,
+        multiprocessors: int = 4,
+        shared_bytes: int = SHARED_BYTES[0],
+        list_only: bool = False,
+    ) -> None:
         """Sets how the next launches run; see ``emulator::Settings``."""
         function = ctypes.CDLL(str(self.path)).ifdd_emulator_configure
-        function.argtypes = (ctypes.c_uint64, ctypes.c_int, ctypes.c_int)
+        function.argtypes = (ctypes.c_uint64, ctypes.c_int, ctypes.c_int, ctypes.c_int)
         function.restype = None
-        function(seed, multiprocessors, shared_bytes)
+        function(seed, multiprocessors, shared_bytes, list_only)
+
+    def listed(self) -> list[Launch]:
+        """The launches since the last call that were listed instead of run."""
+        function = ctypes.CDLL(str(self.path)).ifdd_emulator_listed
+        row = (ctypes.c_int64 * 3)()
+        rows = []
+        while function(row):
+            rows.append(tuple(row))
+        if not rows:
+            return []
+        # 0000000000012345 t void ifdd::cuda::(anonymous namespace)::some_kernel<float, 4>(...)
+        symbols = subprocess.run(["nm", "-C", self.path], capture_output=True, text=True, check=True).stdout
+        names = {int(line[:16], 16): line[19:] for line in symbols.splitlines() if line[:16].strip()}
+        return [Launch(names[kernel], threads, shared_bytes) for kernel, threads, shared_bytes in rows]
 
 
 def compile_source(source: Path, plants: Sequence[Plant] = ()) -> Library:

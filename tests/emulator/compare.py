@@ -6,7 +6,7 @@ that for gradients, which are products of two results of that accuracy summed ov
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ def check(
     seeds: Sequence[int] = SEEDS,
     shared_bytes: int | None = None,
     roundings: float | None = None,
+    moved: bool = False,
 ) -> None:
     """Forward and backward of an emulated op: everything written, close to float64, equal bits for all seeds.
 
@@ -60,13 +61,14 @@ def check(
         seeds: schedules to run.
         shared_bytes: shared memory of the emulated device, where a launcher chooses by it.
         roundings: bound instead of the registry's, with the reason where it is given.
+        moved: every tensor is a view that begins one element behind a 16-byte boundary.
     """
     entry = REGISTRY[op.operator.name]
     bound = entry.roundings if roundings is None else roundings
     first: list[Tensor] = []
     for seed in seeds:
         op.library.configure(seed, **({} if shared_bytes is None else {"shared_bytes": shared_bytes}))
-        results = _run(op, args)
+        results = _run(op, args, moved)
         if not first:
             first = results
             _compare(op, args, results, bound)
@@ -74,22 +76,33 @@ def check(
             assert torch.equal(result, before), f"result {place} depends on the schedule (seed {seed})"
 
 
-def _run(op: EmulatedOp, args: tuple[Any, ...]) -> list[Tensor]:
+def _moved(arg: Any) -> Any:
+    if not isinstance(arg, Tensor):
+        return arg
+    view = arg.new_empty(arg.numel() + 1)[1:].view(arg.shape)
+    view.copy_(arg)
+    assert view.numel() < 2 or view.data_ptr() % 16 == view.element_size()
+    return view
+
+
+def _run(op: EmulatedOp, args: tuple[Any, ...], moved: bool) -> list[Tensor]:
     """Outputs, then gradients."""
+    place: Callable[[Any], Any] = _moved if moved else lambda arg: arg
     with poisoned_memory():
-        outputs = outputs_of(op.forward(*args))
+        outputs = outputs_of(op.forward(*map(place, args)))
         if op.operator.backward is None:
             return list(outputs)
-        gradients = outputs_of(op.backward(*_backward_arguments(op, args, outputs)))
+        given = backward_arguments(op, args, cotangents_of(outputs), outputs)
+        gradients = outputs_of(op.backward(*map(place, given)))
     return [*outputs, *gradients]
 
 
-def _backward_arguments(
-    op: EmulatedOp, args: tuple[Any, ...], outputs: tuple[Tensor, ...]
+def backward_arguments(
+    op: EmulatedOp, args: tuple[Any, ...], cotangents: Sequence[Tensor], outputs: tuple[Tensor, ...]
 ) -> tuple[Any, ...]:
+    """Those of the backward op, for arguments of the op and gradients of its outputs."""
     backward = op.operator.backward
     assert backward is not None
-    cotangents = cotangents_of(outputs)
     return tuple(
         cotangents[argument.output] if hasattr(argument, "output") else argument
         for argument in backward.arguments(args, outputs)

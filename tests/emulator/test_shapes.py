@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from emulator import build
-from emulator.build import SHARED_BYTES, EmulatedOp
+from emulator.build import ROOT, SHARED_BYTES, EmulatedOp, Plant
 from emulator.compare import DTYPES, check, labels, registry_sample
 from ifdd_kernels.registry import REGISTRY, Maker
 
@@ -204,6 +204,44 @@ def test_pool_tokens_refuses_a_head_it_cannot_hold() -> None:
         EmulatedOp("pool_tokens").forward(*args)
 
 
+def aligned_arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Sizes that 16-byte accesses fit."""
+    make = Maker(dtype, seed=5)
+    if name == "pool_tokens":
+        return pool_arguments(make, (1, (2, 3, 5), 1, 16, (1, 1, 1), (1, 2, 2)))
+    if name == "lifting_attention":
+        return (*(make.normal(1, 20, 1, 32) for _ in range(3)), 0.2)
+    if name == "frame_correlation":
+        return make.normal(1, 8, 64), 0.1
+    if name == "lifting_loss":
+        return make.normal(3, 40), 0.1, 1.0, True
+    x, parameters = make.normal(1, 8, 4, 32), (make.parameter(7, 32, scale=0.2), make.parameter(7))
+    if name == "split_frames":
+        return x, *(make.positions(1, 4, 8) for _ in range(2)), *norms(make, 32), 1e-5, False
+    if name == "lifting_residual":
+        return x, make.normal(1, 4, 4, 32)
+    if name == "topk_split_index":
+        return x, 2, 2, 1, False
+    offsets = [make.parameter(4, 64, scale=0.2) for _ in range(2)] if name == "split_index" else []
+    return x, *parameters, *offsets, 2, 2, 2, *([1.0] if offsets else [])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu")))
+def test_views_may_begin_anywhere(name: str, dtype: torch.dtype) -> None:
+    args = aligned_arguments(name, dtype)
+    check(EmulatedOp(name), args, seeds=(0,))
+    check(EmulatedOp(name), args, seeds=TWO_SEEDS, moved=True)
+
+
+def test_a_view_read_in_pairs_all_the_same_is_noticed() -> None:
+    pairs = Plant("vector_fits<2>(call.grad[part], in.d)", "in.d % 2 == 0")
+    with pytest.raises(RuntimeError, match=r"read_word .* not a multiple of 4"):
+        check(
+            EmulatedOp("pool_tokens", [pairs]), aligned_arguments("pool_tokens", torch.bfloat16), moved=True
+        )
+
+
 REFUSALS = [
     ("split_frames", 0, torch.randn(2, 8, 9), r"x: expected shape \(-1, -1, -1, -1\) .* got \(2, 8, 9\)"),
     (
@@ -217,6 +255,8 @@ REFUSALS = [
     ("frame_tokens", 3, 6, "x: expected N = height"),
     ("split_index", 3, torch.randn(4, 63), r"static_weight: expected shape \(4, 64\)"),
     ("topk_split_index", 3, 0, "pool: expected 1 to 32767, got 0"),
+    ("topk_split_index", 0, torch.randn(1, 8194, 49, 1), "x: expected at most 8192 frames"),
+    ("split_frames", 1, torch.zeros(2, 2048), "static_index: expected at most 2048 indexes in both groups"),
     ("frame_correlation", 0, torch.randn(3, 4), "tokens: expected shape"),
     ("lifting_residual", 1, torch.randn(2, 4, 8, 6), r"approximation: expected shape \(2, -1, 9, 6\)"),
     ("lifting_loss", 2, 0.0, "beta: expected a positive number, got 0"),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ifdd_kernels import _library, backends
-from ifdd_kernels.ops.lifting_attention import CUDA_HEAD_DIM
+from ifdd_kernels import _cuda_limits, _library, backends
+from ifdd_kernels._operator import OPERATORS
 
 OP = "lifting_attention"
 
@@ -19,7 +20,7 @@ OP = "lifting_attention"
 def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A library with CUDA kernels, whatever was built here."""
     monkeypatch.setattr(_library, "loaded", lambda: True)
-    monkeypatch.setattr(_library, "native_ops", lambda device: frozenset({OP, "pool_tokens"}))
+    monkeypatch.setattr(_library, "native_ops", lambda device: frozenset(OPERATORS))
     backends._fastest.cache_clear()
     yield
     backends._fastest.cache_clear()
@@ -32,7 +33,7 @@ def query(head_dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.mark.usefixtures("cuda_kernels")
 def test_native_kernels_run_what_they_take() -> None:
-    for head_dim in (1, 96, CUDA_HEAD_DIM):
+    for head_dim in (1, 96, _cuda_limits.HEAD_DIM):
         assert backends.can_run(OP, "native", query(head_dim))
         assert backends.select(OP, "auto", query(head_dim)) == ""
 
@@ -41,7 +42,7 @@ def test_native_kernels_run_what_they_take() -> None:
 @pytest.mark.parametrize(
     ("x", "reason"),
     [
-        (query(CUDA_HEAD_DIM + 1), "head_dim <= 128, the query has 129"),
+        (query(_cuda_limits.HEAD_DIM + 1), "head_dim <= 128, got 129"),
         (query(32, torch.float64), "float16, bfloat16 and float32, the input is float64"),
     ],
     ids=["head_dim", "float64"],
@@ -68,4 +69,50 @@ def test_the_limit_of_pool_tokens_is_that_of_its_weights(head_dim: int) -> None:
         assert "chooses native" in support.reason
     else:
         assert "chooses native" not in support.reason
-        assert "head_dim <= 128, the weights have 129" in support.reason
+        assert "head_dim <= 128, got 129" in support.reason
+
+
+def fake(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    with FakeTensorMode():
+        return torch.empty(*shape, dtype=dtype, device="cuda")
+
+
+TOKENIZER = (fake(7, 8), fake(7))
+OFFSETS = (fake(4, 64), fake(4, 64))
+POOLING = (fake(2**27, 2, 3), None, fake(1, 1, 3, 3, 3), *[fake(1)] * 8, [1, 1, 1], [1, 1, 1], 1)
+#: Arguments that the kernels take, with others in place of one of them that they do not take, and why.
+LIMITS: dict[str, tuple[str, tuple[object, ...], int, object, str]] = {
+    "indexes": ("split_frames", (fake(1, 8, 3, 4), fake(1, 2000), fake(1, 48)), 2, fake(1, 49), "<= 2048"),
+    "rows": ("split_frames", (fake(2**20, 4, 2**8, 1), fake(2**20, 1)), 0, fake(2**21, 4, 2**8, 1), "rows"),
+    "ranked frames": ("topk_split_index", (fake(1, 8192, 1, 4), 1, 1, 1), 0, fake(1, 8194, 1, 4), "8192"),
+    "pool": ("topk_split_index", (fake(0, 2, 1, 4), 1, 1, 32767), 3, 32768, "32767, got 32768"),
+    "tokens": ("frame_tokens", (fake(1, 8, 1, 8), *TOKENIZER, 1, 1, 2**11), 5, 2**14, "rows"),
+    "outputs": ("split_index", (fake(1, 8, 1, 8), *TOKENIZER, *OFFSETS, 1, 1, 2**13), 1, fake(17, 8), "rows"),
+    "side": ("pool_tokens", POOLING, 12, [1, 2**24 + 1, 1], "16777216, got 16777217"),
+    "attention": ("lifting_attention", (fake(2**20, 2**10, 1, 1),), 0, fake(2**20, 2**10, 2, 1), "rows"),
+    "one cell": ("pool_tokens", POOLING, 0, fake(2**28, 2, 6), "rows"),
+}
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits_are_known_before_the_launch(name: str) -> None:
+    op, args, place, value, reason = LIMITS[name]
+    assert backends._limit(op, args) == ""
+    refusal = backends._limit(op, (*args[:place], value, *args[place + 1 :]))
+    assert reason in refusal
+    assert "its CUDA kernels take" in refusal
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits_do_not_break_a_compiled_graph(name: str) -> None:
+    op, args, *_ = LIMITS[name]
+    limit = OPERATORS[op].cuda_limit
+    assert limit is not None
+
+    def scaled(*args: Any) -> Tensor:
+        return args[0] * (2 if limit(*args) else 3)
+
+    small = [torch.ones([min(n, 2) for n in a.shape]) if isinstance(a, Tensor) else a for a in args]
+    compiled = torch.compile(scaled, fullgraph=True, backend="eager", dynamic=True)
+    assert torch.equal(compiled(*small), small[0] * 3)

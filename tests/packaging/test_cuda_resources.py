@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cuda_resources
-from benchmarks.cuda_resources import ARCHITECTURES, LAUNCHES, Row, find_tool, load, read, source_hash, write
+from benchmarks.cuda_resources import ARCHITECTURES, Row, find_tool, load, read, source_hash, write
+from emulator import build
 
 KERNELS = """
 #include "ifdd/cuda/mma.h"
@@ -52,8 +53,6 @@ def test_table_belongs_to_these_sources() -> None:
     assert {row.architecture for row in rows} == set(ARCHITECTURES)
     assert not [row for row in rows if row.local_bytes]
     assert not [row for row in rows if row.blocks < 1]
-    # A kernel of another name would count as one without dynamic shared memory.
-    assert set(LAUNCHES) <= {row.kernel.partition("<")[0] for row in rows}
     in_vectors = [
         row for row in rows if re.match(r"(split_frames|topk|frame_tokens)\w*<\w+, [48]>", row.kernel)
     ]
@@ -65,6 +64,21 @@ def test_table_belongs_to_these_sources() -> None:
     attention = [row for row in rows if row.kernel.startswith(("forward_", "query_", "key_value_"))]
     assert len(attention) == len(ARCHITECTURES) * 3 * 3 * 4  # kernels, dtypes, head dimensions
     assert all(row.tensor_core > 0 and row.copy_async > 0 for row in attention)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(build.compiler is None, reason="the emulator needs a C++ compiler")
+def test_table_has_the_launches_of_the_launchers() -> None:
+    """At the network's shapes, forward and backward of every op."""
+    launched = cuda_resources.network_launches()
+    rows = {(row.kernel, row.architecture): row for row in load()[1]}
+    for key, (threads, shared_bytes) in launched.items():
+        if key in rows:
+            assert (rows[key].threads, rows[key].dynamic_shared) == (threads, shared_bytes), key
+    with_shared = {key for key, (_, shared_bytes) in launched.items() if shared_bytes > 0}
+    assert with_shared <= set(rows)  # the names of both compilers agree
+    # Attention: kernels, dtypes, head dimensions. Three of pool_tokens, and backward of split_frames.
+    assert len(with_shared) == len(ARCHITECTURES) * (3 * 3 * 4 + 3 * 3 + 3 + 1)
 
 
 def test_sources_decide_the_hash(tmp_path: Path) -> None:
@@ -118,7 +132,7 @@ def test_instructions_are_found(tmp_path: Path) -> None:
     for number in ("80", "90a"):
         command += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
     subprocess.run([*command, f"-I{cuda_resources.ROOT / 'csrc' / 'include'}"], check=True)
-    rows = {(row.kernel, row.architecture): row for row in read([tmp_path / "kernels.o"])}
+    rows = {(row.kernel, row.architecture): row for row in read([tmp_path / "kernels.o"], {})}
     assert set(rows) == {
         (name, architecture)
         for name in ("copy_kernel", "product_kernel<__half, 32>", "spill_kernel")

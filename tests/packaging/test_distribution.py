@@ -181,8 +181,27 @@ def test_library_has_no_python_symbols_and_no_paths_of_this_machine(
     (name,) = (n for n in zipfile.ZipFile(native_wheel).namelist() if n.startswith("ifdd_kernels/_ops"))
     content = zipfile.ZipFile(native_wheel).read(name)
     assert b"PyObject" not in content
-    assert str(ROOT / "csrc").encode() not in content
-    assert str(Path(importlib.util.find_spec("torch").origin).parent / "lib").encode() not in content
+    assert str(Path(importlib.util.find_spec("torch").origin).parent).encode() not in content
+    assert paths_of_sources(content) == set()
+    assert paths_of_sources(b"\0/a/b.cpp\0csrc/d.h\0/e/f-1/g.cuh:") == {b"/a/b.cpp", b"/e/f-1/g.cuh"}
+
+
+def paths_of_sources(content: bytes) -> set[bytes]:
+    """Absolute paths of C++ and CUDA files in a library."""
+    return set(re.findall(rb"(?<![\w./-])/[\w./+-]+\.(?:h|hpp|cuh|cpp|cc|cu)\b", content))
+
+
+@pytest.mark.skipif(
+    not _library.loaded() or not _library.native_ops("cuda"), reason="this build has no CUDA kernels"
+)
+def test_a_build_with_cuda_kernels_stays_small_and_has_no_paths(tmp_path: Path) -> None:
+    """The installed libraries, deflated as a wheel holds them."""
+    libraries = [*(ROOT / "ifdd_kernels").glob("*.so")]
+    with zipfile.ZipFile(tmp_path / "wheel", "w", zipfile.ZIP_DEFLATED) as wheel:
+        for library in libraries:
+            wheel.write(library)
+            assert paths_of_sources(library.read_bytes()) == set()
+    assert 2**20 < (tmp_path / "wheel").stat().st_size < 20 * 2**20
 
 
 def test_sdist(sdist: Path) -> None:

@@ -13,6 +13,9 @@
 
 #include "emulator/fiber.h"
 
+// Where the library begins, by the linker.
+extern "C" __attribute__((visibility("hidden"))) const char __ehdr_start;
+
 namespace emulator {
 namespace {
 
@@ -403,6 +406,16 @@ bool fits(Dim grid, Dim block) {
          threads >= 1 && threads <= kMaxThreads && block.z <= 64;
 }
 
+// A launch that was written down: the kernel's place in the library, threads and dynamic shared memory of a block.
+struct Listed {
+  int64_t kernel, threads, shared_bytes;
+};
+
+std::vector<Listed>& listed() {
+  static std::vector<Listed> launches;
+  return launches;
+}
+
 }  // namespace
 
 Settings& settings() {
@@ -410,7 +423,7 @@ Settings& settings() {
   return value;
 }
 
-void launch(Dim grid, Dim block, size_t shared_bytes, const std::function<void()>& body) {
+void launch(const void* kernel, Dim grid, Dim block, size_t shared_bytes, const std::function<void()>& body) {
   if (machine != nullptr) throw Error("emulator: a kernel was launched by a kernel");
   if (!fits(grid, block)) throw Error("emulator: the grid or the block has a size that no device takes");
   if (shared_bytes > static_cast<size_t>(settings().shared_bytes_per_block)) {
@@ -418,6 +431,11 @@ void launch(Dim grid, Dim block, size_t shared_bytes, const std::function<void()
     message << "emulator: " << shared_bytes << " bytes of dynamic shared memory, the device has "
             << settings().shared_bytes_per_block << " for a block";
     throw Error(message.str());
+  }
+  if (settings().list_only) {
+    listed().push_back({static_cast<const char*>(kernel) - &__ehdr_start, int64_t{block.x} * block.y * block.z,
+                        static_cast<int64_t>(shared_bytes)});
+    return;
   }
   std::vector<Dim> blocks;
   for (unsigned z = 0; z < grid.z; ++z) {
@@ -494,6 +512,16 @@ void copy_async_wait(int pending) {
 
 // Called by the tests through ctypes.
 extern "C" __attribute__((visibility("default"))) void ifdd_emulator_configure(uint64_t seed, int multiprocessors,
-                                                                               int shared_bytes_per_block) {
-  emulator::settings() = {seed, multiprocessors, shared_bytes_per_block};
+                                                                               int shared_bytes_per_block,
+                                                                               int list_only) {
+  emulator::settings() = {seed, multiprocessors, shared_bytes_per_block, list_only != 0};
+}
+
+// Takes the oldest of the launches that were written down; false if there is none.
+extern "C" __attribute__((visibility("default"))) int ifdd_emulator_listed(emulator::Listed* launch) {
+  auto& launches = emulator::listed();
+  if (launches.empty()) return 0;
+  *launch = launches.front();
+  launches.erase(launches.begin());
+  return 1;
 }

@@ -33,12 +33,13 @@ struct Settings {
   uint64_t seed = 0;
   int multiprocessors = 4;
   int shared_bytes_per_block = 99 * 1024;  // sm_86 and sm_89; 163 on sm_80, 227 on sm_90
+  bool list_only = false;                  // launches are written down instead of run
 };
 
 Settings& settings();
 
-// Runs body once per thread of every block. Throws Error.
-void launch(Dim grid, Dim block, size_t shared_bytes, const std::function<void()>& body);
+// Runs body, a call of the kernel, once per thread of every block. Throws Error.
+void launch(const void* kernel, Dim grid, Dim block, size_t shared_bytes, const std::function<void()>& body);
 
 // --- called by the threads of a kernel ---
 

@@ -285,8 +285,8 @@ struct Launch {
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, Arguments&&... arguments) {
   try {
-    ::emulator::launch({how.grid.x, how.grid.y, how.grid.z}, {how.block.x, how.block.y, how.block.z}, how.shared_bytes,
-                       [&] { kernel(arguments...); });
+    ::emulator::launch(reinterpret_cast<const void*>(kernel), {how.grid.x, how.grid.y, how.grid.z},
+                       {how.block.x, how.block.y, how.block.z}, how.shared_bytes, [&] { kernel(arguments...); });
     return cudaSuccess;
   } catch (const ::emulator::Error& error) {
     ::emulator::last_error() = error.what();
