@@ -140,18 +140,19 @@ def max_pool_tokens(shape: NetworkShape, block: BlockShape, batch: int, device: 
     return replace(case, discontinuous=True)
 
 
-def gelu_linear(shape: NetworkShape, block: BlockShape, batch: int, device: str) -> Case:
-    """Second half of a block's MLP."""
-    channels = block.out_channels
+def half_of_mlp(op: str, shape: NetworkShape, block: BlockShape, batch: int, device: str) -> Case:
+    """First (`linear`) or second (`gelu_linear`) half of a block's MLP."""
+    wide, narrow = 4 * block.out_channels, block.out_channels
+    width, out = (narrow, wide) if op == "linear" else (wide, narrow)
 
     def make(maker: Maker) -> Inputs:
-        # A weight in the activations' dtype, as autocast makes it.
-        weight = maker.normal(channels, 4 * channels, scale=(4 * channels) ** -0.5)
-        parameters = {"weight": weight, "bias": maker.normal(channels, scale=0.1)}
-        return Inputs({"x": maker.normal(batch, 1 + math.prod(block.q_grid), 4 * channels)}, parameters)
+        # A weight in the activations' dtype, as PyTorch's linear wants it.
+        weight = maker.normal(out, width, scale=width**-0.5)
+        parameters = {"weight": weight, "bias": maker.normal(out, scale=0.1)}
+        return Inputs({"x": maker.normal(batch, 1 + math.prod(block.q_grid), width)}, parameters)
 
-    label, rivals = f"block {block.label}", blocks.second_half_of_mlp()
-    return _op_case("gelu_linear", label, shape, batch, device, make, rivals, ("out",), block.count)
+    label, rivals = f"block {block.label}", blocks.half_of_mlp(op)
+    return _op_case(op, label, shape, batch, device, make, rivals, ("out",), block.count)
 
 
 def around_attention(shape: NetworkShape, batch: int, device: str) -> list[Case]:
@@ -160,7 +161,7 @@ def around_attention(shape: NetworkShape, batch: int, device: str) -> list[Case]
     strided = [b for b in firsts if max(b.stride_q) > 1]
     return [
         *(max_pool_tokens(shape, b, batch, device) for b in strided),
-        *(gelu_linear(shape, b, batch, device) for b in firsts),
+        *(half_of_mlp(op, shape, b, batch, device) for op in ("linear", "gelu_linear") for b in firsts),
     ]
 
 

@@ -43,4 +43,12 @@ Isa active_isa() {
   return chosen;
 }
 
+bool fast_bfloat16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("amx-bf16");
+#else
+  return true;
+#endif
+}
+
 }  // namespace ifdd

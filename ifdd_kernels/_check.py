@@ -55,6 +55,17 @@ def parameter(
     device(op, name, value, x_name, x)
 
 
+def linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Checks the arguments of a linear layer (..., K) -> (..., M)."""
+    floating(op, "x", x)
+    if x.dim() < 2:
+        raise ValueError(f"{op}: x must have shape (..., K) with at least two axes, got {tuple(x.shape)}")
+    parameter(op, "weight", weight, ("M", x.shape[-1]), "x", x)
+    if bias is not None:
+        shape(op, "bias", bias, (weight.shape[0],))
+        same(op, "bias", bias, "weight", weight)
+
+
 def positive(op: str, **values: float) -> None:
     """Checks that numbers are above zero."""
     for name, value in values.items():

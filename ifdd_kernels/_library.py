@@ -103,7 +103,8 @@ def build_info() -> dict[str, Any]:
         and ``cuda_ops`` (names with a native kernel). With a native build also ``compiler``, ``flags``,
         ``build_type``, ``torch_build`` and ``torch_target`` (the torch built with and the oldest one
         supported), ``instruction_sets`` (compiled), ``instruction_set`` (in use; the environment variable
-        ``IFDD_CPU_ISA`` lowers it), ``cuda_architectures`` (empty without CUDA kernels) and ``sanitize``.
+        ``IFDD_CPU_ISA`` lowers it), ``fast_bfloat16`` (bool: the CPU has matrix tiles, its bfloat16
+        products are left to PyTorch), ``cuda_architectures`` (empty without CUDA kernels) and ``sanitize``.
     """
     from ifdd_kernels import __version__  # not at the top: the package imports this module first
 

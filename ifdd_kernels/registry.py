@@ -441,7 +441,7 @@ def _max_pool_tokens_cost(x: Tensor, grid: list[int], stride: list[int]) -> Cost
     return Cost(_size(x) + (results + class_tokens) * x.element_size() + kept, results * (window - 1))
 
 
-def _gelu_linear_samples(make: Maker) -> Iterator[Sample]:
+def _linear_samples(make: Maker) -> Iterator[Sample]:
     for label, shape, width in (
         ("tokens", (2, 9, 32), 8),
         ("rows, odd sizes", (7, 5), 3),
@@ -453,10 +453,13 @@ def _gelu_linear_samples(make: Maker) -> Iterator[Sample]:
     yield Sample("strided", (make.strided(2, 5, 6), make.strided(4, 6), make.strided(4)))
 
 
-def _gelu_linear_cost(x: Tensor, weight: Tensor, bias: Tensor) -> Cost:
+def _linear_cost(x: Tensor, weight: Tensor, bias: Tensor) -> Cost:
     rows, out = x.numel() // x.shape[-1], weight.shape[0]
-    moved = _size(x, weight, bias) + rows * out * x.element_size()
-    return Cost(moved, 2 * x.numel() * out + 8 * x.numel())
+    return Cost(_size(x, weight, bias) + rows * out * x.element_size(), 2 * x.numel() * out)
+
+
+def _gelu_linear_cost(x: Tensor, weight: Tensor, bias: Tensor) -> Cost:
+    return _linear_cost(x, weight, bias) + Cost(0, 8 * x.numel())
 
 
 def _pooled_attention_samples(make: Maker) -> Iterator[Sample]:
@@ -609,10 +612,18 @@ REGISTRY: dict[str, Entry] = {
         Entry(
             "gelu_linear",
             ops.gelu_linear,
-            _gelu_linear_samples,
+            _linear_samples,
             _gelu_linear_cost,
             roundings=16,
             why="the activation is rounded to the given dtype before one matrix product in it",
+        ),
+        Entry(
+            "linear",
+            ops.linear,
+            _linear_samples,
+            _linear_cost,
+            roundings=16,
+            why="one matrix product in the given dtype, or in float32 and rounded once",
         ),
         Entry(
             "pooled_attention",

@@ -1,4 +1,4 @@
-"""The ops of a block around its attention: the shortcut's maximum and the second half of the MLP."""
+"""The ops of a block around its attention: the shortcut's maximum and the halves of the MLP."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ def shortcut() -> list[Contender]:
     return [original, original.compile()]
 
 
-def second_half_of_mlp() -> list[Contender]:
-    """GELU, then a linear layer."""
+def half_of_mlp(op: str) -> list[Contender]:
+    """A linear layer (`linear`), or one of GELU(x) (`gelu_linear`)."""
 
     def bind(inputs: Inputs) -> Bound:
         parameters = parameters_of(inputs)
 
         def run(x: Tensor) -> Outputs:
-            return (F.linear(F.gelu(x), parameters["weight"], parameters["bias"]),)
+            argument = F.gelu(x) if op == "gelu_linear" else x
+            return (F.linear(argument, parameters["weight"], parameters["bias"]),)
 
         return Bound(run, parameters)
 

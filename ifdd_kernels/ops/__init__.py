@@ -7,6 +7,7 @@ from ifdd_kernels.ops.lifting_attention import lifting_attention
 from ifdd_kernels.ops.lifting_loss import lifting_loss
 from ifdd_kernels.ops.lifting_residual import lifting_residual
 from ifdd_kernels.ops.lifting_steps import lifting_predict, lifting_update
+from ifdd_kernels.ops.linear import linear
 from ifdd_kernels.ops.max_pool_tokens import max_pool_tokens
 from ifdd_kernels.ops.pool_tokens import LiveTokens, live_tokens, pool_tokens, pooled_grid
 from ifdd_kernels.ops.pooled_attention import pooled_attention
@@ -28,6 +29,7 @@ __all__ = [
     "lifting_predict",
     "lifting_residual",
     "lifting_update",
+    "linear",
     "live_tokens",
     "max_pool_tokens",
     "pool_tokens",

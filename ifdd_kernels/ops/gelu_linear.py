@@ -10,13 +10,7 @@ from ifdd_kernels.backends import run
 
 
 def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    op = "gelu_linear"
-    _check.floating(op, "x", x)
-    if x.dim() < 2:
-        raise ValueError(f"{op}: x must have shape (..., K) with at least two axes, got {tuple(x.shape)}")
-    _check.parameter(op, "weight", weight, ("M", x.shape[-1]), "x", x)
-    _check.shape(op, "bias", bias, (weight.shape[0],))
-    _check.same(op, "bias", bias, "weight", weight)
+    _check.linear("gelu_linear", x, weight, bias)
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -41,7 +35,8 @@ OPERATOR = register(
             arguments=lambda inputs, outputs: (Gradient(0), *inputs[:2]),
             inputs=(0, 1, 2),
         ),
-        autocast=(0, 1, 2),
+        # The parameters stay as they are: a copy would be kept for backward.
+        autocast=(0,),
     )
 )
 
@@ -56,13 +51,14 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto
     both: with the usual ratio of 4, four times the tokens of the block.
 
     Args:
-        x: (..., K); float16 to float64, any strides. Autocast casts all three to its dtype.
-        weight: (M, K) in x's dtype or float32 (float64 with float64), rounded to x's dtype for the product.
+        x: (..., K); float16 to float64, any strides. Autocast casts it to its dtype.
+        weight: (M, K) in x's dtype or float32 (float64 with float64).
         bias: (M,) in weight's dtype.
         backend: see :mod:`ifdd_kernels.backends`.
 
     Returns:
-        (..., M) in x's dtype. The activation is rounded to that dtype before PyTorch's matrix product.
+        (..., M) in x's dtype. The activation is rounded to that dtype before the product, which is that of
+        :func:`linear`.
 
     Gradients flow to all three. As deterministic as PyTorch's matrix products.
 

@@ -7,12 +7,12 @@ that decompose, so ``torch.ops.ifdd.lifting_update`` works and compilers and exp
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ifdd_kernels import _check
 from ifdd_kernels._operator import LIBRARY
 from ifdd_kernels.ops.lifting_attention import lifting_attention
+from ifdd_kernels.ops.linear import linear
 
 STEPS = ("lifting_update", "lifting_predict")
 _SCHEMA = (
@@ -65,11 +65,11 @@ def _step(
     _check_arguments(op, target, source, parameters, num_heads)
     batch, tokens, channels = target.shape
     heads = (num_heads, channels // num_heads)
-    query = F.linear(source if self_conditioned else target, query_weight, query_bias)
-    key_value = F.linear(source, key_value_weight, key_value_bias)
+    query = linear(source if self_conditioned else target, query_weight, query_bias)
+    key_value = linear(source, key_value_weight, key_value_bias)
     key, value = key_value.reshape(batch, tokens, 2, *heads).unbind(2)
     aggregated = lifting_attention(query.reshape(batch, tokens, *heads), key, value, backend=backend)
-    detail = F.linear(aggregated, output_weight, output_bias)
+    detail = linear(aggregated, output_weight, output_bias)
     return target + detail if op == "lifting_update" else target - detail
 
 

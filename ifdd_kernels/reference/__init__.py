@@ -10,6 +10,7 @@ from ifdd_kernels.reference.gelu_linear import gelu_linear, gelu_linear_backward
 from ifdd_kernels.reference.lifting_attention import lifting_attention, lifting_attention_backward
 from ifdd_kernels.reference.lifting_loss import lifting_loss, lifting_loss_backward
 from ifdd_kernels.reference.lifting_residual import lifting_residual, lifting_residual_backward
+from ifdd_kernels.reference.linear import linear, linear_backward
 from ifdd_kernels.reference.max_pool_tokens import max_pool_tokens, max_pool_tokens_backward
 from ifdd_kernels.reference.pool_tokens import pool_tokens, pool_tokens_backward
 from ifdd_kernels.reference.pooled_attention import pooled_attention, pooled_attention_backward
@@ -34,6 +35,8 @@ __all__ = [
     "lifting_loss_backward",
     "lifting_residual",
     "lifting_residual_backward",
+    "linear",
+    "linear_backward",
     "max_pool_tokens",
     "max_pool_tokens_backward",
     "pool_tokens",

@@ -1,4 +1,4 @@
-"""The native max_pool_tokens and gelu_linear beyond the registry: ties, NaN, threads, tails and refusals."""
+"""The native max_pool_tokens, linear, gelu_linear beyond the registry: ties, NaN, blocks, tails, refusals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ifdd_kernels import gelu_linear, max_pool_tokens
+from ifdd_kernels import build_info, gelu_linear, linear, max_pool_tokens
 from ifdd_kernels.backends import can_run
 from ifdd_kernels.testing import poisoned_memory, thread_count
 
@@ -102,17 +102,26 @@ def test_gelu_is_accurate_in_the_tail() -> None:
     assert ((actual.double() - exact).abs() <= allowed * exact.abs() + 1e-37).all()
 
 
+def gelu_then_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(F.gelu(x), weight, bias)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gelu_linear_is_as_exact_as_two_layers(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "rows", [67, 1901]
+)  # the second are three blocks of rows in 16 bits, as equal as they can be
+@pytest.mark.parametrize(
+    ("op", "layers"), [(ops.linear, F.linear), (ops.gelu_linear, gelu_then_linear)], ids=["linear", "gelu"]
+)
+def test_linear_layers_are_as_exact_as_those_of_pytorch(
+    op: Any, layers: Any, rows: int, dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(5)
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
 
-    args, grad = (normal(3, 67, 384), normal(96, 384, scale=0.05), normal(96)), normal(3, 67, 96)
-
-    def layers(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(F.gelu(x), weight, bias)
+    args, grad = (normal(3, rows, 389), normal(97, 389, scale=0.05), normal(97)), normal(3, rows, 97)
 
     def run(function: Any, inputs: Any, cotangent: Tensor) -> list[Tensor]:
         leaves = [a.clone().requires_grad_() for a in inputs]
@@ -120,11 +129,59 @@ def test_gelu_linear_is_as_exact_as_two_layers(dtype: torch.dtype) -> None:
         return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
 
     exact = run(layers, [a.double() for a in args], grad.double())
-    eager, ours = run(layers, args, grad), run(gelu_linear, args, grad)
-    unit = torch.finfo(dtype).eps
+    eager = run(layers, args, grad)
+    with poisoned_memory():
+        ours = run(op, args, grad)
+    # What stands for exact is float64 too, with an error of its own.
+    unit = torch.finfo(dtype).eps * (8 if dtype == torch.float64 else 1)
     for place, (a, r, e) in enumerate(zip(ours, eager, exact, strict=True)):
         error, allowed = ((t.double() - e).norm() / e.norm() for t in (a, r))
         assert error <= 2 * allowed + unit, (place, error, allowed)
+
+
+IN_FLOAT32 = pytest.mark.skipif(
+    build_info()["fast_bfloat16"], reason="this CPU's bfloat16 products are left to PyTorch"
+)
+
+
+@IN_FLOAT32
+def test_auto_takes_float32_products_for_16_bits_only() -> None:
+    x, weight, bias = torch.randn(3, 40, 24), torch.randn(8, 24), torch.randn(8)
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+    for dtype in (torch.bfloat16, torch.float16):
+        low = [t.to(dtype) for t in (x, weight, bias)]
+        once_rounded = F.linear(*(t.float() for t in low)).to(dtype)
+        assert torch.equal(linear(*low), ops.linear(*low))
+        # Rounded twice, many would differ; the order of a float32 sum may move one that is near a tie.
+        assert (linear(*low) != once_rounded).float().mean() < 0.01
+        assert torch.equal(linear(low[0], low[1]), ops.linear(low[0], low[1], None))
+
+
+@IN_FLOAT32
+@pytest.mark.parametrize("op", [linear, gelu_linear], ids=["linear", "gelu_linear"])
+def test_autocast_keeps_no_copy_of_the_weight_and_rounds_no_gradient(op: Any) -> None:
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    x = torch.randn(5, 60, 24).requires_grad_()
+    weight, bias = torch.randn(8, 24).requires_grad_(), torch.randn(8).requires_grad_()
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.autocast("cpu", dtype=torch.bfloat16), hooks:
+        out = op(x, weight, bias)
+    assert out.dtype == torch.bfloat16
+    assert [t.data_ptr() for t in kept if t.shape == weight.shape] == [weight.data_ptr()]
+    grad = torch.randn(out.shape).bfloat16()
+    grads = torch.autograd.grad(out, (x, weight, bias), grad)
+    assert all(g.dtype == torch.float32 for g in grads)
+    argument = x.detach().bfloat16()
+    argument = argument if op is linear else F.gelu(argument)
+    exact = grad.double().flatten(0, 1).T @ argument.double().flatten(0, 1)
+    # 300 products in float32; a gradient rounded to bfloat16 would be wrong by 2^-9. Of the activations a few
+    # may be rounded to the other side: each 2^-8 of one of 300 terms.
+    assert (grads[1] - exact).norm() < (2e-6 if op is linear else 3e-4) * exact.norm()
 
 
 X = torch.randn(2, 1 + 2 * 4 * 4, 6)
@@ -153,6 +210,9 @@ X = torch.randn(2, 1 + 2 * 4 * 4, 6)
         (lambda: ops.gelu_linear(X, X[0, :4], X[0, 0]), r"bias: expected shape \(4,\)"),
         (lambda: ops.gelu_linear(X, X[0].double(), X[0, 0]), "weight: expected dtype float32, got float64"),
         (lambda: ops.gelu_linear_backward(X, X, X[0, :4]), "grad: expected the shape of x"),
+        (lambda: ops.linear(X, X[0, :4, :5], None), r"x: expected shape \(\.\.\., 5\) with at least two"),
+        (lambda: ops.linear(X, X[0, :4], X[0, 0]), r"bias: expected shape \(4,\)"),
+        (lambda: ops.linear_backward(X, X, X[0, :4]), "grad: expected the shape of x"),
     ],
 )
 def test_direct_calls_are_refused_not_crashed(call: Any, message: str) -> None:

@@ -114,6 +114,8 @@ CASES: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
      lambda: K.max_pool_tokens(QKV[:, 1:], (2, 2, 2), (1, 2, 2))),
     ("skip stride", ValueError, "max_pool_tokens: stride must be three positive integers",
      lambda: K.max_pool_tokens(QKV, (2, 2, 2), (1, 0, 2))),
+    ("linear weight", ValueError, r"linear: weight must have shape \(M, 18\), got \(4, 17\)",
+     lambda: K.linear(QKV.bfloat16(), torch.randn(4, 17), backend="reference")),
     ("gelu rank", ValueError, r"gelu_linear: x must have shape .* with at least two axes, got \(3,\)",
      lambda: K.gelu_linear(torch.randn(3), torch.randn(2, 3), torch.randn(2))),
     ("gelu weight", ValueError, r"gelu_linear: weight must have shape \(M, 18\), got \(4, 17\)",

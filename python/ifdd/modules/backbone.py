@@ -9,13 +9,13 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ifdd.config import STAGE_COUNT, STAGE_HEADS
 from ifdd.modules.drop_path import DropPath
-from ifdd_kernels import gelu_linear, live_tokens, max_pool_tokens, pool_tokens, pooled_attention
+from ifdd.modules.linear import Linear
+from ifdd_kernels import gelu_linear, linear, live_tokens, max_pool_tokens, pool_tokens, pooled_attention
 
 Grid = tuple[int, int, int]
 
@@ -50,7 +50,7 @@ class MultiscaleAttention(nn.Module):
         live = live_tokens(grid, stride_kv)
         self.live_grid, self.live_stride = live.grid, live.stride
         self.register_buffer("live_rows", live.rows, persistent=False)
-        self.qkv = nn.Linear(in_channels, 3 * out_channels)
+        self.qkv = Linear(in_channels, 3 * out_channels)
         # These hold the weights that `pool_tokens` takes; they are not called.
         self.pool_q, self.pool_k, self.pool_v = (
             nn.Conv3d(head_dim, head_dim, 3, padding=1, groups=head_dim, bias=False) for _ in range(3)
@@ -60,7 +60,7 @@ class MultiscaleAttention(nn.Module):
         self.table_h = nn.Parameter(torch.empty(rows_h, head_dim))
         self.table_w = nn.Parameter(torch.empty(rows_w, head_dim))
         self.table_t = nn.Parameter(torch.empty(2 * grid[0] - 1, head_dim))
-        self.output = nn.Linear(out_channels, out_channels)
+        self.output = Linear(out_channels, out_channels)
         for table in (self.table_h, self.table_w, self.table_t):
             nn.init.trunc_normal_(table, std=INIT_STD)
 
@@ -103,7 +103,7 @@ class MultiscaleAttention(nn.Module):
         weight_q, weight_kv = self.qkv.weight.split(rows)
         bias_q, bias_kv = self.qkv.bias.split(rows)
         live = tokens.index_select(1, self.live_rows)
-        return F.linear(tokens, weight_q, bias_q), F.linear(live, weight_kv, bias_kv)
+        return linear(tokens, weight_q, bias_q), linear(live, weight_kv, bias_kv)
 
 
 class MultiscaleBlock(nn.Module):
@@ -148,9 +148,9 @@ class MultiscaleBlock(nn.Module):
         self.in_channels = in_channels
         self.attention_norm = nn.LayerNorm(in_channels, eps=NORM_EPS)
         self.attention = MultiscaleAttention(grid, in_channels, out_channels, heads, stride_q, stride_kv)
-        self.shortcut = nn.Linear(in_channels, out_channels) if in_channels != out_channels else None
+        self.shortcut = Linear(in_channels, out_channels) if in_channels != out_channels else None
         self.mlp_norm = nn.LayerNorm(out_channels, eps=NORM_EPS)
-        self.mlp_expand = nn.Linear(out_channels, 4 * out_channels)
+        self.mlp_expand = Linear(out_channels, 4 * out_channels)
         self.mlp_contract = nn.Linear(4 * out_channels, out_channels)
         self.drop_path = DropPath(drop_path)
         for module in self.modules():

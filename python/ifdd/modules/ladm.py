@@ -10,6 +10,7 @@ from torch import nn
 
 from ifdd.modules.drop_path import DropPath
 from ifdd.modules.issm import EvenOddSplit, FrameIndexes, make_split
+from ifdd.modules.linear import Linear
 from ifdd.modules.separable import SeparableConv
 from ifdd_kernels import lifting_attention, lifting_predict, lifting_residual, lifting_update
 
@@ -89,9 +90,9 @@ class LiftingStep(nn.Module):
     ) -> None:
         super().__init__()
         self.kind, self.heads, self.self_conditioned, self.dropout = kind, heads, self_conditioned, dropout
-        self.query = nn.Linear(channels, channels)
-        self.key_value = nn.Linear(channels, 2 * channels)
-        self.output = nn.Linear(channels, channels)
+        self.query = Linear(channels, channels)
+        self.key_value = Linear(channels, 2 * channels)
+        self.output = Linear(channels, channels)
 
     def forward(self, target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         """Two groups (B, M, C) -> the lifted target (B, M, C)."""
@@ -130,8 +131,8 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.output = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.output = Linear(channels, channels)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -201,7 +202,7 @@ class LADM(Lifting):
         self.attention_norm = nn.LayerNorm(channels)
         self.attention = SelfAttention(channels, heads, attention_dropout)
         self.mlp_norm = nn.LayerNorm(channels)
-        self.mlp_expand = nn.Linear(channels, 4 * channels)
+        self.mlp_expand = Linear(channels, 4 * channels)
         self.mlp_contract = nn.Linear(4 * channels, channels)
         self.mlp_dropout = nn.Dropout(attention_dropout)
         self.drop_path = DropPath(drop_path)

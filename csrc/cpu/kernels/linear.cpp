@@ -1,0 +1,43 @@
+// Inner loops of linear; compiled once per instruction set (see ifdd/isa.h), no standard library code here.
+#include "linear.h"
+
+#include "ifdd/vec.h"
+
+namespace ifdd::cpu::IFDD_ISA {
+
+template <class T>
+void widen_all(const T* in, int64_t count, float* out) {
+  for_vectors<float>(count, [&](int64_t j, auto lanes) { lanes.write(out + j, lanes.read(in + j)); });
+}
+
+template <class T>
+void round_all(const float* in, int64_t count, T* out) {
+  for_vectors<float>(count, [&](int64_t j, auto lanes) { lanes.write(out + j, lanes.read(in + j)); });
+}
+
+template <class T>
+void finish(const float* in, int64_t rows, int64_t columns, const float* bias, T* out) {
+  for (int64_t r = 0; r < rows; ++r, in += columns, out += columns) {
+    for_vectors<float>(columns,
+                       [&](int64_t j, auto lanes) { lanes.write(out + j, lanes.read(in + j) + lanes.read(bias + j)); });
+  }
+}
+
+void add(const float* in, int64_t count, float* sum) {
+  for_vectors<float>(count,
+                     [&](int64_t j, auto lanes) { lanes.write(sum + j, lanes.read(sum + j) + lanes.read(in + j)); });
+}
+
+void add_rows(const float* in, int64_t rows, int64_t columns, int64_t begin, int64_t end, float* sum) {
+  for (int64_t r = 0; r < rows; ++r) add(in + r * columns + begin, end - begin, sum + begin);
+}
+
+#define INSTANTIATE(T)                                   \
+  template void widen_all<T>(const T*, int64_t, float*); \
+  template void round_all<T>(const float*, int64_t, T*); \
+  template void finish<T>(const float*, int64_t, int64_t, const float*, T*);
+INSTANTIATE(bf16)
+INSTANTIATE(fp16)
+#undef INSTANTIATE
+
+}  // namespace ifdd::cpu::IFDD_ISA

@@ -1,0 +1,97 @@
+"""``linear``: a linear layer that a CPU computes in float32 where that is faster than its 16-bit products."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ifdd_kernels import _check, _library, reference
+from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels.backends import run
+
+
+def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    _check.linear("linear", x, weight, bias)
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+OPERATOR = register(
+    Operator(
+        name="linear",
+        schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+        reference=reference.linear,
+        fake=_fake,
+        check=_check_arguments,
+        backward=Backward(
+            schema="(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor, Tensor)",
+            reference=reference.linear_backward,
+            fake=_fake_backward,
+            arguments=lambda inputs, outputs: (Gradient(0), *inputs[:2]),
+            inputs=(0, 1, 2),
+        ),
+        # The parameters stay as they are: the kernel multiplies in their float32.
+        autocast=(0,),
+    )
+)
+
+
+@functools.cache
+def _fast_bfloat16() -> bool:
+    return OPERATOR.name not in _library.native_ops("cpu") or _library.build_info()["fast_bfloat16"]
+
+
+# A constant of the process: compilers take the answer instead of tracing it.
+@torch.compiler.assume_constant_result
+def _faster_in_float32(dtype: torch.dtype) -> bool:
+    """Whether the native kernel computes a CPU's products of this dtype in float32."""
+    if dtype == torch.float16:
+        return OPERATOR.name in _library.native_ops("cpu")
+    return dtype == torch.bfloat16 and not _fast_bfloat16()
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that PyTorch's linear would compute in: autocast's, or x's own."""
+    cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if cast else x.dtype
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    r"""Linear layer, on a CPU fast in 16 bits as well.
+
+    .. math:: y = W x + b
+
+    On CPUs without matrix tiles (AMX), float16 and bfloat16 tokens are widened to float32 by blocks of rows,
+    multiplied by PyTorch's float32 library and rounded once, forward and backward. Everywhere else ``auto``
+    is ``F.linear`` itself.
+
+    Args:
+        x: (..., K), at least two axes; float16 to float64, any strides. Autocast casts it to its dtype.
+        weight: (M, K) in x's dtype or float32 (float64 with float64).
+        bias: (M,) in weight's dtype, or None.
+        backend: see :mod:`ifdd_kernels.backends`.
+
+    Returns:
+        (..., M) in x's dtype.
+
+    Gradients flow to all three and are all computed. As deterministic as PyTorch's matrix products.
+
+    Raises:
+        ValueError: a shape or device that does not fit. TypeError: a dtype that does not. Where ``auto`` is
+            ``F.linear``, its errors.
+    """
+    dtype = _product_dtype(x)
+    same = weight.dtype == x.dtype or dtype != x.dtype
+    if backend == "auto" and same and not (x.device.type == "cpu" and _faster_in_float32(dtype)):
+        return F.linear(x, weight, bias)
+    result: Tensor = run(OPERATOR, backend, x, weight, bias)
+    return result
