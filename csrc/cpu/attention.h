@@ -97,7 +97,7 @@ void backward(const AttentionBackward<T>& call) {
 // The partial sums of key and value gradients: (B * h * chunks, 2, padded(Nk), padded(d)), nothing with one chunk.
 inline Tensor new_partial(const Tensor& like, const AttentionSizes& s) {
   const int64_t units = chunks(s) > 1 ? s.B * s.h * chunks(s) : 0;
-  return stable::new_empty(like, {units, 2, padded(s.Nk), padded(s.d)}, accumulation_dtype(like.scalar_type()));
+  return empty(like, {units, 2, padded(s.Nk), padded(s.d)}, accumulation_dtype(like.scalar_type()));
 }
 
 }  // namespace ifdd::cpu::attention

@@ -23,8 +23,8 @@ std::tuple<Tensor, Tensor> lifting_attention(const Tensor& query, const Tensor& 
                                              double scale) {
   const AttentionSizes s = check_inputs("lifting_attention", query, key, value);
   const Tensor q = dense(query), k = dense(key), v = dense(value);
-  const Tensor out = stable::new_empty(query, {s.B, s.Nq, s.h * s.d});
-  const Tensor log_sum = stable::new_empty(query, {s.B, s.h, s.Nq}, accumulation_dtype(query.scalar_type()));
+  const Tensor out = empty(query, {s.B, s.Nq, s.h * s.d}, query.scalar_type());
+  const Tensor log_sum = empty(query, {s.B, s.h, s.Nq}, accumulation_dtype(query.scalar_type()));
   dispatch(query.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
@@ -49,9 +49,9 @@ std::tuple<Tensor, Tensor, Tensor> lifting_attention_backward(const Tensor& grad
   const AttentionSizes s = check_inputs(op, query, key, value);
   check_backward(op, grad, out, log_sum, s, query.scalar_type());
   const Tensor g = dense(grad), q = dense(query), k = dense(key), v = dense(value), l = stable::contiguous(log_sum);
-  const Tensor grad_query = stable::new_empty(query, {s.B, s.Nq, s.h, s.d});
-  const Tensor grad_key = stable::new_empty(query, {s.B, s.Nk, s.h, s.d});
-  const Tensor grad_value = stable::new_empty(query, {s.B, s.Nk, s.h, s.d});
+  const Tensor grad_query = empty(query, {s.B, s.Nq, s.h, s.d}, query.scalar_type());
+  const Tensor grad_key = empty(query, {s.B, s.Nk, s.h, s.d}, query.scalar_type());
+  const Tensor grad_value = empty(query, {s.B, s.Nk, s.h, s.d}, query.scalar_type());
   const Tensor partial = new_partial(query, s);
   dispatch(query.scalar_type(), [&](auto type) {
     using T = decltype(type);

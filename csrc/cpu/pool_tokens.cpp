@@ -146,8 +146,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pool_tokens(
   Tensor pooled[kParts], stats[kParts];
   for (int part = 0; part < kParts; ++part) {
     const PoolSizes& size = in.size[part];
-    pooled[part] = stable::new_empty(qkv, {size.B, 1 + size.out_cells(), size.heads, size.d});
-    stats[part] = stable::new_empty(qkv, {size.B, 1 + size.out_cells(), size.heads, 2}, accumulation_dtype(in.dtype));
+    pooled[part] = empty(qkv, {size.B, 1 + size.out_cells(), size.heads, size.d}, in.dtype);
+    stats[part] = empty(qkv, {size.B, 1 + size.out_cells(), size.heads, 2}, accumulation_dtype(in.dtype));
   }
   dispatch(in.dtype, [&](auto type) {
     using T = decltype(type);
@@ -209,14 +209,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 
   const int64_t B = in.size[0].B, d = in.size[0].d, pad = padded(d), sums = (kTaps + 2) * pad;
   const Packed tokens = packed_rows(qkv, key_value);
-  Packed grads{stable::new_empty(qkv, {qkv.size(0), qkv.size(1), qkv.size(2)}), std::nullopt};
+  Packed grads{empty(qkv, {qkv.size(0), qkv.size(1), qkv.size(2)}, in.dtype), std::nullopt};
   if (key_value) {
-    grads.of_key_value = stable::new_empty(qkv, {key_value->size(0), key_value->size(1), key_value->size(2)});
+    grads.of_key_value = empty(qkv, {key_value->size(0), key_value->size(1), key_value->size(2)}, in.dtype);
   }
   // One buffer each, used by q, k and v in turn.
-  const Tensor grad_u = stable::new_empty(qkv, {B, heads, most_cells, pad}, acc_dtype);
-  const Tensor partial = stable::new_empty(qkv, {B * most_bands, kTaps + 2, pad}, acc_dtype);
-  const Tensor sum = stable::new_empty(qkv, {kTaps + 2, pad}, acc_dtype);
+  const Tensor grad_u = empty(qkv, {B, heads, most_cells, pad}, acc_dtype);
+  const Tensor partial = empty(qkv, {B * most_bands, kTaps + 2, pad}, acc_dtype);
+  const Tensor sum = empty(qkv, {kTaps + 2, pad}, acc_dtype);
   Tensor grad_weight[kParts], grad_norm_weight[kParts], grad_norm_bias[kParts];
 
   dispatch(in.dtype, [&](auto type) {
@@ -261,8 +261,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       });
 
       const ScalarType weight_dtype = weights[part]->scalar_type(), norm_dtype = norm_weights[part]->scalar_type();
-      const Tensor taps = stable::new_empty(qkv, {d, 1, 3, 3, 3}, acc_dtype);
-      const Tensor norm[2] = {stable::new_empty(qkv, {d}, acc_dtype), stable::new_empty(qkv, {d}, acc_dtype)};
+      const Tensor taps = empty(qkv, {d, 1, 3, 3, 3}, acc_dtype);
+      const Tensor norm[2] = {empty(qkv, {d}, acc_dtype), empty(qkv, {d}, acc_dtype)};
       const A* from = data<A>(sum);
       for (int64_t c = 0; c < d; ++c) {
         for (int64_t tap = 0; tap < kTaps; ++tap) mutable_data<A>(taps)[c * kTaps + tap] = from[tap * pad + c];
@@ -273,7 +273,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       grad_norm_bias[part] = stable::to(norm[1], norm_dtype);
     }
   });
-  return {grads.of_query,    grads.of_key_value ? *grads.of_key_value : stable::new_empty(qkv, {0}),
+  return {grads.of_query,    grads.of_key_value ? *grads.of_key_value : empty(qkv, {0}, in.dtype),
           grad_weight[0],    grad_weight[1],
           grad_weight[2],    grad_norm_weight[0],
           grad_norm_bias[0], grad_norm_weight[1],

@@ -118,8 +118,8 @@ std::tuple<Tensor, Tensor> pooled_attention(const Tensor& query, const Tensor& k
   const Inputs in = check_inputs("pooled_attention", query, key, value, given, q_grid, k_grid);
   const AttentionSizes& s = in.size;
   const Tensor q = dense(query), k = dense(key), v = dense(value);
-  const Tensor out = stable::new_empty(query, {s.B, s.Nq, s.h * s.d});
-  const Tensor log_sum = stable::new_empty(query, {s.B, s.h, s.Nq}, accumulation_dtype(query.scalar_type()));
+  const Tensor out = empty(query, {s.B, s.Nq, s.h * s.d}, query.scalar_type());
+  const Tensor log_sum = empty(query, {s.B, s.h, s.Nq}, accumulation_dtype(query.scalar_type()));
   dispatch(query.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
@@ -150,15 +150,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pooled_attention_back
   const ScalarType dtype = query.scalar_type(), wide = accumulation_dtype(dtype);
   check_backward(op, grad, out, log_sum, s, dtype);
   const Tensor g = dense(grad), q = dense(query), k = dense(key), v = dense(value), l = stable::contiguous(log_sum);
-  const Tensor grad_query = stable::new_empty(query, {s.B, s.Nq, s.h, s.d});
-  const Tensor grad_key = stable::new_empty(query, {s.B, s.Nk, s.h, s.d});
-  const Tensor grad_value = stable::new_empty(query, {s.B, s.Nk, s.h, s.d});
+  const Tensor grad_query = empty(query, {s.B, s.Nq, s.h, s.d}, query.scalar_type());
+  const Tensor grad_key = empty(query, {s.B, s.Nk, s.h, s.d}, query.scalar_type());
+  const Tensor grad_value = empty(query, {s.B, s.Nk, s.h, s.d}, query.scalar_type());
   Tensor grad_table[3];
-  for (int i = 0; i < 3; ++i) grad_table[i] = stable::new_empty(*given[i], {in.rows[kAxis[i]], s.d});
+  for (int i = 0; i < 3; ++i) grad_table[i] = empty(*given[i], {in.rows[kAxis[i]], s.d}, given[i]->scalar_type());
   const Tensor partial = new_partial(query, s);
   const int64_t units = s.B * s.h * chunks(s), width = padded(s.d);
   const int64_t row_count = in.rows[0] + in.rows[1] + in.rows[2];
-  const Tensor table_partial = stable::new_empty(query, {units, row_count, width}, wide);
+  const Tensor table_partial = empty(query, {units, row_count, width}, wide);
   dispatch(dtype, [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
