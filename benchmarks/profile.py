@@ -48,6 +48,7 @@ OP_PARTS = {
     "ifdd::max_pool_tokens": "projections",
     "ifdd::split_index": "split",
     "ifdd::split_frames": "split",
+    "ifdd::static_dynamic_split": "split",
     "ifdd::lifting_residual": "lifting",
 }
 

@@ -135,8 +135,7 @@ class Predictor:
             path: the video.
             crop: the face: ``"x,y,w,h"``, ``"auto"`` to find it, or None for the whole frame.
             windows: ``"all"`` consecutive windows, or only the ``"centre"`` one. A video shorter than a
-            window
-                repeats its last frame.
+                window repeats its last frame.
 
         Raises:
             ifdd.data.video.VideoError: the video cannot be read.

@@ -13,6 +13,7 @@ from ifdd import figures
 from ifdd.checkpoint import load_checkpoint
 from ifdd.data.resize import frames_to_clip
 from ifdd.data.video import read_video
+from ifdd.modules import ConvEmbedding
 from ifdd.prediction import PredictionError, Predictor
 from ifdd.training.metrics import scores_from_confusion
 
@@ -52,6 +53,23 @@ def test_positions_are_those_of_the_clips_frames(tmp_path: Path, video: Path) ->
     assert explanation.token_frames.tolist() == list(range(0, 16, 2))
     assert explanation.correlation is None
     assert figures.explain(explanation, tmp_path / "f.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("frames", [8, 16, 32])
+def test_token_frames_are_the_centres_of_the_embeddings_windows(tmp_path: Path, frames: int) -> None:
+    """An embedding that passes the frame it is centred on says where that is, for a ramp over time."""
+    predictor = Predictor(make_checkpoint(tmp_path / "w.safetensors", clip_frames=frames))
+    embedding = predictor.model.embedding
+    assert isinstance(embedding, ConvEmbedding)
+    with torch.no_grad():
+        embedding.conv.weight.zero_()
+        embedding.conv.bias.zero_()  # type: ignore[union-attr]
+        embedding.conv.weight[:, 0, 1, 3, 3] = 1.0
+    ramp = torch.arange(frames, dtype=torch.float32)[None, None, :, None, None].expand(1, 3, -1, 32, 32)
+    with torch.no_grad():
+        centres = embedding(ramp)[0, 0, :, 4, 4]
+    shown = predictor._window_frames(torch.arange(8, dtype=torch.float64))
+    np.testing.assert_allclose(shown, centres.numpy())
 
 
 def test_explain_writes_a_figure(ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_consecutive_windows_with_stride_tile_the_video() -> None:
 
 def test_centre_window_is_in_the_middle() -> None:
     assert Sampling("centre", 4).indices(10).tolist() == [[3, 4, 5, 6]]
+    assert Sampling("centre", 4).indices(9).tolist() == [[2, 3, 4, 5]], "of two middles the earlier"
     assert Sampling("centre", 4, 2).indices(12).tolist() == [[2, 4, 6, 8]]
 
 

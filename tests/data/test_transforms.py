@@ -148,6 +148,18 @@ def test_colour_jitter_is_torchvisions(kind: str) -> None:
     torch.testing.assert_close(jitter_reference(clip, kind, best), result, atol=2e-4, rtol=0)
 
 
+def test_shifts_of_hue_fill_their_range() -> None:
+    """On a red of full saturation the shift can be read off: 40 draws come within a tenth of both ends."""
+    red = torch.zeros(3, 1, 12, 12)
+    red[0] = 1.0
+    shifts = []
+    for seed in range(40):
+        hue, _, _ = colorsys.rgb_to_hsv(*only(hue=0.4)(red, generator(seed))[:, 0, 0, 0].tolist())
+        shifts.append(hue - round(hue))
+    assert -0.401 < min(shifts) < -0.36
+    assert 0.36 < max(shifts) < 0.401
+
+
 def test_contrast_uses_the_mean_of_each_frame() -> None:
     clip = torch.cat([torch.full((3, 1, 12, 12), 0.2), torch.full((3, 1, 12, 12), 0.8)], dim=1)
     torch.testing.assert_close(only(contrast=0.4)(clip, generator(1)), clip, atol=1e-5, rtol=0)

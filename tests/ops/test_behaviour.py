@@ -119,7 +119,7 @@ def test_explicit_native_backend_compiles() -> None:
 
 
 def _keywords(name: str) -> dict[str, Any]:
-    return {"order_prior": True} if name == "topk_split_index" else {}
+    return {"topk_split_index": {"order_prior": True}, "static_dynamic_split": {"eps": 1e-2}}.get(name, {})
 
 
 def _public(name: str) -> tuple[Any, ...]:
@@ -134,6 +134,8 @@ def _public(name: str) -> tuple[Any, ...]:
             return (a[0], a[1:3], a[3])
         case "split_frames":
             return (*a[:3], a[3:5], a[5:7])
+        case "static_dynamic_split":
+            return (a[0], a[9:11], *a[1:5], a[11], a[5:7], a[7:9])
         case "lifting_attention" | "lifting_loss":
             return a[:3] if name == "lifting_attention" else a[:1]
         case "lifting_update" | "lifting_predict":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ifdd_kernels import _cuda_limits, _library, backends
+from ifdd_kernels import _cuda_limits, _library, _measured, backends
 from ifdd_kernels._operator import OPERATORS
 
 OP = "lifting_attention"
@@ -56,6 +56,20 @@ def test_what_they_do_not_take_goes_elsewhere(x: Tensor, reason: str) -> None:
     chosen = backends.select(OP, "auto", x)
     assert chosen in ("triton", "reference")
     assert reason in backends.can_run(OP, "auto", x).reason
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+def test_a_measured_backend_is_taken_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = "NVIDIA imagined"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device)
+    for measured, chosen in (("reference", "reference"), ("native", "")):
+        monkeypatch.setitem(_measured.FASTEST, device, {OP: measured})
+        backends._fastest.cache_clear()
+        assert backends.select(OP, "auto", query(32)) == chosen
+    # Measured as the fastest, but not for these: what can run them is taken instead.
+    for x in (query(_cuda_limits.HEAD_DIM + 1), query(32, torch.float64)):
+        assert backends.select(OP, "auto", x) in ("triton", "reference")
 
 
 @pytest.mark.usefixtures("cuda_kernels")

@@ -165,8 +165,7 @@ def _loggers(out: Path) -> list[Logger]:
 
 def _callbacks(config: TrainingConfig, out: Path, monitored: bool, progress: bool) -> list[Callback]:
     # Saving at the training epoch's end, after validation: a checkpoint written during validation would hold
-    # an
-    # epoch that is not over. "last" comes after "best", so that it knows the best score so far.
+    # an epoch that is not over. "last" comes after "best", so that it knows the best score so far.
     callbacks: list[Callback] = []
     if monitored:
         callbacks.append(
