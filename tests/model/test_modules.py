@@ -329,3 +329,28 @@ def test_drop_path() -> None:
     assert abs(int(kept.sum()) - 3000) < 5 * 27.4
     assert module.eval()(x) is x
     assert "0.25" in repr(module)
+
+
+def test_block_keeps_no_normed_tokens_of_its_mlp() -> None:
+    block = MultiscaleBlock((2, 4, 4), 8, 8, 1)
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    tokens = torch.randn(2, 33, 8)
+    inner: list[torch.Tensor] = []
+    block.mlp_norm.register_forward_hook(lambda module, inputs, output: inner.append(output))
+    gradients: list[list[torch.Tensor]] = []
+    for checkpointed in (False, True):
+        block.zero_grad()
+        x = tokens.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out, _ = block(x, checkpointed)
+        pointers = {tensor.data_ptr() for tensor in kept}
+        assert (inner[-1].data_ptr() in pointers) is checkpointed
+        out.square().sum().backward()
+        gradients.append([p.grad for p in (x, *block.parameters()) if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)

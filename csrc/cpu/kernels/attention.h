@@ -39,9 +39,11 @@ IFDD_INLINE constexpr int64_t forward_blocks(const AttentionSizes& s) {
 
 // Queries whose key and value gradients are summed before they are stored as partial sums. Fixed, so that the bits of
 // the result are the same for any number of threads; even shares of at least 16 d, so that no chunk is a small rest and
-// the partial sums, 2 d Nk a chunk, are at most an eighth of one matrix of scores.
+// the partial sums, 2 d Nk a chunk, are at most an eighth of one matrix of scores; at most eight of a clip and head,
+// which bounds the memory of the partial sums by that of eight keys and values.
 IFDD_INLINE constexpr int64_t chunk_rows(const AttentionSizes& s) {
-  const int64_t least = 16 * s.d < 512 ? 512 : 16 * s.d, shares = s.Nq < 2 * least ? 1 : s.Nq / least;
+  const int64_t least = 16 * s.d < 512 ? 512 : 16 * s.d, wanted = s.Nq < 2 * least ? 1 : s.Nq / least;
+  const int64_t shares = wanted < 8 ? wanted : 8;
   return round_up((s.Nq + shares - 1) / shares, backward_rows(s));
 }
 IFDD_INLINE constexpr int64_t chunks(const AttentionSizes& s) {

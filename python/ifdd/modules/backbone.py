@@ -6,6 +6,7 @@ Source: Li et al., "MViTv2: Improved Multiscale Vision Transformers" (CVPR 2022)
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ifdd.config import STAGE_COUNT, STAGE_HEADS
 from ifdd.modules.drop_path import DropPath
 from ifdd.modules.linear import Linear
+from ifdd.modules.recompute import norm_again
 from ifdd_kernels import gelu_linear, linear, live_tokens, max_pool_tokens, pool_tokens, pooled_attention
 
 Grid = tuple[int, int, int]
@@ -158,8 +160,10 @@ class MultiscaleBlock(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=INIT_STD)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Grid]:
+    def forward(self, tokens: torch.Tensor, checkpointed: bool = False) -> tuple[torch.Tensor, Grid]:
         """(B, 1 + T*H*W, C_in) -> (B, 1 + T'*H'*W', C_out) and the grid (T', H', W').
+
+        Backward normalises the tokens of the MLP again, unless the whole block is `checkpointed`.
 
         Raises:
             ValueError: tokens of another shape than the block was made for.
@@ -175,7 +179,9 @@ class MultiscaleBlock(nn.Module):
         if max(self.stride_q) > 1:
             shortcut = max_pool_tokens(shortcut, self.grid, self.stride_q)
         tokens = shortcut + self.drop_path(self.attention(normed))
-        hidden = self.mlp_expand(self.mlp_norm(tokens))
+        normed = self.mlp_norm(tokens)
+        with nullcontext() if checkpointed else norm_again(self.mlp_norm, tokens, normed):
+            hidden = self.mlp_expand(normed)
         mlp = gelu_linear(hidden, self.mlp_contract.weight, self.mlp_contract.bias)
         return tokens + self.drop_path(mlp), self.out_grid
 
@@ -245,7 +251,7 @@ class MultiscaleBackbone(nn.Module):
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
             if recompute:
-                tokens, grid = checkpoint(block, tokens, use_reentrant=False)
+                tokens, grid = checkpoint(block, tokens, True, use_reentrant=False)
             else:
                 tokens, grid = block(tokens)
             if index in self.stage_ends and (stage := self.stage_ends.index(index)) in stages:
