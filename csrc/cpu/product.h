@@ -132,7 +132,7 @@ Tensor wide_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
   const Tensor in = as_contiguous(x), columns = stable::transpose(converted(weight, ScalarType::Float), 0, 1);
   const Tensor offset = bias ? as_contiguous(converted(*bias, ScalarType::Float)) : zeros(x, M);
   const Tensor wide = floats(x, block, K), product = floats(x, block, M),
-               out = stable::new_empty(x, output_shape(x, M));
+               out = empty(x, output_shape(x, M), x.scalar_type());
   const auto finish_rows = IFDD_SELECT(finish<T>);
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
@@ -156,7 +156,7 @@ std::tuple<Tensor, Tensor, Tensor> wide_linear_backward(const Tensor& grad, cons
   const int64_t rows = leading(x), K = weight.size(1), M = weight.size(0), block = block_rows(rows, K + M);
   const Tensor in = as_contiguous(x), grad_out = as_contiguous(grad), matrix = converted(weight, ScalarType::Float);
   const Tensor wide = floats(x, block, K), wide_grad = floats(x, block, M), product = floats(x, block, K);
-  const Tensor grad_x = stable::new_empty(x, x.sizes()), grad_weight = floats(x, M, K), grad_bias = zeros(x, M);
+  const Tensor grad_x = empty(x, x.sizes(), x.scalar_type()), grad_weight = floats(x, M, K), grad_bias = zeros(x, M);
   const Tensor part = block < rows ? floats(x, M, K) : grad_weight;
   const auto widen_elements = IFDD_SELECT(widen_all<T>);
   const auto round_elements = IFDD_SELECT(round_all<T>);
