@@ -9,4 +9,4 @@ import torch
 
 if not torch.cuda.is_available():
     assert "triton" not in sys.modules, "Triton was imported before it could be told to interpret"
-    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -573,15 +573,21 @@ def _query_gradient_tiles(arguments: Arguments) -> Tiles:
         # Triton splits a chain of products over its warps along the longer side. With the keys that is, each
         # warp holds a part of a tile of keys; along the queries each would hold all of it, and spill.
         return [(16, 32, 4, 2)]
-    # sm_80 holds factors of products in registers, later devices in shared memory.
-    return [(128, 64, 8, 2), (64, 64, 4, 2)] if architecture() >= 90 else [(128, 32, 8, 2), (64, 32, 4, 2)]
+    # sm_80 holds factors of products in registers, later devices in shared memory. There 64 keys still spill
+    # with a bias, whose gradient is summed beside that of q (14 x 14 keys: 9 and 14 stores).
+    block = 64 if architecture() >= 90 and arguments["K_T"] == 0 else 32
+    return [(128, block, 8, 2), (64, block, 4, 2)]
 
 
 def _key_gradient_configs(arguments: Arguments) -> list[Config]:
     if arguments["query"].dtype == torch.float32:
         tiles = [(32, 16, 8, 2)]
-    else:
-        tiles = [(64, 128, 8, 2), (64, 64, 4, 2)] if architecture() >= 90 else [(32, 128, 8, 2)]
+    elif architecture() < 90:
+        tiles = [(32, 128, 8, 2)]
+    elif arguments["K_T"] == 0:
+        tiles = [(64, 128, 8, 2), (64, 64, 4, 2)]
+    else:  # those two spill (14 x 14 keys: 2 stores and 1)
+        tiles = [(64, 64, 8, 2), (32, 128, 8, 2)]
     return [Config({"BLOCK_Q": q, "BLOCK_K": k}, warps, stages) for q, k, warps, stages in tiles]
 
 
