@@ -192,6 +192,23 @@ def test_exports_with_any_batch(small_config: SmallConfig, clips: Clips) -> None
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_gradients_per_clip_by_torch_func(small_config: SmallConfig, clips: Clips) -> None:
+    config = small_config()
+    model, x = IFDD(config).double().eval(), clips(config)
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters: dict[str, torch.Tensor], clip: torch.Tensor) -> torch.Tensor:
+        output = torch.func.functional_call(model, parameters, (clip[None],))
+        return output.logits.square().sum() + output.lifting_residual.square().sum()
+
+    got = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for index, clip in enumerate(x):
+        wanted = torch.autograd.grad(loss(parameters, clip), list(parameters.values()))
+        largest = max(float(grad.abs().max()) for grad in wanted)
+        for name, grad in zip(parameters, wanted, strict=True):
+            torch.testing.assert_close(got[name][index], grad, rtol=1e-9, atol=1e-9 * largest)
+
+
 def test_import_is_light() -> None:
     """Importing the package must not pull in the training, video or plotting libraries."""
     heavy = ("pytorch_lightning", "kornia", "av", "matplotlib", "torchmetrics", "torchvision", "cv2")
