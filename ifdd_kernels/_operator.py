@@ -22,6 +22,10 @@ NAMESPACE = "ifdd"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
+# Asked on every call: a name of this module is found faster than an attribute of an attribute.
+_transforms_active = torch._C._are_functorch_transforms_active
+_autocast_enabled = torch._C._is_any_autocast_enabled
+
 
 @dataclass(frozen=True)
 class Gradient:
@@ -328,13 +332,12 @@ def _eager(
     def eager(*args: Any) -> Any:
         if forward_ad._current_level >= 0:
             _refuse_forward_mode(overload._schema.name, args)
-        autocast = torch._C._is_any_autocast_enabled()
-        if torch._C._are_functorch_transforms_active() and not autocast:
+        if _transforms_active() and not _autocast_enabled():
             return transformed(*args)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             return _run(overload, *args)
         # Autocast comes before the gradients.
-        return overload(*args) if autocast else rule.apply(*args)
+        return overload(*args) if _autocast_enabled() else rule.apply(*args)
 
     return eager
 
