@@ -47,7 +47,7 @@ OPERATOR = register(
 
 @functools.cache
 def _fast_bfloat16() -> bool:
-    return OPERATOR.name not in _library.native_ops("cpu") or _library.build_info()["fast_bfloat16"]
+    return OPERATOR.name not in _library.native_ops("cpu") or _library.build_info().get("fast_bfloat16", True)
 
 
 # A constant of the process: compilers take the answer instead of tracing it.
