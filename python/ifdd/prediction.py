@@ -122,7 +122,9 @@ class Predictor:
         self.model: IFDD = loaded.model.to(device).eval()
         self.config: IFDDConfig = loaded.config
         self.class_names = tuple(loaded.class_names)
-        self.stride = int((loaded.extra or {}).get("stride") or 1)
+        extra = loaded.extra or {}
+        self.stride = int(extra.get("stride") or 1)
+        self.short = str(extra.get("short") or "repeat_last")
         self.device = device
         self.batch = batch
 
@@ -135,7 +137,7 @@ class Predictor:
             path: the video.
             crop: the face: ``"x,y,w,h"``, ``"auto"`` to find it, or None for the whole frame.
             windows: ``"all"`` consecutive windows, or only the ``"centre"`` one. A video shorter than a
-                window repeats its last frame.
+                window is stretched as in the checkpoint's training, or repeats its last frame.
 
         Raises:
             ifdd.data.video.VideoError: the video cannot be read.
@@ -200,7 +202,7 @@ class Predictor:
         if windows not in _SAMPLERS:
             raise ValueError(f"windows must be one of {sorted(_SAMPLERS)}, got {windows!r}")
         video = read_video(path, crop, size=self.config.image_size)
-        sampling = Sampling(_SAMPLERS[windows], frames=self.config.clip_frames, stride=self.stride)
+        sampling = Sampling(_SAMPLERS[windows], self.config.clip_frames, self.stride, self.short)
         return video, sampling.indices(len(video.frames))
 
     def _clips(self, video: VideoFrames, indices: np.ndarray) -> Iterator[Tensor]:

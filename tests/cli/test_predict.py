@@ -100,6 +100,26 @@ def test_a_short_video_still_gives_one_window(checkpoint: Path, tmp_path: Path) 
     assert sum(window.probabilities) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("short", "rows"), [("repeat_last", [0, 1, 2, 2, 2, 2, 2, 2]),
+                                             ("repeat_each", [0, 0, 1, 1, 1, 2, 2, 2])])  # fmt: skip
+def test_a_short_video_is_stretched_as_in_training(
+    checkpoint: Path, tmp_path: Path, short: str, rows: list[int]
+) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(1)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(
+            tmp_path / f"{number + 1}.png"
+        )
+    saved = load_checkpoint(checkpoint)
+    predictor = Predictor(replace(saved, extra={"short": short}))
+    with torch.no_grad():
+        clip = frames_to_clip(read_video(tmp_path, size=32).frames[rows])
+        wanted = saved.model(clip[None]).logits.double().softmax(1)[0]
+    assert predictor.predict(tmp_path).probabilities == pytest.approx(wanted.tolist(), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -52,7 +52,7 @@ def test_a_training_writes_what_it_promises(tiny_config: Make, trained: Path) ->
     assert checkpoint.class_names == ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear")
     assert checkpoint.extra["dataset"] == "synthetic"
     assert checkpoint.extra["epoch"] == result.epoch
-    assert checkpoint.extra["stride"] == 1
+    assert (checkpoint.extra["stride"], checkpoint.extra["short"]) == (1, "repeat_last")
     best = load_training_checkpoint(trained / "best.ckpt")
     assert best["epoch"] == result.epoch
     for name, value in checkpoint.model.state_dict().items():

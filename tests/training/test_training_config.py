@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from ifdd.training.config import DataConfig, OptimConfig, TrainingConfig
+from ifdd.training.data import default_stride, short_policy
 
 Make = Callable[..., TrainingConfig]
 
@@ -35,6 +36,15 @@ def test_differences_name_what_changes_the_weights(tiny_config: Make) -> None:
         config, seed=9, optim=replace(config.optim, mixup=0.0), model={**config.model, "dropout": 0.1}
     )
     assert config.differences(other) == ["model.dropout", "optim.mixup", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "short"),
+    [("dfew", 1, "repeat_last"), ("ferv39k", 1, "repeat_each"), ("mafw", 2, "repeat_each")],
+)
+def test_checkpoints_know_how_their_data_set_is_sampled(name: str, stride: int, short: str) -> None:
+    data = DataConfig(name=name, root="somewhere")
+    assert (default_stride(data), short_policy(data)) == (stride, short)
 
 
 @pytest.mark.parametrize(

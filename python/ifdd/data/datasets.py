@@ -92,6 +92,9 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         ValueError: an option is not usable.
     """
 
+    #: How the data set's own setting stretches short videos.
+    short_policy = "repeat_last"
+
     def __init__(
         self,
         videos: Sequence[Video],
@@ -296,6 +299,8 @@ class FERV39k(VideoDataset):
             when testing; here it is the centre one.
     """
 
+    short_policy = "repeat_each"
+
     def __init__(
         self,
         root: str | Path,
@@ -319,7 +324,12 @@ class FERV39k(VideoDataset):
         ]
         videos = _part_of(videos, split, validation, options.get("seed", 0))
         super().__init__(
-            videos, names, training=split == "train", clip_frames=clip_frames, short="repeat_each", **options
+            videos,
+            names,
+            training=split == "train",
+            clip_frames=clip_frames,
+            short=self.short_policy,
+            **options,
         )
 
 
@@ -336,6 +346,8 @@ class MAFW(VideoDataset):
         clip_frames: T; the published setting is 32 frames at `stride` 2, the defaults here.
         options: see `VideoDataset`.
     """
+
+    short_policy = "repeat_each"
 
     def __init__(
         self,
@@ -368,7 +380,12 @@ class MAFW(VideoDataset):
         options.setdefault("stride", 2)
         videos = _part_of(videos, split, validation, options.get("seed", 0))
         super().__init__(
-            videos, names, training=split == "train", clip_frames=clip_frames, short="repeat_each", **options
+            videos,
+            names,
+            training=split == "train",
+            clip_frames=clip_frames,
+            short=self.short_policy,
+            **options,
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ifdd.config import IFDDConfig
-from ifdd.data.datasets import DFEW, MAFW, FERV39k, ListDataset
+from ifdd.data.datasets import DFEW, MAFW, FERV39k, ListDataset, VideoDataset
 from ifdd.data.synthetic import Difficulty, SyntheticExpressions
 from ifdd.training.config import DataConfig, TrainingConfig
 from ifdd.training.seeds import derived_seed
@@ -40,6 +40,12 @@ def default_stride(data: DataConfig) -> int:
     if data.stride is not None:
         return data.stride
     return 2 if data.name == "mafw" else 1
+
+
+def short_policy(data: DataConfig) -> str:
+    """How videos shorter than a window are stretched, see `ifdd.data.sampling.SHORT_POLICIES`."""
+    sets: dict[str, type[VideoDataset]] = {"ferv39k": FERV39k, "mafw": MAFW}
+    return sets.get(data.name, VideoDataset).short_policy
 
 
 def make_dataset(data: DataConfig, split: str, network: IFDDConfig, seed: int) -> ClipDataset:

@@ -17,7 +17,7 @@ from ifdd.checkpoint import Checkpoint, load_checkpoint, load_pretrained, save_c
 from ifdd.config import IFDDConfig
 from ifdd.model import IFDD
 from ifdd.training.config import TrainingConfig
-from ifdd.training.data import RecognitionData, default_stride
+from ifdd.training.data import RecognitionData, default_stride, short_policy
 from ifdd.training.metrics import Scores
 from ifdd.training.module import Recogniser, TrainingError
 from ifdd.training.storage import AtomicCheckpointIO, load_training_checkpoint, remove_partial_files
@@ -126,6 +126,7 @@ def export(training_checkpoint: Path, target: Path) -> FitResult:
         "dataset": config.data.name,
         "fold": config.data.fold,
         "stride": default_stride(config.data),
+        "short": short_policy(config.data),
         "epoch": content["epoch"],
         "validation": validation,
     }
