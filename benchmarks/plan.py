@@ -72,10 +72,10 @@ def cpu(shorter: bool = False) -> Iterator[Task]:
         return
     yield from _tasks(_compiled(ladm[1], COMPILED), ("fp32",))
     yield from _tasks(_compiled(model[1], ("original+compile",)), ("fp32",))
+    yield from _tasks(_compiled(ops(1), ("original+compile",)), ("fp32",))
+    yield from _tasks(_eager(model[1]), ("bf16",))
     singles = cases.small_ops(shape, 1, "cpu") + cases.around_attention(shape, 1, "cpu")
     yield from _tasks(_eager(singles), ("fp32",))
-    yield from _tasks(_compiled(ops(1), ("original+compile",)), ("fp32",))
-    yield from _tasks(_eager(model[1]), ("bf16",), ("inference",))
     yield from _tasks(_eager(blocks), ("fp32",))
     yield from _tasks(_eager(issm[4] + ladm[4] + ladm[16]), ("fp32",))
     yield from _tasks(_eager([cases.issm(shape, 1, "cpu", frames) for frames in (16, 32)]), ("fp32",))
