@@ -86,9 +86,7 @@ IFDD_INLINE void write_normalized(const Slots<T>& slots, int64_t C, const A* wei
   Vec<A> sum[tile] = {}, squares[tile] = {};
   A mean[tile], rstd[tile];
   for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-    unrolled<tile>([&](auto i) __attribute__((always_inline)) {
-      sum[i] += value<lerp>(slots.source[i], c, lanes);
-    });
+    unrolled<tile>([&](auto i) __attribute__((always_inline)) { sum[i] += value<lerp>(slots.source[i], c, lanes); });
   });
   unrolled<tile>([&](auto i) __attribute__((always_inline)) { mean[i] = total<A>(sum[i]) / static_cast<A>(C); });
   for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {

@@ -45,8 +45,8 @@ struct SplitForward {
   A* stats;  // (B, K, N, 2) mean and 1 / standard deviation; unused without norms
 };
 
-// Positions that one unit of backward work spans at most. Fixed: the partial sums, and so the bits of the result, are the same
-// for any number of threads.
+// Positions that one unit of backward work spans at most. Fixed: the partial sums, and so the bits of the result, are
+// the same for any number of threads.
 constexpr int64_t kChunk = 16;
 
 // Channels between the gradients of the output frames and those of the input frames: what lies between them, (K,
