@@ -131,9 +131,9 @@ class ISSM(FrameSplit):
         nn.init.trunc_normal_(self.static_offset.weight, std=INIT_STD)
         nn.init.trunc_normal_(self.dynamic_offset.weight, std=INIT_STD)
 
-    def indexes(self, frames: torch.Tensor) -> FrameIndexes:
-        """Frames (B, T, N, C) -> fractional indexes (B, T/2) of both groups, correlation (B, T, T)."""
-        found = split_index(
+    def _arguments(self, frames: torch.Tensor) -> tuple[Any, ...]:
+        """What both ops begin with."""
+        return (
             frames,
             self.grid,
             self.tokenizer.weight,
@@ -142,6 +142,10 @@ class ISSM(FrameSplit):
             self.dynamic_offset.weight,
             self.pool,
         )
+
+    def indexes(self, frames: torch.Tensor) -> FrameIndexes:
+        """Frames (B, T, N, C) -> fractional indexes (B, T/2) of both groups, correlation (B, T, T)."""
+        found = split_index(*self._arguments(frames))
         return FrameIndexes(found.static_index, found.dynamic_index, found.correlation)
 
     def split(
@@ -153,15 +157,7 @@ class ISSM(FrameSplit):
         """As :meth:`FrameSplit.split`, by the one op for both steps."""
         self._check(frames)
         found = static_dynamic_split(
-            frames,
-            self.grid,
-            self.tokenizer.weight,
-            self.tokenizer.bias,
-            self.static_offset.weight,
-            self.dynamic_offset.weight,
-            self.pool,
-            **_norms(static_norm, dynamic_norm),
-            aligned=self.aligned,
+            *self._arguments(frames), **_norms(static_norm, dynamic_norm), aligned=self.aligned
         )
         return found.static, found.dynamic, FrameIndexes(*found[2:])
 
