@@ -6,8 +6,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <new>
 
+#include "buffer.h"
 #include "check.h"
 #include "kernels/attention.h"
 #include "tensor.h"
@@ -15,22 +15,6 @@
 namespace ifdd::cpu::attention {
 
 namespace stable = torch::stable;
-
-// Memory of one thread, on a cache line.
-template <class A>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : begin_(static_cast<A*>(::operator new(static_cast<size_t>(count) * sizeof(A), kAlignment))) {}
-  ~Scratch() { ::operator delete(begin_, kAlignment); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  A* get() const { return begin_; }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  A* begin_;
-};
 
 // Query (B, Nq, h, d) with its sizes; Nk is the caller's to fill in.
 inline AttentionSizes check_query(const char* op, const Tensor& query) {

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
+#include "buffer.h"
 #include "floating.h"
 #include "kernels/split_index.h"
 
@@ -29,7 +29,7 @@ void correlate_clips_backward(const acc_t<T>* grad, const T* z, int64_t B, int64
                               T* grad_z) {
   const auto kernel = IFDD_SELECT(correlate_backward<T>);
   stable::parallel_for(0, B * frames, correlation_grain(frames, D), [&](int64_t begin, int64_t end) {
-    std::vector<acc_t<T>> scratch(D);
+    Buffer<acc_t<T>> scratch(D);
     kernel(grad, z, frames, D, static_cast<acc_t<T>>(scale), begin, end, scratch.data(), grad_z);
   });
 }

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <limits>
-#include <vector>
 
+#include "buffer.h"
 #include "floating.h"
 #include "kernels/frame_tokens.h"
 #include "kernels/split_frames.h"
@@ -66,8 +66,8 @@ inline TokenSizes check_tokenizer(const char* op, const Tensor& x, const char* w
 
 // Rows of the tokenizer's weight in the accumulation type, padded with zeros to whole packs.
 template <class A>
-std::vector<A> packed_weight(const TokenSizes& size, const Tensor& accumulable_weight) {
-  std::vector<A> packed(size.S * size.width);
+Buffer<A> packed_weight(const TokenSizes& size, const Tensor& accumulable_weight) {
+  Buffer<A> packed(size.S * size.width);
   const A* source = data<A>(accumulable_weight);
   for (int64_t s = 0; s < size.S; ++s) {
     std::copy_n(source + s * size.C, size.C, packed.data() + s * size.width);
@@ -83,7 +83,7 @@ struct Tokenizer {
   int64_t frames;  // B * T
   Frames<T> x;
   Tensor bias;
-  std::vector<A> weight;
+  Buffer<A> weight;
 
   Tokenizer(const TokenSizes& sizes, const Tensor& rows, const Tensor& weight_given, const Tensor& bias_given)
       : size(sizes),
@@ -97,7 +97,7 @@ struct Tokenizer {
     const TokenForward<T> call{size, x, weight.data(), data<A>(bias), before, tokens};
     const auto kernel = IFDD_SELECT(frame_tokens<T>);
     stable::parallel_for(begin, end, 1, [&](int64_t first, int64_t last) {
-      std::vector<A> scratch(token_forward_scratch(size));
+      Buffer<A> scratch(token_forward_scratch(size));
       kernel(call, first, last, scratch.data());
     });
   }
@@ -109,7 +109,7 @@ template <class T>
 struct TokenizerBackward {
   using A = acc_t<T>;
   int64_t frames_per_chunk, chunks;
-  std::vector<A> weight_partial, bias_partial;
+  Buffer<A> weight_partial, bias_partial;
   TokenBackward<T> call;
 
   TokenizerBackward(const TokenizerBackward&) = delete;  // `call` points into it
@@ -135,7 +135,7 @@ struct TokenizerBackward {
   void run(int64_t begin, int64_t end) const {
     const auto kernel = IFDD_SELECT(frame_tokens_backward<T>);
     stable::parallel_for(begin, end, 1, [&](int64_t first, int64_t last) {
-      std::vector<A> scratch(token_backward_scratch(call.size));
+      Buffer<A> scratch(token_backward_scratch(call.size));
       kernel(call, first, last, scratch.data());
     });
   }

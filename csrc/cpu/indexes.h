@@ -3,8 +3,8 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
+#include "buffer.h"
 #include "correlation.h"
 #include "frames.h"
 
@@ -29,7 +29,7 @@ template <class A>
 void find_indexes(const OffsetsForward<A>& call, int64_t begin, int64_t end) {
   const auto kernel = IFDD_SELECT(offsets<A>);
   stable::parallel_for(begin, end, offsets_grain(call.in.T), [&](int64_t first, int64_t last) {
-    std::vector<A> scratch(call.in.T * call.in.T);
+    Buffer<A> scratch(call.in.T * call.in.T);
     kernel(call, first, last, scratch.data());
   });
 }
@@ -38,7 +38,7 @@ void find_indexes(const OffsetsForward<A>& call, int64_t begin, int64_t end) {
 template <class A>
 struct IndexesBackward {
   int64_t B;
-  std::vector<A> attention, inner, total;  // total (B, T, T): the whole gradient of the correlation
+  Buffer<A> attention, inner, total;  // total (B, T, T): the whole gradient of the correlation
   OffsetsBackward<A> call{};
 
   IndexesBackward(const IndexesBackward&) = delete;  // `call` points into it

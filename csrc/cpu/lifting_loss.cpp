@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <limits>
-#include <vector>
 
+#include "buffer.h"
 #include "floating.h"
 #include "kernels/lifting_loss.h"
 
@@ -47,7 +47,7 @@ Tensor lifting_loss(const Tensor& residual, double weight, double beta, bool mea
   dispatch(r.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
-    std::vector<A> partial((count + kChunk - 1) / kChunk);
+    Buffer<A> partial((count + kChunk - 1) / kChunk);
     const auto kernel = IFDD_SELECT(smooth_l1_sum<T>);
     stable::parallel_for(0, static_cast<int64_t>(partial.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {

@@ -3,11 +3,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <memory>
 #include <optional>
 #include <tuple>
 
 #include "../common/pool_tokens.h"
+#include "buffer.h"
 #include "kernels/pool_tokens.h"
 #include "tensor.h"
 
@@ -85,22 +85,6 @@ TokenRows<T> pooled_rows(T* base, const Tensor& tensor) {
   return {base, tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
-// Memory on a cache line's boundary, where no vector crosses two lines.
-template <class A>
-class AlignedBuffer {
- public:
-  explicit AlignedBuffer(int64_t count) : memory_(new char[count * sizeof(A) + kLine]) {
-    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
-    data_ = reinterpret_cast<A*>((address + kLine - 1) / kLine * kLine);
-  }
-  A* data() const { return data_; }
-
- private:
-  static constexpr uintptr_t kLine = 64;
-  std::unique_ptr<char[]> memory_;
-  A* data_;
-};
-
 // (d, 1, 3, 3, 3) as (27, padded(d)): the channels of a tap side by side.
 template <class A>
 void transpose_weight(const Tensor& weight, bool mirror, A* out) {
@@ -156,23 +140,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pool_tokens(
     for (int part = 0; part < kParts; ++part) {
       const PoolSizes& size = in.size[part];
       const int64_t pad = padded(size.d);
-      const AlignedBuffer<A> parameters((kTaps + 2) * pad);
-      transpose_weight(*weights[part], false, parameters.data());
-      pad_row(*norm_weights[part], parameters.data() + kTaps * pad);
-      pad_row(*norm_biases[part], parameters.data() + (kTaps + 1) * pad);
+      const Scratch<A> parameters((kTaps + 2) * pad);
+      transpose_weight(*weights[part], false, parameters.get());
+      pad_row(*norm_weights[part], parameters.get() + kTaps * pad);
+      pad_row(*norm_biases[part], parameters.get() + (kTaps + 1) * pad);
       PoolForward<T> call{};
       call.size = size;
       call.x = tokens.rows(data<T>(tokens.tensor(part)), size, part);
-      call.weight = parameters.data();
-      call.norm_weight = parameters.data() + kTaps * pad;
-      call.norm_bias = parameters.data() + (kTaps + 1) * pad;
+      call.weight = parameters.get();
+      call.norm_weight = parameters.get() + kTaps * pad;
+      call.norm_bias = parameters.get() + (kTaps + 1) * pad;
       call.eps = static_cast<A>(eps);
       call.out = pooled_rows(mutable_data<T>(pooled[part]), pooled[part]);
       call.stats = mutable_data<A>(stats[part]);
       const int64_t work = size.out.t * size.out.x * pad * kTaps;
       stable::parallel_for(0, size.B * size.heads * size.out.y, grain(work), [&](int64_t begin, int64_t end) {
-        const AlignedBuffer<A> scratch(scratch_size<T>(size));
-        kernel(call, begin, end, scratch.data());
+        const Scratch<A> scratch(scratch_size<T>(size));
+        kernel(call, begin, end, scratch.get());
       });
     }
   });
@@ -229,17 +213,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       const PoolSizes& size = in.size[part];
       const Tensor grad = dense_rows(*given_grads[part]);
       const Tensor stats = stable::contiguous(*given_stats[part]);
-      const AlignedBuffer<A> parameters((2 * kTaps + 1) * pad);
-      transpose_weight(*weights[part], false, parameters.data());
-      transpose_weight(*weights[part], true, parameters.data() + kTaps * pad);
-      pad_row(*norm_weights[part], parameters.data() + 2 * kTaps * pad);
+      const Scratch<A> parameters((2 * kTaps + 1) * pad);
+      transpose_weight(*weights[part], false, parameters.get());
+      transpose_weight(*weights[part], true, parameters.get() + kTaps * pad);
+      pad_row(*norm_weights[part], parameters.get() + 2 * kTaps * pad);
       PoolBackward<T> call{};
       call.size = size;
       call.x = tokens.rows(data<T>(tokens.tensor(part)), size, part);
       call.grad = pooled_rows(data<T>(grad), grad);
-      call.weight = parameters.data();
-      call.weight_mirror = parameters.data() + kTaps * pad;
-      call.norm_weight = parameters.data() + 2 * kTaps * pad;
+      call.weight = parameters.get();
+      call.weight_mirror = parameters.get() + kTaps * pad;
+      call.norm_weight = parameters.get() + 2 * kTaps * pad;
       call.stats = data<A>(stats);
       call.grad_u = mutable_data<A>(grad_u);
       call.partial = mutable_data<A>(partial);
@@ -248,13 +232,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       const int64_t bands = size.B * size.out.y;
       const int64_t norm_work = size.heads * size.out.t * size.out.x * pad * 2 * kTaps;
       stable::parallel_for(0, bands, grain(norm_work), [&](int64_t begin, int64_t end) {
-        const AlignedBuffer<A> scratch(scratch_size<T>(size));
-        norm_kernel(call, begin, end, scratch.data());
+        const Scratch<A> scratch(scratch_size<T>(size));
+        norm_kernel(call, begin, end, scratch.get());
       });
       const int64_t input_work = size.in.t * size.in.x * pad * 3;
       stable::parallel_for(0, size.B * size.heads * size.in.y, grain(input_work), [&](int64_t begin, int64_t end) {
-        const AlignedBuffer<A> scratch(kTile * pad);
-        input_kernel(call, begin, end, scratch.data());
+        const Scratch<A> scratch(kTile * pad);
+        input_kernel(call, begin, end, scratch.get());
       });
       stable::parallel_for(0, sums, grain(bands), [&](int64_t begin, int64_t end) {
         sum_kernel(call.partial, bands, sums, begin, end, mutable_data<A>(sum));

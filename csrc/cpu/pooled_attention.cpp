@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "buffer.h"
 
 namespace ifdd::cpu {
 namespace {
@@ -106,7 +107,7 @@ class Tables {
   }
 
  private:
-  std::vector<A> rows_;
+  Buffer<A> rows_;
   std::vector<int64_t> index_[3];
   int64_t count_;
 };
@@ -181,7 +182,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pooled_attention_back
     backward(call);
 
     const int64_t elements = row_count * width;
-    std::vector<A> sums(elements);
+    Buffer<A> sums(elements);
     const auto sum = IFDD_SELECT(sum_tables<A>);
     stable::parallel_for(0, elements, grain(units), [&](int64_t begin, int64_t end) {
       sum(call.table_partial, units, elements, begin, end, sums.data());

@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "buffer.h"
 #include "frames.h"
 
 namespace ifdd::cpu {
@@ -157,7 +158,7 @@ struct SamplingBackward {
   void run(int64_t begin, int64_t end) const {
     const auto kernel = IFDD_SELECT(split_backward<E>);
     stable::parallel_for(begin * parts, end * parts, 1, [&](int64_t first, int64_t last) {
-      std::vector<A> scratch(split_backward_scratch(in.size));
+      Buffer<A> scratch(split_backward_scratch(in.size));
       kernel(call, first, last, scratch.data());
     });
   }

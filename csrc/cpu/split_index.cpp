@@ -4,8 +4,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
-#include <vector>
 
+#include "buffer.h"
 #include "indexes.h"
 
 namespace ifdd::cpu {
@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor> split_index(const Tensor& x, const Tensor& to
   dispatch(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
-    std::vector<A> tokens(B * frames * size.tokens());
+    Buffer<A> tokens(B * frames * size.tokens());
     const Tokenizer<T> tokenizer(size, rows, token_weight, token_bias);
     tokenizer.forward(0, tokenizer.frames, nullptr, tokens.data());
     correlate_clips(tokens.data(), B, frames, size.tokens(), 1.0 / static_cast<double>(size.C),
@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_index_backward(
     for (int group = 0; group < 2; ++group) indexes.weight_gradient(group, mutable_data<A>(grad_weight[group]));
     // Correlation back to the tokens, tokens back to the frames.
     const int64_t D = size.tokens();
-    std::vector<A> before(B * frames * D), tokens(B * frames * D), grad_tokens(B * frames * D);
+    Buffer<A> before(B * frames * D), tokens(B * frames * D), grad_tokens(B * frames * D);
     const Tokenizer<T> tokenizer(size, rows, token_weight, token_bias);
     tokenizer.forward(0, tokenizer.frames, before.data(), tokens.data());
     correlate_clips_backward(indexes.total.data(), tokens.data(), B, frames, D, 1.0 / static_cast<double>(size.C),

@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "buffer.h"
 #include "indexes.h"
 #include "sampling.h"
 
@@ -147,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const SplitNorms<A> norms(norm, weights, nullptr);
     const SamplingBackward<E> sampling(in, rows, samples, norms, saved_stats, grads, grad_x);
 
-    std::vector<A> grad_static_total(B * K), grad_dynamic_total(B * K), grad_tokens(B * T * D);
+    Buffer<A> grad_static_total(B * K), grad_dynamic_total(B * K), grad_tokens(B * T * D);
     A* index_totals[2] = {grad_static_total.data(), grad_dynamic_total.data()};
     const A* index_grads[2] = {index_totals[0], index_totals[1]};
     const IndexesBackward<A> indexes(

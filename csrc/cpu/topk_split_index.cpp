@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "buffer.h"
 #include "frames.h"
 #include "kernels/topk_split_index.h"
 
@@ -42,7 +43,7 @@ std::tuple<Tensor, Tensor> topk_split_index(const Tensor& x, int64_t height, int
     using T = decltype(type);
     using A = acc_t<T>;
     const bool pooled = height != pool || width != pool;
-    std::vector<A> mean(cells * size.C), direction(pooled ? cells * size.C : 0);
+    Buffer<A> mean(cells * size.C), direction(pooled ? cells * size.C : 0);
     std::vector<double> partial(cells * frames);
     const TopkScores<T> call{size, frames_of<T>(rows), mean.data(), (pooled ? direction : mean).data(), partial.data()};
     const auto mean_kernel = IFDD_SELECT(topk_mean<T>);
@@ -59,7 +60,7 @@ std::tuple<Tensor, Tensor> topk_split_index(const Tensor& x, int64_t height, int
     });
     if (pooled) {
       stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
-        std::vector<A> scratch(size.cells() * size.C);
+        Buffer<A> scratch(size.cells() * size.C);
         pool_kernel(size, mean.data(), begin, end, scratch.data(), direction.data());
       });
       stable::parallel_for(0, cells, grain, [&](int64_t begin, int64_t end) { products(call, begin, end); });

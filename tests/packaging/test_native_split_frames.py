@@ -143,6 +143,34 @@ def test_one_frame_can_be_gathered() -> None:
     assert torch.equal(dynamic, static)
 
 
+@pytest.mark.parametrize("channels", [48, 768, 1500])
+@pytest.mark.parametrize("pattern", ["far mean", "far block", "far constant block", "one far channel"])
+def test_moments_of_uneven_rows(channels: int, pattern: str) -> None:
+    """The variance is as exact as that of two passes, where a mean is large beside the deviations."""
+    x = torch.randn(1, 8, 9, channels, generator=torch.Generator().manual_seed(channels))
+    if pattern == "far mean":
+        x += 1000
+    elif pattern == "far block":
+        x[..., :64] += 1000
+    elif pattern == "far constant block":
+        x[..., :64] = 1000
+    else:
+        x[..., -1] += 1e4
+    index = torch.tensor([[0.3, 2.2, 4.1, 6.2]])
+
+    def static(dtype: torch.dtype, backend: str) -> Tensor:
+        norm = (torch.ones(channels, dtype=dtype), torch.zeros(channels, dtype=dtype))
+        positions = index.to(dtype)
+        groups = ifdd_kernels.split_frames(x.to(dtype), positions, positions + 1, norm, norm, backend=backend)
+        return groups[0].double()
+
+    exact = static(torch.float64, "reference")
+    error = float((static(torch.float32, "native") - exact).abs().max())
+    of_two_passes = float((static(torch.float32, "reference") - exact).abs().max())
+    rounding = torch.finfo(torch.float32).eps * float(exact.abs().max())
+    assert error <= 3 * max(of_two_passes, rounding)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_every_16_bit_value_survives_load_and_store(dtype: torch.dtype) -> None:
     values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)

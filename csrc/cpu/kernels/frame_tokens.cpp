@@ -27,10 +27,11 @@ IFDD_INLINE const T* frame_of(const Frames<T>& x, const TokenSizes& size, int64_
   return x.data + frame / size.T * x.batch + frame % size.T * x.frame;
 }
 
-// projected[s * N + r] = <weight row s, row r> for `rows` rows and `columns` weight rows, over `width` channels.
+// projected[s * N + r] = <weight row s, row r> for `rows` rows and `columns` weight rows, over `width` channels;
+// fetches what lies `ahead` elements further.
 template <int rows, int columns, class A>
-IFDD_INLINE void project_tile(const A* const* row, const A* __restrict__ weight, int64_t width, int64_t N,
-                              A* __restrict__ projected) {
+IFDD_INLINE void project_tile(const A* const* row, int64_t ahead, const A* __restrict__ weight, int64_t width,
+                              int64_t N, A* __restrict__ projected) {
   Pack<A> sum[rows][columns];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
@@ -40,7 +41,10 @@ IFDD_INLINE void project_tile(const A* const* row, const A* __restrict__ weight,
   for (int64_t c = 0; c < width; c += kPack) {
     Pack<A> x[rows];
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) x[r] = load_pack(row[r] + c);
+    for (int r = 0; r < rows; ++r) {
+      __builtin_prefetch(row[r] + c + ahead);
+      x[r] = load_pack(row[r] + c);
+    }
 #pragma GCC unroll 8
     for (int s = 0; s < columns; ++s) {
       const Pack<A> w = load_pack(weight + s * width + c);
@@ -57,16 +61,16 @@ IFDD_INLINE void project_tile(const A* const* row, const A* __restrict__ weight,
 
 // projected (S, N) of `rows` rows (kRows or 1) of a frame. Not inlined: one copy for all types that widen to A.
 template <class A>
-__attribute__((noinline)) void project_rows(const A* const* row, int64_t rows, const TokenSizes& size, const A* weight,
-                                            A* projected) {
+__attribute__((noinline)) void project_rows(const A* const* row, int64_t ahead, int64_t rows, const TokenSizes& size,
+                                            const A* weight, A* projected) {
   for (int64_t s = 0; s < size.S; s += kProjected) {
     const int64_t columns = size.S - s < kProjected ? size.S - s : kProjected;
     with_count<kProjected>(columns, [&](auto count) __attribute__((always_inline)) {
       constexpr int tile = decltype(count)::value;
       if (rows == kRows) {
-        project_tile<kRows, tile>(row, weight + s * size.width, size.width, size.N, projected + s * size.N);
+        project_tile<kRows, tile>(row, ahead, weight + s * size.width, size.width, size.N, projected + s * size.N);
       } else {
-        project_tile<1, tile>(row, weight + s * size.width, size.width, size.N, projected + s * size.N);
+        project_tile<1, tile>(row, ahead, weight + s * size.width, size.width, size.N, projected + s * size.N);
       }
     });
   }
@@ -80,18 +84,21 @@ IFDD_INLINE void project_frame(const T* x, int64_t stride, const TokenSizes& siz
   for (int64_t n = 0; n < size.N;) {
     const int64_t rows = size.N - n >= kRows ? kRows : 1;
     const A* row[kRows];
+    int64_t ahead = 0;
     for (int64_t r = 0; r < rows; ++r) {
       const T* source = x + (n + r) * stride;
       if constexpr (std::is_same_v<T, A>) {
         row[r] = source;
+        ahead = kRows * stride;
         if (width == size.C) continue;
       }
       A* copy = widened + r * width;
       widen(source, size.C, copy);
       for (int64_t c = size.C; c < width; ++c) copy[c] = 0;
       row[r] = copy;
+      ahead = 0;
     }
-    project_rows(row, rows, size, weight, projected + n);
+    project_rows(row, ahead, rows, size, weight, projected + n);
     n += rows;
   }
 }

@@ -78,34 +78,61 @@ IFDD_INLINE A square_root(A v) {
   }
 }
 
-// LayerNorm: two passes for the statistics, since E[y^2] - E[y]^2 cancels. The rows are blended anew in each of the
-// three passes, which costs less than a copy of them in the first-level cache.
+// A sample of a row of many channels: this many pieces of this many channels, spread evenly.
+constexpr int64_t kPieces = 8, kPiece = 16;
+
+// body(c, lanes) for the vectors of the sample, or of the whole row where it is no longer; returns the channels.
+template <class A, class Body>
+IFDD_INLINE int64_t for_sample(int64_t C, const Body& body) {
+  if (C <= kPieces * kPiece) {
+    for_vectors<A>(C, body);
+    return C;
+  }
+  for (int64_t piece = 0; piece < kPieces; ++piece) {
+    const int64_t first = piece * C / kPieces / kPiece * kPiece;
+    for_vectors<A>(kPiece, [&](int64_t c, auto lanes) __attribute__((always_inline)) { body(first + c, lanes); });
+  }
+  return kPieces * kPiece;
+}
+
+// LayerNorm. The moments come from one pass over the deviations d = y - s from the mean s of a sample:
+// var = E[d^2] - E[d]^2. E[y^2] - E[y]^2 could lose all precision; here, whatever y, the variance holds at least
+// p / (1 - p) E[d]^2 with p the sample's part of the channels, so no more than a factor 1 / p is lost, and nothing
+// where the sample is like the rest. The rows are blended anew in both passes, which costs less than a copy of them in
+// the first-level cache.
 template <bool lerp, int tile, class T, class A>
 IFDD_INLINE void write_normalized(const Slots<T>& slots, int64_t C, const A* weight, const A* bias, A eps,
                                   T* const* out, A* const* stats) {
   Vec<A> sum[tile] = {}, squares[tile] = {};
-  A mean[tile], rstd[tile];
-  for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+  A shift[tile], mean[tile], rstd[tile];
+  const int64_t sampled = for_sample<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
     unrolled<tile>([&](auto i) __attribute__((always_inline)) { sum[i] += value<lerp>(slots.source[i], c, lanes); });
   });
-  unrolled<tile>([&](auto i) __attribute__((always_inline)) { mean[i] = total<A>(sum[i]) / static_cast<A>(C); });
+  unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+    shift[i] = total<A>(sum[i]) / static_cast<A>(sampled);
+    sum[i] = Vec<A>{};
+  });
   for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
     unrolled<tile>([&](auto i) __attribute__((always_inline)) {
-      // The prefetcher of the processor loses track of so many rows, each in another page.
-      __builtin_prefetch(slots.source[i].first + slots.next + c);
-      const Vec<A> d = lanes.template keep<A>(value<lerp>(slots.source[i], c, lanes) - mean[i]);
+      const Vec<A> d = lanes.template keep<A>(value<lerp>(slots.source[i], c, lanes) - shift[i]);
+      sum[i] += d;
       squares[i] += d * d;
     });
   });
   unrolled<tile>([&](auto i) __attribute__((always_inline)) {
-    rstd[i] = 1 / square_root(total<A>(squares[i]) / static_cast<A>(C) + eps);
+    const A moved = total<A>(sum[i]) / static_cast<A>(C);
+    mean[i] = shift[i] + moved;
+    const A variance = total<A>(squares[i]) / static_cast<A>(C) - moved * moved;
+    rstd[i] = 1 / square_root((variance < 0 ? A(0) : variance) + eps);
     stats[i][0] = mean[i];
     stats[i][1] = rstd[i];
   });
   for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
     const Vec<A> w = lanes.read(weight + c), b = lanes.read(bias + c);
     unrolled<tile>([&](auto i) __attribute__((always_inline)) {
-      __builtin_prefetch(out[i] + C + c, 1);
+      // To the second-level cache, which waits for three times as many lines as the first: the prefetcher of the
+      // processor loses track of so many rows, each in another page.
+      __builtin_prefetch(out[i] + C + c, 0, 2);
       lanes.write(out[i] + c, (value<lerp>(slots.source[i], c, lanes) - mean[i]) * rstd[i] * w + b);
     });
   });
