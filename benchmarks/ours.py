@@ -23,7 +23,8 @@ def backends(op: str, device: str) -> list[str]:
     ``auto`` is one of them. Triton on a CPU is its interpreter, which tests use: nothing to be timed.
     """
     probe = torch.empty(0, device=device)
-    left_out = {"auto"} if device == "cuda" else {"auto", "triton"}
+    # "sdpa" is what the rival "rewrite" calls.
+    left_out = {"auto", "sdpa"} if device == "cuda" else {"auto", "sdpa", "triton"}
     return [name for name in BACKENDS if name not in left_out and can_run(op, name, probe)]
 
 
