@@ -14,18 +14,21 @@ from benchmarks.contender import Bound, Contender, Inputs, Outputs, parameters_o
 from benchmarks.rivals import network
 from ifdd.checkpoint import from_original
 from ifdd_kernels._operator import OPERATORS
-from ifdd_kernels.backends import BACKENDS, can_run, select
+from ifdd_kernels.backends import BACKENDS, can_run, composed, select
 from ifdd_kernels.registry import REGISTRY, Entry
 
 
 def backends(op: str, device: str) -> list[str]:
     """Backends of an op with kernels or a definition that run on a device, the reference last.
 
-    ``auto`` is one of them. Triton on a CPU is its interpreter, which tests use: nothing to be timed.
+    ``auto`` is one of these by another name. Triton on a CPU is its interpreter, which tests use: nothing to
+    be timed.
     """
     probe = torch.empty(0, device=device)
     left_out = {"auto", "sdpa"} if device == "cuda" else {"auto", "sdpa", "triton"}
-    return [name for name in BACKENDS if name not in left_out and can_run(op, name, probe)]
+    names = [name for name in BACKENDS if name not in left_out and can_run(op, name, probe)]
+    # What runs as its parts there has no kernels of its own: the parts are measured.
+    return [name for name in names if not composed(OPERATORS[op], device, name)]
 
 
 def argument_names(entry: Entry) -> list[str]:

@@ -220,7 +220,12 @@ def select(op: str, backend: str, *args: Any) -> str:
     """
     x: Tensor = args[0]
     if backend == "auto":
-        return "" if x.device.type != "cuda" else _fastest_twin(op, *_situation(OPERATORS[op], args))
+        if x.device.type != "cuda":
+            return ""
+        # Nothing measured is the common case, on every call.
+        asked = _on_gpu(OPERATORS[op], args) if _is_measured(op) else ("cuda", x.dtype, _limit(op, args))
+        twin: str = _fastest_twin(op, *asked)
+        return twin
     refusal = _refusal(op, backend, x.device.type, x.dtype, _limit(op, args))
     if refusal:
         raise RuntimeError(refusal)

@@ -151,6 +151,8 @@ def test_an_op_of_parts_answers_for_them(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(_library, "native_ops", lambda device: frozenset({"split_index"}))
     assert "split_frames: the native library has no cuda kernel" in backends.can_run(op, "native", x).reason
     monkeypatch.setattr(_library, "native_ops", lambda device: frozenset(OPERATORS))
+    # Its own op has no kernel there that a benchmark or a test could run.
+    assert all(backends.composed(OPERATORS[op], "cuda", backend) for backend in ("auto", "native", "triton"))
     on_cpu = torch.empty(1, 8, 4, 4)
     assert what not in backends.can_run(op, "native", on_cpu).reason
     with torch.autocast("cpu", torch.bfloat16):
