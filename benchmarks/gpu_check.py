@@ -106,7 +106,19 @@ def stages(out: Path, *, has_gpu: bool, capability: tuple[int, int] = (9, 0)) ->
             takes_budget=True,
         ),
         Stage("profile", (PYTHON, "-m", "benchmarks.profile", "--out", str(out)), 1.0, skip=no_gpu),
+        # What "auto" should choose here: a proposal, which the package does not follow unasked.
+        Stage(
+            "fastest",
+            (PYTHON, "-m", "benchmarks.fastest", str(out), "--out", str(proposal(out))),
+            1.0,
+            skip=no_gpu,
+        ),
     ]
+
+
+def proposal(out: Path) -> Path:
+    """The table of the fastest backends, beside the result file it comes from."""
+    return out.with_name(f"{out.stem}-fastest.json")
 
 
 def _build(compiler: str | None, has_sources: bool, capability: tuple[int, int]) -> Stage:
@@ -251,7 +263,8 @@ def main(arguments: list[str] | None = None) -> int:
     capability = torch.cuda.get_device_capability() if has_gpu else (9, 0)
     folder = options.results or machine.results_folder(device)
     out = folder / f"gpu-check-{machine.commit().rstrip('+')}.jsonl"
-    reserve = {"benchmarks": 0.4 * options.budget_s, "profile": 0.08 * options.budget_s}
+    shares = {"benchmarks": 0.4, "profile": 0.08, "fastest": 0.03}
+    reserve = {stage: share * options.budget_s for stage, share in shares.items()}
     plan = stages(out, has_gpu=has_gpu, capability=capability)
     if options.only:
         plan = [stage for stage in plan if stage.name in options.only.split(",")]
@@ -273,6 +286,10 @@ def main(arguments: list[str] | None = None) -> int:
     outcomes = [runner.run(stage) for stage in plan]
     for outcome in outcomes:
         print(f"{outcome.status:8s} {outcome.name:11s} {outcome.seconds:6.0f} s  {outcome.detail}")
+    if proposal(out).exists():
+        print(
+            f"proposed for ifdd_kernels/measured.json ({proposal(out)}):\n{proposal(out).read_text()}", end=""
+        )
     print(f"{time.perf_counter() - start:.0f} s in all; results: {out}")
     return 1 if any(outcome.status in ("failed", "timeout") for outcome in outcomes) else 0
 

@@ -13,18 +13,22 @@ import ifdd_kernels
 from benchmarks.contender import Bound, Contender, Inputs, Outputs, parameters_of
 from benchmarks.rivals import network
 from ifdd.checkpoint import from_original
-from ifdd_kernels.backends import BACKENDS, can_run, select
+from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels.backends import BACKENDS, can_run, composed, select
 from ifdd_kernels.registry import REGISTRY, Entry
 
 
 def backends(op: str, device: str) -> list[str]:
-    """Backends of an op that run on a device, the reference last.
+    """Backends of an op with kernels or a definition that run on a device, the reference last.
 
-    ``auto`` is one of them. Triton on a CPU is its interpreter, which tests use: nothing to be timed.
+    ``auto`` is one of these by another name. Triton on a CPU is its interpreter, which tests use: nothing to
+    be timed.
     """
     probe = torch.empty(0, device=device)
-    left_out = {"auto"} if device == "cuda" else {"auto", "triton"}
-    return [name for name in BACKENDS if name not in left_out and can_run(op, name, probe)]
+    left_out = {"auto", "sdpa"} if device == "cuda" else {"auto", "sdpa", "triton"}
+    names = [name for name in BACKENDS if name not in left_out and can_run(op, name, probe)]
+    # What runs as its parts there has no kernels of its own: the parts are measured.
+    return [name for name in names if not composed(OPERATORS[op], device, name)]
 
 
 def argument_names(entry: Entry) -> list[str]:
@@ -67,14 +71,27 @@ def op_contender(op: str, backend: str) -> Contender:
         x = next(iter(inputs.activations.values()))
         return _bind(entry, functools.partial(entry.operator, select(op, backend, x)), inputs)
 
-    return Contender(backend, bind, ours=True)
+    return Contender(backend, bind, ours=backend != "sdpa")
 
 
 def op_contenders(op: str, device: str) -> list[Contender]:
     """All backends of an op on a device."""
     if REGISTRY[op].operator is None:
         return [op_contender(op, "native")]
-    return [op_contender(op, backend) for backend in backends(op, device)]
+    # On a GPU "auto" may choose it: it is timed as it would run, while the "rewrite" keeps its constants.
+    others = OPERATORS[op].compositions if device == "cuda" else ()
+    return [op_contender(op, backend) for backend in (*backends(op, device), *others)]
+
+
+def choice_fields(op: str, inputs: Inputs, activations: torch.dtype) -> dict[str, object]:
+    """What ``auto`` looks a measurement up by, for a row: dtype (autocast's where it casts) and sizes."""
+    operator = OPERATORS.get(op)
+    if operator is None:
+        return {}
+    values = {**inputs.activations, **inputs.parameters, **inputs.constants}
+    arguments = [values.get(name) for name in argument_names(REGISTRY[op])]
+    dtype = activations if 0 in operator.autocast else arguments[0].dtype
+    return {"dtype": str(dtype).removeprefix("torch."), "sizes": list(operator.sizes(*arguments))}
 
 
 def definition(op: str) -> Contender:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import datasheet, memory
+from benchmarks import datasheet, memory, ours
 from benchmarks.cases import Case
 from benchmarks.contender import Contender, DeviceMaker, Inputs, Step, prepare
 from benchmarks.correctness import Errors, Gate, Truth, WrongResultError
@@ -87,6 +87,7 @@ class Session:
         inputs = case.make(DeviceMaker(dtype, self.device))
         truth = self._truth_of(case, inputs, training, dtype)
         cost = case.cost(inputs, precision.activations, training)
+        keys = ours.choice_fields(case.name, inputs, precision.activations)
         passed: dict[str, Step] = {}
         facts: dict[str, dict[str, Any]] = {}
         eager: Errors | None = None
@@ -113,7 +114,8 @@ class Session:
             for name, values in readings.items():
                 ratio = ratios(readings[case.anchor], values) if case.anchor in readings else None
                 fields = self._time_fields(summary(values), ratio, cost, precision.name)
-                self.writer.write("time", **identity, contender=name, mode=mode, **fields, **facts[name])
+                fields |= keys | facts[name]
+                self.writer.write("time", **identity, contender=name, mode=mode, **fields)
                 beside = f"  {ratio.median:5.2f}x" if ratio else ""
                 time_ms, worst = fields["median_s"] * 1e3, facts[name]["error"]
                 self.say(f"  {name:22s} {mode:6s} {time_ms:10.3f} ms{beside}  error {worst:.1e}")

@@ -68,6 +68,13 @@ class Operator:
     twins: dict[str, Twin] = field(default_factory=dict)
     #: (leading arguments) -> why the native CUDA kernels do not take these shapes; empty if they do.
     cuda_limit: Callable[..., str] | None = None
+    #: Backends that are plain PyTorch calls, differentiated by PyTorch, and no ops of their own: functions of
+    #: the op's arguments that return its outputs or the first of them.
+    compositions: dict[str, Callable[..., tuple[Tensor, ...]]] = field(default_factory=dict)
+    #: (arguments) -> the sizes that its time depends on, by which measurements are told apart.
+    sizes: Callable[..., tuple[int, ...]] = lambda x, *_: tuple(x.shape)
+    #: Ops that the public function calls in place of this one wherever :func:`backends.composed` says so.
+    parts: tuple[str, ...] = ()
 
     def overload(self, twin: str = "", backward: bool = False) -> torch._ops.OpOverload:
         """The registered op of a backend: '' is the default one, 'reference' the reference."""
@@ -82,6 +89,9 @@ class Operator:
         :attr:`check`), and only their refusal is looked into, for the error that names op and argument in
         Python's terms.
         """
+        if twin in self.compositions:
+            self.check(*args)
+            return self.compositions[twin](*args)
         if torch.compiler.is_compiling():
             self.check(*args)
             return self.overload(twin)(*args)

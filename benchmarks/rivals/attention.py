@@ -5,56 +5,27 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.contender import Bound, Contender, Inputs, Outputs, parameters_of
 from benchmarks.original.backbone import Grid, PooledAttention, add_relative_position
+from ifdd_kernels import augmented_attention as augmented
+from ifdd_kernels.augmented_attention import layout
 
 Tables = tuple[Tensor, Tensor, Tensor]
 """Of time, height and width."""
 
 
-@functools.cache
-def _relative_rows(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Row of an axis' table for every (query, key) pair."""
-    query = torch.arange(queries)[:, None] * max(keys / queries, 1.0)
-    key = (torch.arange(keys)[None, :] + 1 - keys) * max(queries / keys, 1.0)
-    return (query - key).long().to(device)
-
-
-@functools.cache
-def _coordinates(grid: Grid, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """One-hot rows of a key's coordinates, (1 + THW, width): its t, y and x; zeros for the class token."""
-    axes = torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")
-    hot = [F.one_hot(axis.flatten(), size) for axis, size in zip(axes, grid, strict=True)]
-    columns = torch.cat(hot, dim=1)
-    return F.pad(columns, (0, width - columns.shape[1], 1, 0)).to(device=device, dtype=dtype)
+# Kept from call to call: the rival of a kernel does not make its constants anew.
+_layout = functools.cache(layout)
 
 
 def augmented_attention(
     q: Tensor, k: Tensor, v: Tensor, tables: Tables, q_grid: Grid, k_grid: Grid, scale: float
 ) -> Tensor:
-    """softmax(scale q k^T + bias) v + residual query, exactly, by one SDPA call.
-
-    q' = [scale q | q.R_t | q.R_h | q.R_w] and k' = [k | one-hot t, y, x] have the biased scores as products.
-    The head size is padded to a multiple of 8, which fused attention kernels ask for. q, k, v are
-    (B, heads, N, d).
-    """
-    batch, heads, count, head_dim = q.shape
-    body = q[:, :, 1:].reshape(batch, heads, *q_grid, head_dim)
-    biases = [
-        torch.einsum(f"bhtyxd,{axis}kd->bhtyxk", body, table[_relative_rows(queries, keys, q.device)])
-        for axis, table, queries, keys in zip("tyx", tables, q_grid, k_grid, strict=True)
-    ]
-    extra = -(-(head_dim + sum(k_grid)) // 8) * 8 - head_dim
-    bias = torch.cat(biases, dim=-1).reshape(batch, heads, count - 1, -1)
-    bias = F.pad(bias, (0, extra - bias.shape[-1], 1, 0))
-    query = torch.cat((scale * q, bias.to(q.dtype)), dim=-1)
-    hot = _coordinates(tuple(k_grid), extra, q.device, k.dtype)
-    key = torch.cat((k, hot.expand(batch, heads, -1, -1)), dim=-1)
-    out = F.scaled_dot_product_attention(query, key, F.pad(v, (0, extra)), scale=1.0)[..., :head_dim]
-    return out + F.pad(q[:, :, 1:], (0, 0, 1, 0))
+    """The library's own rewrite with kept index tables: q, k, v are (B, heads, N, d)."""
+    fixed = _layout(tuple(q_grid), tuple(k_grid), q.shape[-1], q.device, k.dtype)
+    return augmented.augmented_attention(q, k, v, tables, q_grid, scale, fixed)
 
 
 def original_attention(

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ifdd_kernels import _check, reference
+from ifdd_kernels import _check, augmented_attention, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
@@ -79,6 +79,8 @@ OPERATOR = register(
         non_differentiable=(1,),
         autocast=(0, 1, 2),
         twins={"triton": twin("pooled_attention")},
+        sizes=lambda query, key, *_: (*query.shape, key.shape[1]),
+        compositions={"sdpa": augmented_attention.pooled_attention},
     )
 )
 
@@ -127,12 +129,14 @@ def pooled_attention(
         q_grid: (T, H, W) of the queries.
         k_grid: (T, H, W) of the keys.
         scale: s; d^-1/2 if not given.
-        backend: see :mod:`ifdd_kernels.backends`.
+        backend: see :mod:`ifdd_kernels.backends`. ``"sdpa"`` is one more of this op: the same function by
+            PyTorch's ``scaled_dot_product_attention``, in query's dtype, bias included.
 
     Returns:
         (B, 1 + Nq, h*d) in query's dtype; scores and sums in float32 (float64).
 
-    Gradients flow to all six tensors; the probabilities are recomputed in backward. Deterministic.
+    Gradients flow to all six tensors; the probabilities are recomputed in backward. Deterministic
+    (``"sdpa"``: as PyTorch's attention is).
 
     Raises:
         ValueError: a shape, grid or device that does not fit. TypeError: a dtype that does not.

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, Gradient, Operator, register
-from ifdd_kernels.backends import run
+from ifdd_kernels.backends import composed, run
 from ifdd_kernels.ops.split_frames import Norm, check_norms, norm_arguments, split_frames
 from ifdd_kernels.ops.split_index import check_arguments as check_index_arguments
 from ifdd_kernels.ops.split_index import split_index
@@ -119,6 +118,7 @@ OPERATOR = register(
             inputs=tuple(range(9)),
         ),
         non_differentiable=(5, 6),
+        parts=("split_index", "split_frames"),
     )
 )
 
@@ -174,7 +174,7 @@ def static_dynamic_split(
     """
     height, width = _check.pair(OP, "grid", grid)
     parameters = (token_weight, token_bias, static_weight, dynamic_weight)
-    if x.device.type != "cpu" or backend == "triton" or torch.is_autocast_enabled("cpu"):
+    if composed(OPERATOR, x.device.type, backend):
         found = split_index(x, (height, width), *parameters, pool, reach=reach, backend=backend)
         positions = (found.static_index, found.dynamic_index)
         static, dynamic = split_frames(

@@ -85,7 +85,10 @@ def test_a_stage_is_told_its_limit(runner: Runner) -> None:
 def test_stages_of_a_machine_with_a_gpu(tmp_path: Path) -> None:
     plan = gpu_check.stages(tmp_path / "out.jsonl", has_gpu=True, capability=(8, 9))
     by_name = {stage.name: stage for stage in plan}
-    assert list(by_name) == ["build", "tests", "triton", "memcheck", "racecheck", "benchmarks", "profile"]
+    measuring = ["benchmarks", "profile", "fastest"]
+    assert list(by_name) == ["build", "tests", "triton", "memcheck", "racecheck", *measuring]
+    assert by_name["fastest"].command[-1] == str(tmp_path / "out-fastest.json")
+    assert "--write" not in by_name["fastest"].command
     assert not by_name["benchmarks"].skip
     assert all(stage.skip for stage in gpu_check.stages(tmp_path, has_gpu=False)[1:])
 

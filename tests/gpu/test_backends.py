@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ifdd_kernels.backends import can_run
+from ifdd_kernels.backends import can_run, composed
 from ifdd_kernels.registry import REGISTRY, Entry, Maker
 from ops.cases import outputs_of
 from ops.twins import check_twin, lowered
@@ -25,6 +25,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def twin_of(entry: Entry, backend: str, dtype: torch.dtype) -> str:
     """The op of a backend; skips with the reason where it cannot run."""
+    assert entry.operator is not None
+    if backend != "reference" and composed(entry.operator, "cuda", backend):
+        pytest.skip(f"runs as {' and '.join(entry.operator.parts)} there")
     support = can_run(entry.name, backend, torch.empty(0, device="cuda", dtype=dtype))
     if not support:
         pytest.skip(support.reason)

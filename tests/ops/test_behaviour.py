@@ -273,7 +273,9 @@ def test_backend_choice_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None
         backends.can_run("pool_tokens", "triton", raise_error=True)
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run"):
         ifdd_kernels.frame_correlation(torch.randn(1, 2, 3), 1.0, backend="triton")
-    with pytest.raises(ValueError, match="unknown backend 'tritn'; known: auto, native, triton, reference"):
+    with pytest.raises(
+        ValueError, match="unknown backend 'tritn'; known: auto, native, triton, sdpa, reference"
+    ):
         ifdd_kernels.frame_correlation(torch.randn(1, 2, 3), 1.0, backend="tritn")
     with pytest.raises(ValueError, match="unknown op 'nothing'"):
         backends.can_run("nothing", "auto")

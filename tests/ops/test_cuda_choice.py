@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,14 +22,32 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A library with CUDA kernels, whatever was built here."""
     monkeypatch.setattr(_library, "loaded", lambda: True)
     monkeypatch.setattr(_library, "native_ops", lambda device: frozenset(OPERATORS))
-    backends._fastest.cache_clear()
+    clear()
     yield
+    clear()
+
+
+def clear() -> None:
     backends._fastest.cache_clear()
+    backends._entries.cache_clear()
 
 
 def query(head_dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
     with FakeTensorMode(allow_non_fake_inputs=True):
         return torch.empty(1, 2, 1, head_dim, dtype=dtype, device="cuda")
+
+
+def entry(backend: str, *sizes: int, training: bool = False) -> _measured.Entry:
+    return _measured.Entry(backend, "float32", training, sizes, "made up.jsonl")
+
+
+def measure(monkeypatch: pytest.MonkeyPatch, op: str, *entries: _measured.Entry) -> None:
+    """Puts measurements of a device that is not there into the table."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA imagined")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setitem(_measured.FASTEST, "NVIDIA imagined", {op: list(entries)})
+    clear()
 
 
 @pytest.mark.usefixtures("cuda_kernels")
@@ -60,16 +79,91 @@ def test_what_they_do_not_take_goes_elsewhere(x: Tensor, reason: str) -> None:
 
 @pytest.mark.usefixtures("cuda_kernels")
 def test_a_measured_backend_is_taken_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = "NVIDIA imagined"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device)
     for measured, chosen in (("reference", "reference"), ("native", "")):
-        monkeypatch.setitem(_measured.FASTEST, device, {OP: measured})
-        backends._fastest.cache_clear()
+        measure(monkeypatch, OP, entry(measured, 1, 2, 1, 32), entry(measured, 1, 2, 1, 129))
         assert backends.select(OP, "auto", query(32)) == chosen
     # Measured as the fastest, but not for these: what can run them is taken instead.
     for x in (query(_cuda_limits.HEAD_DIM + 1), query(32, torch.float64)):
         assert backends.select(OP, "auto", x) in ("triton", "reference")
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+def test_the_nearest_measurement_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    op, d = "pooled_attention", 96
+    measure(
+        monkeypatch,
+        op,
+        entry("sdpa", 16, 1569, 4, d, 393),
+        entry("native", 4, 1569, 4, d, 393),
+        entry("reference", 16, 1569, 4, d, 393, training=True),
+    )
+
+    def chosen(batch: int, queries: int = 1569, keys: int = 393, **options: Any) -> str:
+        parts = [fake(batch, rows, 4, d, **options) for rows in (queries, keys)]
+        return backends.select(op, "auto", *parts)
+
+    assert chosen(16) == chosen(20) == chosen(9) == chosen(16, 3138) == "sdpa"
+    assert chosen(4) == chosen(7) == chosen(2) == ""
+    # Beyond a factor of two in any size nothing was measured: the default.
+    assert chosen(33) == chosen(16, 3139) == chosen(16, keys=196) == chosen(0) == ""
+    assert chosen(16, dtype=torch.bfloat16) == ""
+    learned = fake(16, 1569, 4, d).requires_grad_()
+    assert backends.select(op, "auto", learned, fake(16, 393, 4, d)) == "reference"
+    with torch.no_grad():
+        assert backends.select(op, "auto", learned, fake(16, 393, 4, d)) == "sdpa"
+    support = backends.can_run(op, "auto", fake(20, 1569, 4, d), fake(20, 393, 4, d))
+    assert support.reason == (
+        "chooses sdpa: measured as the fastest on this device at float32, inference, sizes 16x1569x4x96x393"
+        " (made up.jsonl)"
+    )
+    assert "chooses native" in backends.can_run(op, "auto", fake(20, 1569, 4, d)).reason
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compilers_take_the_choice_as_a_constant(monkeypatch: pytest.MonkeyPatch, dynamic: bool) -> None:
+    table = functools.cache(lambda op: (entry("reference", 3, 4, 1, 32),))
+    monkeypatch.setattr(backends, "_entries", table)
+
+    def choose(x: Tensor) -> Tensor:
+        situation = backends._on_gpu(OPERATORS[OP], (x,))
+        return x * (2 if backends._fastest_twin(OP, *situation) == "reference" else 3)
+
+    compiled = torch.compile(choose, fullgraph=True, backend="eager", dynamic=dynamic)
+    for batch, factor in ((3, 2), (8, 3), (4, 2)):
+        x = torch.ones(batch, 4, 1, 32)
+        assert torch.equal(compiled(x), x * factor)
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+def test_an_op_of_parts_answers_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    op, x = "static_dynamic_split", fake(1, 8, 4, 4)
+    what = "composed of split_index and split_frames"
+    for backend in ("auto", "native"):
+        support = backends.can_run(op, backend, x)
+        assert support
+        assert what in support.reason
+        assert "the native library has a cuda kernel" in support.reason
+    assert backends.can_run(op, "auto", x).reason.startswith(f"chooses native: {what}; ")
+    refused = backends.can_run(op, "native", fake(1, 8, 4, 4, dtype=torch.float64))
+    assert not refused
+    assert refused.reason.startswith(f"{what}; split_index: CUDA kernels take")
+    monkeypatch.setattr(_library, "native_ops", lambda device: frozenset({"split_index"}))
+    assert "split_frames: the native library has no cuda kernel" in backends.can_run(op, "native", x).reason
+    monkeypatch.setattr(_library, "native_ops", lambda device: frozenset(OPERATORS))
+    # Its own op has no kernel there that a benchmark or a test could run.
+    assert all(backends.composed(OPERATORS[op], "cuda", backend) for backend in ("auto", "native", "triton"))
+    on_cpu = torch.empty(1, 8, 4, 4)
+    assert what not in backends.can_run(op, "native", on_cpu).reason
+    with torch.autocast("cpu", torch.bfloat16):
+        assert what in backends.can_run(op, "native", on_cpu).reason
+
+
+@pytest.mark.parametrize("op", sorted(backends.LIBRARY_OPS))
+def test_ops_left_to_libraries_say_so(op: str) -> None:
+    x = fake(1, 9, 4)
+    assert "by design (docs/triton.md)" in backends.can_run(op, "triton", x).reason
+    assert "triton" not in OPERATORS[op].twins
 
 
 @pytest.mark.usefixtures("cuda_kernels")

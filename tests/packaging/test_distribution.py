@@ -55,7 +55,7 @@ def sources(root: Path, package: str) -> set[str]:
 
 
 PYTHON_FILES = sources(ROOT / "ifdd_kernels", "ifdd_kernels") | sources(ROOT / "python" / "ifdd", "ifdd")
-TYPED = {"ifdd_kernels/py.typed", "ifdd/py.typed"}
+DATA = {"ifdd_kernels/py.typed", "ifdd/py.typed", "ifdd_kernels/measured.json"}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def contents(wheel: Path) -> tuple[set[str], set[str]]:
 def test_pure_wheel(pure_wheel: Path) -> None:
     assert re.fullmatch(r"ifdd_kernels-\d+\.\d+\.\d+-py3-none-any\.whl", pure_wheel.name)
     files, metadata = contents(pure_wheel)
-    assert files == PYTHON_FILES | TYPED
+    assert files == PYTHON_FILES | DATA
     assert "licenses/LICENSE" in metadata
     points = zipfile.ZipFile(pure_wheel).read(f"{_dist_info(pure_wheel)}/entry_points.txt").decode()
     assert "ifdd = ifdd.cli:main" in points
@@ -105,7 +105,7 @@ def test_native_wheel(native_wheel: Path) -> None:
     assert f"-cp{sys.version_info.major}{sys.version_info.minor}-" in native_wheel.name
     files, _ = contents(native_wheel)
     libraries = {name for name in files if name.endswith(".so")}
-    assert files - libraries == PYTHON_FILES | TYPED
+    assert files - libraries == PYTHON_FILES | DATA
     assert {name.split(".")[0] for name in libraries} == {"ifdd_kernels/_ops", "ifdd_kernels/_runtime"}
     assert native_wheel.stat().st_size < 4 * 2**20
 
@@ -211,7 +211,7 @@ def test_sdist(sdist: Path) -> None:
         path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()
     }
     modules = {name.replace("ifdd/", "python/ifdd/", 1) if name.startswith("ifdd/") else name
-               for name in PYTHON_FILES | TYPED}  # fmt: skip
+               for name in PYTHON_FILES | DATA}  # fmt: skip
     needed = {"setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE", "CHANGELOG.md", "Makefile"}
     assert needed | native_sources | modules <= members
     unwanted = re.compile(r"\.so$|__pycache__|^build/|^\.venv|^runs/|^\.git/")
