@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine, overhead, plan
+from benchmarks import machine, memory, overhead, plan
 from benchmarks.plan import Task
 from benchmarks.precision import PRECISIONS
 from benchmarks.results import Writer
@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     facts = machine.describe(options.device, options.threads)
+    facts["freed_memory_kept"] = options.device == "cpu" and memory.keep_freed()
     name = f"{options.preset}-{facts['commit'].rstrip('+')}.jsonl"
     path = options.out or machine.results_folder(options.device) / name
     writer = Writer(path, facts)

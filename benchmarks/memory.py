@@ -1,7 +1,8 @@
-"""Peak memory of a call beyond what was there before it."""
+"""Peak memory of a call beyond what was there before it, and what the host does with freed memory."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,6 +14,25 @@ from torch.profiler import ProfilerActivity, profile
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 Result = TypeVar("Result")
+
+
+# Of glibc's <malloc.h>.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_freed() -> bool:
+    """Lets the process reuse the memory it frees; whether the C library can be told so.
+
+    By default glibc gives large blocks back to the system, or not, depending on what was freed before, and
+    the next call then pays for touching thousands of new pages: the same row of the same code varied by a
+    factor of three. Kept, every contender runs on warm memory after some rounds, as under PyTorch's caching
+    allocator on a GPU.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def peak(call: Callable[[], Result], device: str) -> tuple[Result, int]:

@@ -88,7 +88,9 @@ def cpu(shorter: bool = False) -> Iterator[Task]:
     yield from _tasks(_compiled(issm[1], ("original+max-autotune",)), ("fp32",), ("inference",))
     yield from _tasks([case.only(ours) for case in ops(4)], ("fp32",))
     yield from _tasks([case.only(ours) for case in ops(16)], ("fp32",))
-    yield from _tasks(_eager([cases.model(NETWORK, batch, "cpu") for batch in (4, 16)]), ("fp32",))
+    # The float64 step that a training step is checked against keeps 2.5 GB a clip.
+    yield from _tasks(_eager([cases.model(NETWORK, 4, "cpu")]), ("fp32",))
+    yield from _tasks(_eager([cases.model(NETWORK, 16, "cpu")]), ("fp32",), ("inference",))
 
 
 def gpu() -> Iterator[Task]:

@@ -47,6 +47,26 @@ def test_one_op_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert field in rows[1]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted as Linux counts them")
+def test_freed_memory_is_reused() -> None:
+    """In a process of its own: the setting stays."""
+    script = (
+        "import resource, torch\n"
+        "from benchmarks import memory\n"
+        "print(memory.keep_freed())\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(20): torch.ones(1 << 24)\n"
+        "before = faults()\n"
+        "for _ in range(10): torch.ones(1 << 24)\n"
+        "print(faults() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    kept, faults = done.stdout.split()
+    if kept == "False":
+        pytest.skip("this C library cannot be told to keep freed memory")
+    assert int(faults) < 1000  # ten tensors of 64 MB are 160,000 pages
+
+
 def test_selection() -> None:
     options = command.parse(["--device", "cpu", "--ops", "issm", "--batch", "16", "--contenders", "native"])
     tasks = list(command.selected(options))
