@@ -15,6 +15,10 @@ from ops.cases import differentiable_outputs, gradients, outputs_of
 #: over one more axis.
 GRADIENT_FACTOR = 4
 
+#: Where results are 16-bit, float32 arithmetic hides below their one rounding (half an eps), whatever the
+#: registry allows float32. On its samples Triton's results err by at most 0.46 eps, gradients by 3.7.
+HALF_ROUNDINGS = 2
+
 
 def check_twin(entry: Entry, sample: Sample, twin: str = "triton") -> None:
     """Values and gradients of a twin against the op's definition in float64.
@@ -58,12 +62,17 @@ def _on_cpu(arg: Any) -> Any:
     return arg.cpu() if isinstance(arg, Tensor) else arg
 
 
+def _roundings(entry: Entry, dtype: torch.dtype) -> float:
+    return min(entry.roundings, HALF_ROUNDINGS) if dtype.itemsize == 2 else entry.roundings
+
+
 def _compare_results(
     entry: Entry, actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype
 ) -> None:
     """Statistics too: the backward starts from them.
 
-    Where a product of 16-bit inputs is rounded to float16 on its way, float32 statistics err by that too.
+    Where a product of 16-bit inputs is rounded to float16 on its way, float32 statistics err by that too:
+    at most 0.18 eps of float16 on the registry's samples (the log_sum of pooled_attention).
     """
     for place, (got, wanted) in enumerate(zip(actual, expected, strict=True)):
         assert got.shape == wanted.shape, f"result {place}: {tuple(got.shape)}"
@@ -73,9 +82,9 @@ def _compare_results(
         elif wanted.numel():
             assert unwritten_fraction(got) == 0, f"result {place} has unwritten values"
             error = relative_error(got, wanted)
-            bound = precision_error_bound(got.dtype, entry.roundings)
+            bound = precision_error_bound(got.dtype, _roundings(entry, got.dtype))
             if dtype in (torch.float16, torch.bfloat16):
-                bound = max(bound, torch.finfo(torch.float16).eps)
+                bound = max(bound, torch.finfo(torch.float16).eps / 2)
             assert error <= bound, f"result {place}: relative error {error:.2e}, allowed {bound:.2e}"
 
 
@@ -88,9 +97,11 @@ def _compare_gradients(
         if not wanted.numel():
             continue
         assert unwritten_fraction(got) == 0, f"gradient {place} has unwritten values"
-        eps = max(torch.finfo(result_dtype).eps, torch.finfo(got.dtype).eps)
-        # Gradients that vanish by symmetry hold rounding of the largest gradient of the case.
-        size = max(float(wanted.abs().max()), 1e-2 * largest)
-        error = float((got.cpu().double() - wanted).abs().max()) / size if size else 0.0
-        bound = GRADIENT_FACTOR * entry.roundings * eps
+        coarser = max(result_dtype, got.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        # Gradients that vanish by symmetry hold rounding of the largest gradient of the case. Below the
+        # smallest normal number a dtype is as coarse as there.
+        smallest = torch.finfo(got.dtype).smallest_normal
+        size = max(float(wanted.abs().max()), 1e-2 * largest, smallest)
+        error = float((got.cpu().double() - wanted).abs().max()) / size
+        bound = GRADIENT_FACTOR * precision_error_bound(coarser, _roundings(entry, coarser))
         assert error <= bound, f"gradient {place}: relative error {error:.2e}, allowed {bound:.2e}"
