@@ -34,7 +34,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ifdd_kernels.triton._runtime import Arguments, Kernel, architecture, cdiv, dot_precision, next_power_of_2
+from ifdd_kernels.triton._runtime import (
+    OLDER_COMPILER,
+    Arguments,
+    Kernel,
+    architecture,
+    cdiv,
+    dot_precision,
+    next_power_of_2,
+)
 from ifdd_kernels.triton._tuning import Config
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -572,7 +580,9 @@ def _query_gradient_tiles(arguments: Arguments) -> Tiles:
     if arguments["query"].dtype == torch.float32:
         # Triton splits a chain of products over its warps along the longer side. With the keys that is, each
         # warp holds a part of a tile of keys; along the queries each would hold all of it, and spill.
-        return [(16, 32, 4, 2)]
+        return [(16, 32, 8 if OLDER_COMPILER and architecture() >= 90 else 4, 2)]
+    if OLDER_COMPILER and architecture() < 90:
+        return [(64, 32, 8, 2)]
     # sm_80 holds factors of products in registers, later devices in shared memory. There 64 keys still spill
     # with a bias, whose gradient is summed beside that of q (14 x 14 keys: 9 and 14 stores).
     block = 64 if architecture() >= 90 and arguments["K_T"] == 0 else 32
@@ -583,7 +593,7 @@ def _key_gradient_configs(arguments: Arguments) -> list[Config]:
     if arguments["query"].dtype == torch.float32:
         tiles = [(32, 16, 8, 2)]
     elif architecture() < 90:
-        tiles = [(32, 128, 8, 2)]
+        tiles = [(16, 64, 8, 2) if OLDER_COMPILER else (32, 128, 8, 2)]
     elif arguments["K_T"] == 0:
         tiles = [(64, 128, 8, 2), (64, 64, 4, 2)]
     else:  # those two spill (14 x 14 keys: 2 stores and 1)

@@ -21,7 +21,14 @@ from torch import Tensor
 
 from ifdd_kernels.triton._functions import gelu, gelu_slope, tanh
 from ifdd_kernels.triton._pooling import window_constants
-from ifdd_kernels.triton._runtime import Arguments, Kernel, cdiv, contiguous_channels, next_power_of_2
+from ifdd_kernels.triton._runtime import (
+    OLDER_COMPILER,
+    Arguments,
+    Kernel,
+    cdiv,
+    contiguous_channels,
+    next_power_of_2,
+)
 from ifdd_kernels.triton._tuning import Config
 from ifdd_kernels.triton.frame_correlation import symmetric_gradient
 from ifdd_kernels.triton.frame_tokens import project_cells, projection_gradients, token_inputs
@@ -205,7 +212,8 @@ def _pair_warps(frames: int) -> int:
 
 def _clip_configs(arguments: Arguments) -> Sequence[Config]:
     frames = _clip_tile(arguments)
-    width = 64 if frames <= 16 else 32 if frames <= 64 else 16
+    short = 32 if OLDER_COMPILER else 64
+    width = short if frames <= 16 else 32 if frames <= 64 else 16
     return [Config({"BLOCK_T": frames, "BLOCK_D": width}, min(8, _pair_warps(frames)), num_stages=1)]
 
 
