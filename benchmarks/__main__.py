@@ -71,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     name = f"{options.preset}-{facts['commit'].rstrip('+')}.jsonl"
     path = options.out or machine.results_folder(options.device) / name
     writer = Writer(path, facts)
+    memory.limit_to_free()
     clock = "cuda" if options.device == "cuda" else options.clock
     rates = machine.measure_rates(options.device, clock)
     writer.write("machine", copy=rates.copy, products=rates.products, load=machine.load_average())

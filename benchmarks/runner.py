@@ -62,23 +62,31 @@ class Session:
             "precision": precision_name,
             "pass": pass_name,
         }
+        self.say(what)
         needed = estimate(case, precision, PASSES[pass_name], self)
         if needed > self.left:
-            reason = f"needs about {needed:.0f} s, {max(self.left, 0):.0f} s of the budget are left"
-            self.writer.write("skipped", **identity, reason=reason)
-            self.say(f"{what}: skipped, {reason}")
+            self._skip(
+                f"needs about {needed:.0f} s, {max(self.left, 0):.0f} s of the budget are left", identity
+            )
             return
-        self.say(what)
         try:
             with precision.context(self.device):
                 self._measure(case, precision, PASSES[pass_name], identity, what)
         except Exception as error:  # one case must not take the others with it
+            if memory.is_lack(error):
+                self._truth = None
+                self._skip(f"not enough memory: {error}", identity)
+                return
             self.failures += 1
             self.writer.write("failed", **identity, reason=f"{type(error).__name__}: {error}"[:500])
             self.say(f"  FAILED, {type(error).__name__}: {error}"[:200])
         finally:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
+
+    def _skip(self, reason: str, identity: dict[str, Any]) -> None:
+        self.writer.write("skipped", **identity, reason=reason[:500])
+        self.say(f"  skipped, {reason}"[:200])
 
     def _measure(
         self, case: Case, precision: Precision, training: bool, identity: dict[str, Any], what: str
@@ -96,6 +104,9 @@ class Session:
                 bounds = Gate(precision.eps, eager, case.discontinuous)
                 step, errors, peak = checked(case, contender, inputs, training, truth, bounds, self.device)
             except Exception as error:
+                if memory.is_lack(error):
+                    self._skip(f"not enough memory: {error}", identity | {"contender": contender.name})
+                    continue
                 wrong = isinstance(error, WrongResultError)
                 self.failures += 1
                 text = str(error) if wrong else f"{type(error).__name__}: {error}"

@@ -34,6 +34,8 @@ def planted(case: Case, name: str, change: str) -> Case:
                 return (outputs[0].masked_fill(outputs[0] > 2, torch.nan), *outputs[1:])
             if change == "raise":
                 raise RuntimeError("planted")
+            if change == "lack":
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate ...")
             return outputs
 
         return Bound(run, bound.parameters, bound.rename)
@@ -50,6 +52,26 @@ def test_a_wrong_kernel_is_not_timed(session: Session, shape: NetworkShape, chan
     assert failed["contender"] == "wrong"
     assert session.failures == 1
     assert ("planted" if change == "raise" else "not timed") in failed["reason"]
+
+
+def test_what_finds_no_memory_is_skipped(session: Session, shape: NetworkShape) -> None:
+    session.run(planted(cases.issm(shape, 1, "cpu"), "large", "lack"), "fp32", "inference")
+    (skipped,) = results.read(session.writer.path, "skipped")
+    assert skipped["contender"] == "large"
+    assert "memory" in skipped["reason"]
+    assert {row["contender"] for row in results.read(session.writer.path, "time")} == {"original"}
+    assert session.failures == 0
+
+
+def test_others_are_timed_where_the_original_finds_no_memory(session: Session, shape: NetworkShape) -> None:
+    case = planted(cases.issm(shape, 1, "cpu"), "large", "lack")
+    original, large = case.contenders
+    swapped = replace(case, contenders=(replace(large, name="original"), replace(original, name="native")))
+    session.run(swapped, "fp32", "inference")
+    (row,) = results.read(session.writer.path, "time")
+    assert row["contender"] == "native"
+    assert "speedup" not in row
+    assert session.failures == 0
 
 
 def test_a_wrong_gradient_does_not_matter_for_inference(session: Session, shape: NetworkShape) -> None:

@@ -67,6 +67,25 @@ def test_freed_memory_is_reused() -> None:
     assert int(faults) < 1000  # ten tensors of 64 MB are 160,000 pages
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_memory_beyond_what_is_free_is_refused() -> None:
+    """An error, not the end of the process."""
+    script = (
+        "import re, torch\n"
+        "from pathlib import Path\n"
+        "from benchmarks import memory\n"
+        "print(memory.limit_to_free())\n"
+        "free = int(re.search(r'MemAvailable:\\s*(\\d+)', Path('/proc/meminfo').read_text())[1]) * 1024\n"
+        "torch.empty(free // 2, dtype=torch.uint8)\n"
+        "try:\n"
+        "    torch.empty(int(0.97 * free), dtype=torch.uint8)\n"
+        "except RuntimeError as error:\n"
+        "    print(memory.is_lack(error))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
 def test_selection() -> None:
     options = command.parse(["--device", "cpu", "--ops", "issm", "--batch", "16", "--contenders", "native"])
     tasks = list(command.selected(options))
