@@ -37,6 +37,18 @@ def keep_freed() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def release() -> None:
+    """Gives the freed memory back to the system after all: the next case needs blocks of other sizes.
+
+    Kept memory splits into pieces that fit no larger block, so a run that never did this would grow from
+    case to case.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library, which keep_freed() did not change
+        return
+
+
 def limit_to_free() -> bool:
     """Makes an allocation beyond nine tenths of the free memory an error; whether the system can be told so.
 

@@ -83,6 +83,8 @@ class Session:
         finally:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
+            else:
+                memory.release()
 
     def _skip(self, reason: str, identity: dict[str, Any]) -> None:
         self.writer.write("skipped", **identity, reason=reason[:500])

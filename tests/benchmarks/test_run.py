@@ -67,6 +67,29 @@ def test_freed_memory_is_reused() -> None:
     assert int(faults) < 1000  # ten tensors of 64 MB are 160,000 pages
 
 
+def test_kept_memory_can_be_given_back() -> None:
+    script = (
+        "import re, torch\n"
+        "from pathlib import Path\n"
+        "from benchmarks import memory\n"
+        "def resident():\n"
+        "    return int(re.search(r'VmRSS:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) // 1024\n"
+        "kept = memory.keep_freed()\n"
+        "before = resident()\n"
+        "large, small = torch.ones(1 << 26), torch.ones(1 << 10)\n"
+        "del large\n"
+        "held = resident() - before\n"
+        "memory.release()\n"
+        "print(kept, held, resident() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    kept, held, left = done.stdout.split()
+    if kept != "True":
+        pytest.skip("this C library cannot be told to keep freed memory")
+    assert int(held) > 200
+    assert int(left) < 50
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_memory_beyond_what_is_free_is_refused() -> None:
     """An error, not the end of the process."""
