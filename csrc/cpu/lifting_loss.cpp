@@ -47,15 +47,15 @@ Tensor lifting_loss(const Tensor& residual, double weight, double beta, bool mea
   dispatch(r.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
-    Buffer<A> partial((count + kChunk - 1) / kChunk);
+    Buffer<double> partial((count + kChunk - 1) / kChunk);
     const auto kernel = IFDD_SELECT(smooth_l1_sum<T>);
     stable::parallel_for(0, static_cast<int64_t>(partial.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        partial[i] = kernel(data<T>(r), static_cast<A>(beta), i * kChunk, std::min(count, (i + 1) * kChunk));
+        partial[i] = kernel(data<T>(r), beta, i * kChunk, std::min(count, (i + 1) * kChunk));
       }
     });
     double sum = 0;
-    for (A part : partial) sum += part;
+    for (double part : partial) sum += part;
     // No clips: the sum is 0, the mean is not defined, as in PyTorch; nor is the mean of a clip without cells.
     const bool undefined = r.size(0) == 0 ? mean : count == 0;
     *mutable_data<A>(loss) =
@@ -73,10 +73,10 @@ Tensor lifting_loss_backward(const Tensor& grad, const Tensor& residual, double 
   dispatch(r.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
-    const A scale = *data<A>(grad) * static_cast<A>(share(r, weight, mean));
+    const double scale = static_cast<double>(*data<A>(grad)) * share(r, weight, mean);
     const auto kernel = IFDD_SELECT(smooth_l1_gradient<T>);
     stable::parallel_for(0, r.numel(), kChunk, [&](int64_t begin, int64_t end) {
-      kernel(data<T>(r), static_cast<A>(beta), scale, begin, end, mutable_data<T>(out));
+      kernel(data<T>(r), beta, scale, begin, end, mutable_data<T>(out));
     });
   });
   return out;

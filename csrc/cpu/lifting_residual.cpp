@@ -64,7 +64,7 @@ Tensor spread(const Tensor& grad, const Tensor& like, double sign) {
   dispatch(like.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
-    const A share = static_cast<A>(sign / (static_cast<double>(K) * static_cast<double>(C)));
+    const double share = sign / (static_cast<double>(K) * static_cast<double>(C));
     const auto kernel = IFDD_SELECT(spread_frames<T>);
     stable::parallel_for(0, B * K * N, grain(C), [&](int64_t begin, int64_t end) {
       kernel(data<A>(grad), share, K, N, C, begin, end, mutable_data<T>(out));

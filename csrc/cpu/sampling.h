@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <vector>
 
@@ -34,16 +35,22 @@ inline bool check_norms(const char* op, const SplitInputs& in,
   return given;
 }
 
-// Position of a fractional index, see the reference. A NaN index gives a NaN output frame.
+// Position of a fractional index, see the reference: p = index + index / (T - 1) - 1/2, or index itself where aligned.
+// A whole frame number is split off first. What is left is small and so are its roundings; as one product p would carry
+// those of a number of the size of T. A NaN index gives a NaN output frame.
 template <class A>
 Sample<A> interpolate(A index, int64_t T, bool aligned) {
   const A last = static_cast<A>(T - 1);
-  const A scale = aligned ? A(1) : static_cast<A>(static_cast<double>(T) / static_cast<double>(T - 1));
-  const A raw = aligned ? index : index * scale - A(0.5);
-  const bool inside = raw > 0 && raw < last;
-  const A position = raw != raw ? raw : inside ? raw : raw <= 0 ? A(0) : last;
-  const int64_t first = inside ? static_cast<int64_t>(position) : position == last ? T - 1 : 0;
-  return {first, std::min(first + 1, T - 1), position - static_cast<A>(first), inside ? scale : A(0)};
+  const A excess = aligned ? A(0) : static_cast<A>(1.0 / static_cast<double>(T - 1)), shift = aligned ? A(0) : A(0.5);
+  if (index != index) return {0, 1, index, A(0)};
+  // Beyond these the position is clamped anyway; an infinite index would leave nothing.
+  const A bounded = std::clamp(index, A(-1), last + 1);
+  const A whole = std::floor(bounded), rest = (bounded - whole) + bounded * excess - shift;
+  if (whole + rest <= 0) return {0, 1, A(0), A(0)};
+  if (whole + rest >= last) return {T - 1, T - 1, A(0), A(0)};
+  const A step = std::floor(rest);
+  const int64_t first = static_cast<int64_t>(whole + step);
+  return {first, first + 1, rest - step, 1 + excess};
 }
 
 // Which output frames read which input frame: an average of two, gathered without a search per position.

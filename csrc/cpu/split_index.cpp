@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor> split_index(const Tensor& x, const Tensor& to
     tokenizer.forward(0, tokenizer.frames, nullptr, tokens.data());
     correlate_clips(tokens.data(), B, frames, size.tokens(), 1.0 / static_cast<double>(size.C),
                     mutable_data<A>(correlation));
-    find_indexes<A>({{frames, static_cast<A>(reach), data<A>(correlation), {data<A>(weight[0]), data<A>(weight[1])}},
+    find_indexes<A>({{frames, reach, data<A>(correlation), {data<A>(weight[0]), data<A>(weight[1])}},
                      {mutable_data<A>(index[0]), mutable_data<A>(index[1])}},
                     0, B);
   });
@@ -63,9 +63,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_index_backward(
     using T = decltype(type);
     using A = acc_t<T>;
     const A* grads[2] = {data<A>(grad_index[0]), data<A>(grad_index[1])};
-    const IndexesBackward<A> indexes(
-        B, {frames, static_cast<A>(reach), data<A>(saved), {data<A>(weight[0]), data<A>(weight[1])}}, grads,
-        data<A>(direct));
+    const IndexesBackward<A> indexes(B, {frames, reach, data<A>(saved), {data<A>(weight[0]), data<A>(weight[1])}},
+                                     grads, data<A>(direct));
     indexes.run(0, B);
     for (int group = 0; group < 2; ++group) indexes.weight_gradient(group, mutable_data<A>(grad_weight[group]));
     // Correlation back to the tokens, tokens back to the frames.

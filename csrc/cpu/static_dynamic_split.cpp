@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> static_dynami
     A *before = mutable_data<A>(tokens), *after = before + B * T * D, *pairs = mutable_data<A>(correlation);
     const A* positions[2] = {data<A>(index[0]), data<A>(index[1])};
     const Tokenizer<E> tokenizer(size, rows, token_weight, token_bias);
-    const OffsetsForward<A> offsets{{T, static_cast<A>(reach), pairs, {data<A>(weight[0]), data<A>(weight[1])}},
+    const OffsetsForward<A> offsets{{T, reach, pairs, {data<A>(weight[0]), data<A>(weight[1])}},
                                     {mutable_data<A>(index[0]), mutable_data<A>(index[1])}};
     std::vector<Sample<A>> samples(B * T);
     const OptionalTensor* weights[2] = {&static_norm_weight, &dynamic_norm_weight};
@@ -151,9 +151,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     Buffer<A> grad_static_total(B * K), grad_dynamic_total(B * K), grad_tokens(B * T * D);
     A* index_totals[2] = {grad_static_total.data(), grad_dynamic_total.data()};
     const A* index_grads[2] = {index_totals[0], index_totals[1]};
-    const IndexesBackward<A> indexes(
-        B, {T, static_cast<A>(reach), data<A>(saved_pairs), {data<A>(weight[0]), data<A>(weight[1])}}, index_grads,
-        data<A>(direct));
+    const IndexesBackward<A> indexes(B, {T, reach, data<A>(saved_pairs), {data<A>(weight[0]), data<A>(weight[1])}},
+                                     index_grads, data<A>(direct));
     const Tokenizer<E> tokenizer(size, rows, token_weight, token_bias);
     const TokenizerBackward<E> frames(tokenizer, before, grad_tokens.data(), mutable_data<E>(grad_x), true);
     for_clips(B, std::max<int64_t>(1, frames.frames_per_chunk / T), [&](int64_t begin, int64_t end) {

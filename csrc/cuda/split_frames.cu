@@ -16,7 +16,7 @@ struct Indexes {
   const float* position[2];
   const int64_t* frame[2];
   int64_t T, Ks, Kd;
-  float rate, shift;  // p = position * rate - shift
+  float excess, shift;  // p = position * (1 + excess) - shift
 
   IFDD_DEVICE int64_t count() const { return Ks + Kd; }
   IFDD_DEVICE bool gather() const { return frame[0] != nullptr; }
@@ -47,12 +47,17 @@ IFDD_DEVICE Sample sample_of(const Indexes& in, int64_t b, int64_t k) {
     if (t < 0 || t > last) return {0, 0, nan, 0};
     return {static_cast<int>(t), static_cast<int>(t), 0, 0};
   }
-  const float raw = in.position[group][place] * in.rate - in.shift;
-  if (raw != raw) return {0, 0, nan, 0};
-  if (raw <= 0) return {0, last > 0 ? 1 : 0, 0, 0};
-  if (raw >= static_cast<float>(last)) return {last, last, 0, 0};
-  const int first = static_cast<int>(raw);
-  return {first, first + 1, raw - static_cast<float>(first), in.rate};
+  const float index = in.position[group][place];
+  if (index != index) return {0, 0, nan, 0};
+  // A whole frame number is split off first: what is left is small, and so are its roundings. Beyond these bounds p is
+  // clamped anyway; an infinite index would leave nothing.
+  const float bounded = fminf(fmaxf(index, -1.0f), static_cast<float>(last + 1));
+  const float whole = floorf(bounded), rest = (bounded - whole) + bounded * in.excess - in.shift;
+  if (whole + rest <= 0) return {0, last > 0 ? 1 : 0, 0, 0};
+  if (whole + rest >= static_cast<float>(last)) return {last, last, 0, 0};
+  const float step = floorf(rest);
+  const int first = static_cast<int>(whole + step);
+  return {first, first + 1, rest - step, 1 + in.excess};
 }
 
 constexpr int kThreads = 128;
@@ -397,8 +402,7 @@ Indexes indexes_of(const Inputs& in, const Tensor& static_index, const Tensor& d
   index.T = in.T;
   index.Ks = in.Ks;
   index.Kd = in.Kd;
-  index.rate =
-      aligned || in.gather ? 1.0f : static_cast<float>(static_cast<double>(in.T) / static_cast<double>(in.T - 1));
+  index.excess = aligned || in.gather ? 0.0f : static_cast<float>(1.0 / static_cast<double>(in.T - 1));
   index.shift = aligned ? 0.0f : 0.5f;
   const Tensor* const given[2] = {&static_index, &dynamic_index};
   for (int group = 0; group < 2; ++group) {

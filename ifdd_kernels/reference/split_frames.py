@@ -20,17 +20,26 @@ class _Sampling(NamedTuple):
 
 
 def _sampling(index: Tensor, frames: int, aligned: bool, dtype: torch.dtype) -> _Sampling:
-    """P = clamp(i * T/(T-1) - 1/2, 0, T-1), or clamp(i, 0, T-1) when ``aligned``; rows of two non-zeros."""
-    index = index.to(dtype)
-    rate, shift = (1.0, 0.0) if aligned else (frames / (frames - 1), 0.5)
-    raw = index * rate - shift
-    position = raw.clamp(0, frames - 1)
-    lower = position.nan_to_num().floor()  # a position of NaN samples NaN, through its fraction
-    fraction = (position - lower)[..., None]
-    low = F.one_hot(lower.long(), frames).to(dtype)
-    high = F.one_hot((lower.long() + 1).clamp(max=frames - 1), frames).to(dtype)
-    inside = (raw > 0) & (raw < frames - 1)
-    return _Sampling((1 - fraction) * low + fraction * high, high - low, rate * inside.to(dtype))
+    """P = clamp(i T/(T-1) - 1/2, 0, T-1), or clamp(i, 0, T-1) when ``aligned``; rows of two non-zeros.
+
+    P = whole + rest with a whole frame number split off first: what is added to it is small, and so are
+    its roundings. As one product P would carry those of a number of the size of T.
+    """
+    last = frames - 1
+    excess, shift = (0.0, 0.0) if aligned else (1 / last, 0.5)
+    # Beyond these the position is clamped anyway; an infinite index would leave nothing.
+    index = index.to(dtype).clamp(-1, last + 1)
+    whole = index.floor()
+    rest = (index - whole) + index * excess - shift
+    below, above = whole + rest <= 0, whole + rest >= last
+    step = rest.floor()
+    # A position of NaN samples NaN, through its fraction.
+    lower = (whole + step).nan_to_num().masked_fill(below, 0).masked_fill(above, last).long()
+    fraction = (rest - step).masked_fill(below | above, 0)[..., None]
+    low = F.one_hot(lower, frames).to(dtype)
+    high = F.one_hot((lower + 1).clamp(max=last), frames).to(dtype)
+    dp_di = (1 + excess) * (~(below | above)).to(dtype)
+    return _Sampling((1 - fraction) * low + fraction * high, high - low, dp_di)
 
 
 def _weights(index: Tensor, frames: int, aligned: bool, dtype: torch.dtype) -> Tensor:

@@ -22,11 +22,11 @@ void mean_frames(const Clip<T>& x, int64_t begin, int64_t end, double* out) {
 }
 
 template <class T>
-void spread_frames(const acc_t<T>* grad, acc_t<T> share, int64_t K, int64_t N, int64_t C, int64_t begin, int64_t end,
+void spread_frames(const acc_t<T>* grad, double share, int64_t K, int64_t N, int64_t C, int64_t begin, int64_t end,
                    T* out) {
   for (int64_t r = begin; r < end; ++r) {
     T value;
-    store(&value, share * grad[r / (K * N) * N + r % N]);
+    store(&value, static_cast<acc_t<T>>(share * static_cast<double>(grad[r / (K * N) * N + r % N])));
     T* __restrict__ row = out + r * C;
     for_each(C, [&](int64_t j) { row[j] = value; });
   }
@@ -34,7 +34,7 @@ void spread_frames(const acc_t<T>* grad, acc_t<T> share, int64_t K, int64_t N, i
 
 #define INSTANTIATE(T)                                                     \
   template void mean_frames<T>(const Clip<T>&, int64_t, int64_t, double*); \
-  template void spread_frames<T>(const acc_t<T>*, acc_t<T>, int64_t, int64_t, int64_t, int64_t, int64_t, T*);
+  template void spread_frames<T>(const acc_t<T>*, double, int64_t, int64_t, int64_t, int64_t, int64_t, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(bf16)

@@ -19,7 +19,7 @@ struct Clip {
 // spread_frames: rows [begin, end) of the B * K * N of a contiguous out (B, K, N, C) hold share * grad (B, N) of their
 // cell.
 IFDD_DECLARE_PER_ISA(template <class T> void mean_frames(const Clip<T>& x, int64_t begin, int64_t end, double* out);
-                     template <class T> void spread_frames(const acc_t<T>* grad, acc_t<T> share, int64_t K, int64_t N,
+                     template <class T> void spread_frames(const acc_t<T>* grad, double share, int64_t K, int64_t N,
                                                            int64_t C, int64_t begin, int64_t end, T* out);)
 
 }  // namespace ifdd::cpu

@@ -7,10 +7,13 @@
 namespace ifdd::cpu::IFDD_ISA {
 namespace {
 
+// Of a few hundred products, in double: for float nothing is lost but the last rounding.
 template <class T>
-IFDD_INLINE acc_t<T> dot(const T* __restrict__ a, const T* __restrict__ b, int64_t count) {
-  LaneSum<acc_t<T>> sum;
-  for_lanes(count, [&](int64_t j, int l) { sum.lane[l] += load(a + j) * load(b + j); });
+IFDD_INLINE double dot(const T* __restrict__ a, const T* __restrict__ b, int64_t count) {
+  LaneSum<double> sum;
+  for_lanes(count, [&](int64_t j, int l) {
+    sum.lane[l] += static_cast<double>(load(a + j)) * static_cast<double>(load(b + j));
+  });
   return total(sum);
 }
 
@@ -30,24 +33,15 @@ IFDD_INLINE void softmax_rows(const A* __restrict__ correlation, A sign, int64_t
   }
 }
 
-template <class A>
-IFDD_INLINE A hyperbolic_tangent(A v) {
-  if constexpr (sizeof(A) == 8) {
-    return __builtin_tanh(v);
-  } else {
-    return __builtin_tanhf(v);
-  }
-}
-
 }  // namespace
 
 template <class T>
-void correlate(const T* z, int64_t frames, int64_t D, acc_t<T> scale, int64_t begin, int64_t end, acc_t<T>* out) {
+void correlate(const T* z, int64_t frames, int64_t D, double scale, int64_t begin, int64_t end, acc_t<T>* out) {
   for (int64_t r = begin; r < end; ++r) {
     const int64_t b = r / frames, t = r % frames;
     acc_t<T>* clip = out + b * frames * frames;
     for (int64_t u = t; u < frames; ++u) {
-      const acc_t<T> value = dot(z + r * D, z + (b * frames + u) * D, D) * scale;
+      const acc_t<T> value = static_cast<acc_t<T>>(dot(z + r * D, z + (b * frames + u) * D, D) * scale);
       clip[t * frames + u] = value;
       clip[u * frames + t] = value;
     }
@@ -79,8 +73,8 @@ void offsets(const OffsetsForward<A>& op, int64_t begin, int64_t end, A* scratch
     for (int group = 0; group < 2; ++group) {
       softmax_rows(op.in.correlation + b * pairs, group == 0 ? A(1) : A(-1), T, scratch);
       for (int64_t k = 0; k < K; ++k) {
-        const A offset = hyperbolic_tangent(dot(op.in.weight[group] + k * pairs, scratch, pairs));
-        op.index[group][b * K + k] = static_cast<A>(2 * k + group) + op.in.reach * offset;
+        const double offset = __builtin_tanh(dot(op.in.weight[group] + k * pairs, scratch, pairs));
+        op.index[group][b * K + k] = static_cast<A>(static_cast<double>(2 * k + group) + op.in.reach * offset);
       }
     }
   }
@@ -100,8 +94,8 @@ void offsets_backward(const OffsetsBackward<A>& op, int64_t begin, int64_t end) 
       A* __restrict__ inner = op.inner[group] + b * K;
       softmax_rows(op.in.correlation + b * pairs, sign, T, attention);
       for (int64_t k = 0; k < K; ++k) {
-        const A offset = hyperbolic_tangent(dot(weight + k * pairs, attention, pairs));
-        inner[k] = op.in.reach * op.grad_index[group][b * K + k] * (1 - offset * offset);
+        const double offset = __builtin_tanh(dot(weight + k * pairs, attention, pairs));
+        inner[k] = static_cast<A>(op.in.reach * op.grad_index[group][b * K + k] * (1 - offset * offset));
       }
       for (int64_t t = 0; t < T; ++t) {
         // Through the softmax of row t: a (g - <g, a>), g = W^T inner. The row of g is formed twice, T / 2 products an
@@ -144,7 +138,7 @@ void offsets_weight_gradient(const A* inner, const A* __restrict__ attention, in
 }
 
 #define INSTANTIATE(T)                                                                                         \
-  template void correlate<T>(const T*, int64_t, int64_t, acc_t<T>, int64_t, int64_t, acc_t<T>*);               \
+  template void correlate<T>(const T*, int64_t, int64_t, double, int64_t, int64_t, acc_t<T>*);                 \
   template void correlate_backward<T>(const acc_t<T>*, const T*, int64_t, int64_t, acc_t<T>, int64_t, int64_t, \
                                       acc_t<T>*, T*);
 INSTANTIATE(float)

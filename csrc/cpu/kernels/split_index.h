@@ -12,7 +12,7 @@ namespace ifdd::cpu {
 template <class A>
 struct Offsets {
   int64_t T;
-  A reach;
+  double reach;
   const A* correlation;  // (B, T, T)
   const A* weight[2];    // (K, T * T)
 };
@@ -38,7 +38,7 @@ struct OffsetsBackward {
 // correlate_backward: rows r of scale (G + G^T) z; scratch holds D elements.
 // offsets: clips [begin, end); scratch holds T * T elements.
 // offsets_weight_gradient: elements [begin, end) of the (K, T * T) gradient of a group's weight.
-IFDD_DECLARE_PER_ISA(template <class T> void correlate(const T* z, int64_t frames, int64_t D, acc_t<T> scale,
+IFDD_DECLARE_PER_ISA(template <class T> void correlate(const T* z, int64_t frames, int64_t D, double scale,
                                                        int64_t begin, int64_t end, acc_t<T>* out);
                      template <class T>
                      void correlate_backward(const acc_t<T>* grad, const T* z, int64_t frames, int64_t D,
