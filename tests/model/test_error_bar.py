@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import ifdd_kernels
+from benchmarks import cases
+from benchmarks.contender import Contender, DeviceMaker, Inputs, prepare
 from benchmarks.original.backbone import TokenPool, add_relative_position
+from benchmarks.shapes import network_shape
+from ifdd import IFDDConfig
 from ifdd_kernels.ops.pool_tokens import Grid
 from ifdd_kernels.ops.pooled_attention import table_length
 
@@ -113,6 +117,49 @@ def test_ops(case: Callable[[], Case]) -> None:
     outputs, gradients = ratio(ours, eager, draws)
     assert outputs <= FACTOR, outputs
     assert gradients <= FACTOR, gradients
+
+
+SHAPE = network_shape(IFDDConfig(backbone="mvit_nano"))
+OTHERS = [
+    case
+    for case in (
+        *(cases.issm(SHAPE, 2, "cpu", frames) for frames in (8, 16)),
+        *cases.small_ops(SHAPE, 2, "cpu"),
+        *cases.around_attention(SHAPE, 2, "cpu"),
+    )
+    if case.differentiable and case.name != "lifting_attention"
+]
+
+
+def results(contender: Contender, inputs: Inputs) -> list[list[Tensor]]:
+    """Outputs, and gradients in the order of their names."""
+    step = prepare(contender, inputs, training=True)
+    outputs, gradients = step()
+    named = step.name_gradients(gradients)
+    return [list(outputs), [named[name] for name in sorted(named)]]
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: f"{case.name}-{case.label}")
+def test_other_ops(case: cases.Case) -> None:
+    """As the benchmarks call them. A result may always be off by the rounding of its own last digit."""
+    contenders = {c.name: c for c in case.contenders}
+    if "native" not in contenders:
+        pytest.skip("the native library is not built")
+    error = {name: torch.zeros(2, dtype=torch.float64) for name in ("original", "native")}
+    for seed in range(2 * DRAWS):
+        inputs = case.make(DeviceMaker(torch.float32, seed=seed))
+
+        exact = results(case.truth, inputs.double())
+        for name, total in error.items():
+            for place, found in enumerate(results(contenders[name], inputs)):
+                largest = max((float(value.norm()) for value in exact[place]), default=0.0)
+                for value, expected in zip(found, exact[place], strict=True):
+                    # A gradient that is zero up to rounding has no relative error.
+                    size = max(float(expected.double().norm()), 1e-6 * largest, 1e-300)
+                    total[place] += ((value.double() - expected).norm() / size).square() / (2 * DRAWS)
+    rounding = torch.finfo(torch.float32).eps / 2
+    for ours, eager in zip(error["native"].sqrt().tolist(), error["original"].sqrt().tolist(), strict=True):
+        assert ours <= max(FACTOR * eager, rounding), (ours, eager)
 
 
 def test_the_bar_is_failed_by_a_rounded_result() -> None:
