@@ -8,6 +8,7 @@
 #include "floating.h"
 #include "kernels/frame_tokens.h"
 #include "kernels/split_frames.h"
+#include "kernels/sum_rows.h"
 
 namespace ifdd::cpu {
 

@@ -9,6 +9,7 @@
 #include "../common/pool_tokens.h"
 #include "buffer.h"
 #include "kernels/pool_tokens.h"
+#include "kernels/sum_rows.h"
 #include "tensor.h"
 
 namespace ifdd::cpu {
@@ -208,7 +209,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     using A = acc_t<T>;
     const auto norm_kernel = IFDD_SELECT(pool_backward_norm<T>);
     const auto input_kernel = IFDD_SELECT(pool_backward_input<T>);
-    const auto sum_kernel = IFDD_SELECT(sum_partials<A>);
+    const auto sum_kernel = IFDD_SELECT(sum_rows<A>);
     for (int part = 0; part < kParts; ++part) {
       const PoolSizes& size = in.size[part];
       const Tensor grad = dense_rows(*given_grads[part]);

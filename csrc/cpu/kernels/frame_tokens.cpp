@@ -7,6 +7,7 @@
 #include "ifdd/pack.h"
 #include "ifdd/pooling.h"
 #include "ifdd/simd.h"
+#include "ifdd/vec.h"
 
 namespace ifdd::cpu::IFDD_ISA {
 namespace {

@@ -437,20 +437,6 @@ void pool_backward_input(const PoolBackward<T>& op, int64_t begin, int64_t end, 
   }
 }
 
-template <class A>
-void sum_partials(const A* in, int64_t rows, int64_t columns, int64_t begin, int64_t end, A* out) {
-  constexpr int64_t block = 64;
-  for (int64_t c = begin; c < end; c += block) {
-    const int64_t width = end - c < block ? end - c : block;
-    double sum[block] = {};
-    for (int64_t r = 0; r < rows; ++r) {
-#pragma omp simd
-      for (int64_t j = 0; j < width; ++j) sum[j] += in[r * columns + c + j];
-    }
-    for (int64_t j = 0; j < width; ++j) out[c + j] = static_cast<A>(sum[j]);
-  }
-}
-
 #define INSTANTIATE(T)                                                                      \
   template void pool_forward<T>(const PoolForward<T>&, int64_t, int64_t, acc_t<T>*);        \
   template void pool_backward_norm<T>(const PoolBackward<T>&, int64_t, int64_t, acc_t<T>*); \
@@ -460,7 +446,5 @@ INSTANTIATE(double)
 INSTANTIATE(bf16)
 INSTANTIATE(fp16)
 #undef INSTANTIATE
-template void sum_partials<float>(const float*, int64_t, int64_t, int64_t, int64_t, float*);
-template void sum_partials<double>(const double*, int64_t, int64_t, int64_t, int64_t, double*);
 
 }  // namespace ifdd::cpu::IFDD_ISA

@@ -87,10 +87,7 @@ IFDD_DECLARE_PER_ISA(template <class T>
                      void pool_forward(const PoolForward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch);
                      template <class T>
                      void pool_backward_norm(const PoolBackward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch);
-                     template <class T>
-                     void pool_backward_input(const PoolBackward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch);
-                     // out[c] = sum over rows r of in[r * columns + c], in order of r and in float64.
-                     template <class A>
-                     void sum_partials(const A* in, int64_t rows, int64_t columns, int64_t begin, int64_t end, A* out);)
+                     template <class T> void pool_backward_input(const PoolBackward<T>& op, int64_t begin, int64_t end,
+                                                                 acc_t<T>* scratch);)
 
 }  // namespace ifdd::cpu

@@ -79,11 +79,8 @@ constexpr int64_t chunks(const SplitSizes& s) { return (s.N + kChunk - 1) / kChu
 constexpr int64_t split_backward_scratch(const SplitSizes& s) { return (s.Ks + s.Kd) * (kStrip + kWidestVector + 2); }
 
 // forward: positions [begin, end) of the B * N. backward: chunks [begin, end) of the B * chunks(size).
-// sum_rows: out[c] = sum over rows r of in[r * stride + c], in order of r, for c in [begin, end).
 IFDD_DECLARE_PER_ISA(template <class T> void split_forward(const SplitForward<T>& op, int64_t begin, int64_t end);
                      template <class T>
-                     void split_backward(const SplitBackward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch);
-                     template <class A>
-                     void sum_rows(const A* in, int64_t rows, int64_t stride, int64_t begin, int64_t end, A* out);)
+                     void split_backward(const SplitBackward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch);)
 
 }  // namespace ifdd::cpu

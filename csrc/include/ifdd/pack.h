@@ -4,10 +4,6 @@
 
 #include "ifdd/scalar.h"
 
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
-
 namespace ifdd {
 
 constexpr int kPack = 16;
@@ -95,52 +91,5 @@ IFDD_INLINE A total(Pack<A> pack) {
   }
   return sum[0];
 }
-
-// Rows of elements to the accumulation type and back. Halves go through the conversion instructions where the set has
-// them: the integer arithmetic of scalar.h costs twenty instructions a vector.
-template <class T>
-IFDD_INLINE void widen(const T* __restrict__ in, int64_t count, acc_t<T>* __restrict__ out) {
-#pragma omp simd
-  for (int64_t j = 0; j < count; ++j) out[j] = load(in + j);
-}
-
-template <class T>
-IFDD_INLINE void narrow(const acc_t<T>* __restrict__ in, int64_t count, T* __restrict__ out) {
-#pragma omp simd
-  for (int64_t j = 0; j < count; ++j) store(out + j, in[j]);
-}
-
-#if defined(__F16C__)
-IFDD_INLINE void widen(const fp16* __restrict__ in, int64_t count, float* __restrict__ out) {
-  int64_t j = 0;
-#if defined(__AVX512F__)
-  for (; j + 16 <= count; j += 16) {
-    // The masked forms with all lanes set: the plain ones read an undefined register, which GCC 12 warns of.
-    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + j));
-    _mm512_storeu_ps(out + j, _mm512_maskz_cvtph_ps(0xffff, halves));
-  }
-#endif
-  for (; j + 8 <= count; j += 8) {
-    _mm256_storeu_ps(out + j, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + j))));
-  }
-  for (; j < count; ++j) out[j] = load(in + j);
-}
-
-IFDD_INLINE void narrow(const float* __restrict__ in, int64_t count, fp16* __restrict__ out) {
-  int64_t j = 0;
-#if defined(__AVX512F__)
-  for (; j + 16 <= count; j += 16) {
-    const __m256i halves =
-        _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(in + j), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + j), halves);
-  }
-#endif
-  for (; j + 8 <= count; j += 8) {
-    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(in + j), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + j), halves);
-  }
-  for (; j < count; ++j) store(out + j, in[j]);
-}
-#endif
 
 }  // namespace ifdd

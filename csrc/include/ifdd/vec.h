@@ -190,6 +190,19 @@ IFDD_INLINE void for_vectors(int64_t d, const Body& body) {
   if (c < d) body(c, Partial{static_cast<int>(d - c)});
 }
 
+// A row in the accumulation type, and back.
+template <class T>
+IFDD_INLINE void widen(const T* in, int64_t count, acc_t<T>* out) {
+  for_vectors<acc_t<T>>(
+      count, [&](int64_t c, auto lanes) __attribute__((always_inline)) { lanes.write(out + c, lanes.read(in + c)); });
+}
+
+template <class T>
+IFDD_INLINE void narrow(const acc_t<T>* in, int64_t count, T* out) {
+  for_vectors<acc_t<T>>(
+      count, [&](int64_t c, auto lanes) __attribute__((always_inline)) { lanes.write(out + c, lanes.read(in + c)); });
+}
+
 // Sum of the lanes, as a tree.
 template <class A, int N>
 IFDD_INLINE A total_lanes(const void* lanes) {
