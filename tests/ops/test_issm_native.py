@@ -194,12 +194,16 @@ def test_topk_ranks_equal_frames_by_time() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_scores_that_are_not_finite_still_split_all_frames(value: float) -> None:
     x = torch.randn(3, 8, 4, 6)
-    x[0, 3, 0, 0] = value
+    # Two infinities: the scores of the other frames are infinite or NaN.
+    x[0, 3, 0, :2] = value
     x[1] = value
     static, dynamic = torch.ops.ifdd.topk_split_index(x, 2, 2, 2, False)
     both = torch.cat([static, dynamic], 1).sort(1).values
     assert torch.equal(both, torch.arange(8).expand(3, 8))
     assert torch.equal(static[2:], torch.ops.ifdd.topk_split_index(x[2:], 2, 2, 2, False)[0])
+    exact = reference.topk_split_index(x.double(), 2, 2, 2, False)
+    assert torch.equal(static, exact[0])
+    assert torch.equal(dynamic, exact[1])
 
 
 def test_a_clip_that_is_not_finite_stays_alone() -> None:

@@ -143,13 +143,26 @@ def test_equal_frames_are_ranked_by_time() -> None:
         assert dynamic.tolist() == [[2, 4, 5, 7]]
 
 
+def test_scores_below_zero_are_ranked_above_no_frame() -> None:
+    """Most of them: what fills a tile beyond the last frame must not take part."""
+    frame = Maker(torch.float32, DEVICE).normal(1, 1, 6, 50)
+    x = frame * torch.tensor([-0.3, -0.1, 5.0, -0.4, -0.2, -0.5], device=DEVICE).view(1, 6, 1, 1)
+    static, dynamic = torch.ops.ifdd.topk_split_index_triton(x, 2, 3, 2, False)
+    assert static.tolist() == [[1, 2, 4]]
+    assert dynamic.tolist() == [[0, 3, 5]]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_scores_that_are_not_finite_still_split_all_frames(value: float) -> None:
     x = Maker(torch.float32, DEVICE).normal(3, 8, 4, 6)
     clean = torch.ops.ifdd.topk_split_index_triton(x, 2, 2, 2, False)
-    x[0, 3, 0, 0] = value
+    # Two infinities: the scores of the other frames are infinite or NaN.
+    x[0, 3, 0, :2] = value
     x[1] = value
     static, dynamic = torch.ops.ifdd.topk_split_index_triton(x, 2, 2, 2, False)
     both = torch.cat([static, dynamic], 1).sort(1).values
     assert torch.equal(both.cpu(), torch.arange(8).expand(3, 8))
     assert torch.equal(static[2:], clean[0][2:])
+    exact = reference.topk_split_index(x.double(), 2, 2, 2, False)
+    assert torch.equal(static, exact[0])
+    assert torch.equal(dynamic, exact[1])
