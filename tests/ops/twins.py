@@ -24,10 +24,11 @@ def check_twin(entry: Entry, sample: Sample, twin: str = "triton") -> None:
     """Values and gradients of a twin against the op's definition in float64.
 
     Bounds are the registry's (roundings of the result's dtype relative to the largest value). Memory the
-    twin allocates is full of NaN, so that what it forgets to write shows.
+    twin allocates is full of NaN, so that what it forgets to write shows; so is all memory around its
+    arguments, so that what it should not read does.
     """
     assert entry.operator is not None
-    args = tuple(_leaf(arg) for arg in sample.args)
+    args = tuple(_leaf(_among_nans(arg)) for arg in sample.args)
     wide = tuple(_leaf(arg.detach().cpu().double()) if _real(arg) else _on_cpu(arg) for arg in args)
     exact = entry.reference(*wide)
     with poisoned_memory():
@@ -36,7 +37,9 @@ def check_twin(entry: Entry, sample: Sample, twin: str = "triton") -> None:
     if entry.operator.backward is None:
         return
     cotangents = [
-        torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(out)
+        _among_nans(
+            torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(out)
+        )
         for out in differentiable_outputs(entry, result)
     ]
     with poisoned_memory():
@@ -52,6 +55,19 @@ def lowered(entry: Entry, label: str, dtype: torch.dtype, device: str = "cpu") -
 
 def _real(arg: Any) -> bool:
     return isinstance(arg, Tensor) and arg.is_floating_point()
+
+
+def _among_nans(arg: Any) -> Any:
+    """The same values, strides and alignment in memory that is NaN before, behind and between them."""
+    if not _real(arg) or not arg.numel():
+        return arg
+    margin = 4096 + arg.data_ptr() % 64 // arg.element_size()
+    last = sum((size - 1) * stride for size, stride in zip(arg.shape, arg.stride(), strict=True))
+    memory = torch.full((last + 2 * margin,), torch.nan, dtype=arg.dtype, device=arg.device)
+    moved = memory.as_strided(arg.shape, arg.stride(), margin)
+    once = [slice(1) if stride == 0 else slice(None) for stride in arg.stride()]  # a broadcast axis
+    moved[tuple(once)].copy_(arg.detach()[tuple(once)])
+    return moved
 
 
 def _leaf(arg: Any) -> Any:
