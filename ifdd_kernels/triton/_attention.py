@@ -595,7 +595,7 @@ def _key_gradient_configs(arguments: Arguments) -> list[Config]:
     elif architecture() < 90:
         tiles = [(16, 64, 8, 2) if OLDER_COMPILER else (32, 128, 8, 2)]
     elif arguments["K_T"] == 0:
-        tiles = [(64, 128, 8, 2), (64, 64, 4, 2)]
+        tiles = [(64, 128, 8, 2)] if OLDER_COMPILER else [(64, 128, 8, 2), (64, 64, 4, 2)]
     else:  # those two spill (14 x 14 keys: 2 stores and 1)
         tiles = [(64, 64, 8, 2), (32, 128, 8, 2)]
     return [Config({"BLOCK_Q": q, "BLOCK_K": k}, warps, stages) for q, k, warps, stages in tiles]

@@ -9,7 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ifdd_kernels.triton._runtime import Arguments, Kernel, cdiv, contiguous_channels, next_power_of_2
+from ifdd_kernels.triton._runtime import (
+    OLDER_COMPILER,
+    Arguments,
+    Kernel,
+    cdiv,
+    contiguous_channels,
+    next_power_of_2,
+)
 from ifdd_kernels.triton._tuning import Config
 
 
@@ -88,7 +95,7 @@ def _configs(rows: str, *choices: tuple[int, int, int]) -> Callable[[Arguments],
 
 RESIDUAL = Kernel(
     residual_kernel,
-    _configs("BLOCK_T", (4, 1024, 4), (2, 1024, 2)),
+    _configs("BLOCK_T", (4, 1024, 4), *(() if OLDER_COMPILER else ((2, 1024, 2),))),
     key=("frames", "count", "tokens", "channels"),
     interpreter=lambda a: {
         "BLOCK_T": min(16, next_power_of_2(a["frames"])),

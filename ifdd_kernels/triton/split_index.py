@@ -219,7 +219,8 @@ def _clip_configs(arguments: Arguments) -> Sequence[Config]:
 
 def _token_configs(arguments: Arguments) -> Sequence[Config]:
     frames = min(32, _clip_tile(arguments))
-    return [Config({"BLOCK_T": frames, "BLOCK_D": 32}, _pair_warps(frames), num_stages=1)]
+    warps = max(4 if OLDER_COMPILER else 2, _pair_warps(frames))
+    return [Config({"BLOCK_T": frames, "BLOCK_D": 32}, warps, num_stages=1)]
 
 
 def _offset_configs(arguments: Arguments) -> Sequence[Config]:
