@@ -52,14 +52,14 @@ def _fast_bfloat16() -> bool:
 
 # A constant of the process: compilers take the answer instead of tracing it.
 @torch.compiler.assume_constant_result
-def _faster_in_float32(dtype: torch.dtype) -> bool:
-    """Whether the native kernel computes a CPU's products of this dtype in float32."""
+def faster_in_float32(dtype: torch.dtype) -> bool:
+    """Whether a CPU's products of this dtype are better computed in float32, as the native kernel does."""
     if dtype == torch.float16:
         return OPERATOR.name in _library.native_ops("cpu")
     return dtype == torch.bfloat16 and not _fast_bfloat16()
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype that PyTorch's linear would compute in: autocast's, or x's own."""
     cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
     return torch.get_autocast_dtype(x.device.type) if cast else x.dtype
@@ -89,9 +89,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
         ValueError: a shape or device that does not fit. TypeError: a dtype that does not. Where ``auto`` is
             ``F.linear``, its errors.
     """
-    dtype = _product_dtype(x)
+    dtype = product_dtype(x)
     same = weight.dtype == x.dtype or dtype != x.dtype
-    if backend == "auto" and same and not (x.device.type == "cpu" and _faster_in_float32(dtype)):
+    if backend == "auto" and same and not (x.device.type == "cpu" and faster_in_float32(dtype)):
         return F.linear(x, weight, bias)
     result: Tensor = run(OPERATOR, backend, x, weight, bias)
     return result

@@ -354,3 +354,27 @@ def test_block_keeps_no_normed_tokens_of_its_mlp() -> None:
         gradients.append([p.grad for p in (x, *block.parameters()) if p.grad is not None])
     for one, other in zip(*gradients, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("clip_frames", [8, 16, 32])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_embedding_in_16_bits_is_rounded_once_where_float32_is_faster(
+    monkeypatch: pytest.MonkeyPatch, clip_frames: int, autocast: bool
+) -> None:
+    monkeypatch.setattr("ifdd.modules.embedding.faster_in_float32", lambda dtype: dtype == torch.bfloat16)
+    embedding = ConvEmbedding(6, clip_frames)
+    if not autocast:
+        embedding = embedding.bfloat16()
+    clips = torch.randn(1, 3, clip_frames, 32, 32, dtype=embedding.conv.weight.dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        tokens = embedding(clips)
+    assert tokens.dtype == torch.bfloat16
+    wide = copy.deepcopy(embedding).float()
+    exact = wide(clips.float())
+    # The mean of two kernels, for 32 frames, is rounded too where the weights are bfloat16.
+    roundings = 0.5 if autocast or clip_frames < 32 else 2.0
+    error = ((tokens.float() - exact).abs().max() / exact.abs().max()).detach()
+    assert float(error) <= roundings * torch.finfo(torch.bfloat16).eps
+    tokens.float().sum().backward()
+    assert embedding.conv.weight.grad is not None
+    assert embedding.conv.weight.grad.dtype == embedding.conv.weight.dtype

@@ -8,6 +8,7 @@ from torch import nn
 
 from ifdd.config import EMBEDDED_FRAMES, EMBEDDING_FRAMES, PATCH_STRIDE
 from ifdd.modules.separable import ConvNormReLU, SeparableConv
+from ifdd_kernels.ops.linear import faster_in_float32, product_dtype
 
 
 class ConvEmbedding(nn.Module):
@@ -35,13 +36,23 @@ class ConvEmbedding(nn.Module):
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """(B, 3, T_in, H, W) -> (B, C, 8, H/4, W/4)."""
         if self.temporal_stride <= 2:
-            volume: torch.Tensor = self.conv(clips)
-            return volume
+            return self._convolve(clips, self.conv.weight)
         weight = self.conv.weight
         # Output frames 2t and 2t+1 see input frames 4t-1..4t+1 and 4t+1..4t+3; their mean sees 4t-1..4t+3.
         early, late = F.pad(weight, (0, 0, 0, 0, 0, 2)), F.pad(weight, (0, 0, 0, 0, 2, 0))
+        return self._convolve(clips, (early + late) / 2)
+
+    def _convolve(self, clips: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Where a CPU is slow in 16 bits, in float32 and rounded once: half of the time, without AMX."""
         stride = (self.temporal_stride, PATCH_STRIDE, PATCH_STRIDE)
-        return F.conv3d(clips, (early + late) / 2, self.conv.bias, stride, self.conv.padding)
+        dtype = product_dtype(clips)
+        if clips.device.type != "cpu" or not faster_in_float32(dtype):
+            return F.conv3d(clips, weight, self.conv.bias, stride, self.conv.padding)
+        bias = self.conv.bias
+        assert bias is not None
+        with torch.autocast("cpu", enabled=False):
+            volume = F.conv3d(clips.float(), weight.float(), bias.float(), stride, self.conv.padding)
+            return volume.to(dtype)
 
 
 class S3DEmbedding(nn.Module):
