@@ -189,16 +189,22 @@ def _autocast_kernel(
     """Casts the named arguments, then runs the op with autocast off: its kernels accumulate in float32."""
     exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
-    def lower(value: Any, dtype: torch.dtype) -> Any:
+    def kernel(*args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(exclude):
+            return overload(*_lowered(args, cast, device))
+
+    return kernel
+
+
+def _lowered(args: Sequence[Any], cast: tuple[int, ...], device: str) -> list[Any]:
+    """Arguments of which autocast of the device has cast those at the places ``cast``."""
+    dtype = torch.get_autocast_dtype(device)
+
+    def lower(value: Any) -> Any:
         wide = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
         return value.to(dtype) if wide else value
 
-    def kernel(*args: Any) -> Any:
-        dtype = torch.get_autocast_dtype(device)
-        with torch._C._ExcludeDispatchKeyGuard(exclude):
-            return overload(*(lower(arg, dtype) if i in cast else arg for i, arg in enumerate(args)))
-
-    return kernel
+    return [lower(arg) if i in cast else arg for i, arg in enumerate(args)]
 
 
 def _trace_into(name: str, function: Callable[..., Any]) -> None:
@@ -277,7 +283,7 @@ def _register_autograd(operator: Operator, twin: str) -> None:
         f"{NAMESPACE}::{operator.name}{suffix}", grads, setup_context=setup_context, lib=LIBRARY
     )
     transformed = _transformable(overload, setup_context, functools.partial(grads, run=transformed_backward))
-    _EAGER[operator.name, twin] = _eager(overload, setup_context, grads, transformed)
+    _EAGER[operator.name, twin] = _eager(overload, setup_context, grads, transformed, operator.autocast)
 
 
 def _run(overload: torch._ops.OpOverload, *args: Any) -> Any:
@@ -324,11 +330,14 @@ def _eager(
     setup_context: Callable[..., None],
     grads: Callable[..., Any],
     transformed: Callable[..., Any],
+    cast: tuple[int, ...],
 ) -> Callable[..., Any]:
-    """The op with the same rule for gradients, entered from Python rather than through the dispatcher."""
+    """The op with the same rules for gradients and autocast, entered from Python, not through the dispatcher."""
+    keys = torch._C.DispatchKey
+    autocast_keys = torch._C.DispatchKeySet(keys.AutocastCPU) | torch._C.DispatchKeySet(keys.AutocastCUDA)
 
     def forward(ctx: Any, *args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
+        with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(autocast_keys):
             output = overload(*args)
         setup_context(ctx, args, output)
         return output
@@ -346,8 +355,11 @@ def _eager(
             return transformed(*args)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             return _run(overload, *args)
-        # Autocast comes before the gradients.
-        return overload(*args) if _autocast_enabled() else rule.apply(*args)
+        if _autocast_enabled():
+            device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+            if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
+                args = tuple(_lowered(args, cast, device))
+        return rule.apply(*args)
 
     return eager
 

@@ -18,8 +18,10 @@ inline int64_t correlation_grain(int64_t T, int64_t D) {
 template <class T>
 void correlate_clips(const T* z, int64_t B, int64_t frames, int64_t D, double scale, acc_t<T>* out) {
   const auto kernel = IFDD_SELECT(correlate<T>);
-  stable::parallel_for(0, B * frames, correlation_grain(frames, D),
-                       [&](int64_t begin, int64_t end) { kernel(z, frames, D, scale, begin, end, out); });
+  stable::parallel_for(0, B * frames, correlation_grain(frames, D), [&](int64_t begin, int64_t end) {
+    Buffer<double> scratch(frames * D);
+    kernel(z, frames, D, scale, begin, end, scratch.data(), out);
+  });
 }
 
 // grad_z = scale (G + G^T) z.

@@ -3,6 +3,7 @@
 
 #include "ifdd/normal.h"
 #include "ifdd/simd.h"
+#include "ifdd/vec.h"
 
 namespace ifdd::cpu::IFDD_ISA {
 namespace {
@@ -33,17 +34,38 @@ IFDD_INLINE void softmax_rows(const A* __restrict__ correlation, A sign, int64_t
   }
 }
 
+// Rows that are multiplied with one row together: enough independent sums to hide the latency of an addition.
+constexpr int kRows = 4;
+
 }  // namespace
 
 template <class T>
-void correlate(const T* z, int64_t frames, int64_t D, double scale, int64_t begin, int64_t end, acc_t<T>* out) {
+void correlate(const T* z, int64_t frames, int64_t D, double scale, int64_t begin, int64_t end, double* scratch,
+               acc_t<T>* out) {
   for (int64_t r = begin; r < end; ++r) {
     const int64_t b = r / frames, t = r % frames;
+    if (r == begin || t == 0) {
+      const T* __restrict__ rest = z + r * D;
+      double* __restrict__ wide = scratch + t * D;
+      for_each((frames - t) * D, [&](int64_t j) { wide[j] = static_cast<double>(load(rest + j)); });
+    }
     acc_t<T>* clip = out + b * frames * frames;
-    for (int64_t u = t; u < frames; ++u) {
-      const acc_t<T> value = static_cast<acc_t<T>>(dot(z + r * D, z + (b * frames + u) * D, D) * scale);
-      clip[t * frames + u] = value;
-      clip[u * frames + t] = value;
+    const double* row = scratch + t * D;
+    for (int64_t u = t; u < frames; u += kRows) {
+      with_count<kRows>(frames - u < kRows ? frames - u : kRows, [&](auto count) __attribute__((always_inline)) {
+        constexpr int tile = decltype(count)::value;
+        const double* other = scratch + u * D;
+        Vec<double> sum[tile] = {};
+        for_vectors<double>(D, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+          const Vec<double> x = lanes.read(row + j);
+          unrolled<tile>([&](auto i) __attribute__((always_inline)) { sum[i] += x * lanes.read(other + i * D + j); });
+        });
+        unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+          const acc_t<T> value = static_cast<acc_t<T>>(total<double>(sum[i]) * scale);
+          clip[t * frames + u + i] = value;
+          clip[(u + i) * frames + t] = value;
+        });
+      });
     }
   }
 }
@@ -138,7 +160,7 @@ void offsets_weight_gradient(const A* inner, const A* __restrict__ attention, in
 }
 
 #define INSTANTIATE(T)                                                                                         \
-  template void correlate<T>(const T*, int64_t, int64_t, double, int64_t, int64_t, acc_t<T>*);                 \
+  template void correlate<T>(const T*, int64_t, int64_t, double, int64_t, int64_t, double*, acc_t<T>*);        \
   template void correlate_backward<T>(const acc_t<T>*, const T*, int64_t, int64_t, acc_t<T>, int64_t, int64_t, \
                                       acc_t<T>*, T*);
 INSTANTIATE(float)

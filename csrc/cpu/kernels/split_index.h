@@ -34,12 +34,12 @@ struct OffsetsBackward {
 };
 
 // correlate: out (B, T, T) = scale z z^T, z (B, T, D). Row r of the B * T in [begin, end) writes the products of its
-// frame with the frames from itself on, and their mirror images.
+// frame with the frames from itself on, and their mirror images, added in double; scratch holds T * D elements.
 // correlate_backward: rows r of scale (G + G^T) z; scratch holds D elements.
 // offsets: clips [begin, end); scratch holds T * T elements.
 // offsets_weight_gradient: elements [begin, end) of the (K, T * T) gradient of a group's weight.
 IFDD_DECLARE_PER_ISA(template <class T> void correlate(const T* z, int64_t frames, int64_t D, double scale,
-                                                       int64_t begin, int64_t end, acc_t<T>* out);
+                                                       int64_t begin, int64_t end, double* scratch, acc_t<T>* out);
                      template <class T>
                      void correlate_backward(const acc_t<T>* grad, const T* z, int64_t frames, int64_t D,
                                              acc_t<T> scale, int64_t begin, int64_t end, acc_t<T>* scratch, T* grad_z);
