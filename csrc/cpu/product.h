@@ -99,7 +99,7 @@ inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
 // Rows of the blocks, all but equal, that have so many columns in all: large beside what the library does once a
 // product (it packs the weight) and small beside the tokens.
 inline int64_t block_rows(int64_t rows, int64_t columns) {
-  constexpr int64_t kElements = 1 << 20, kLeast = 512;
+  constexpr int64_t kElements = 1 << 19, kLeast = 512;
   const int64_t most = std::max(kLeast, kElements / columns), blocks = (rows + most - 1) / most;
   return (rows + blocks - 1) / blocks;
 }
