@@ -41,6 +41,9 @@ class Session:
     #: Output error of the eager original in float32, by case and pass: the unit errors are given in.
     unit: dict[tuple[Any, ...], float] = field(default_factory=dict)
     failures: int = 0
+    #: An allocation on the CPU has failed. glibc then serves the process from other arenas, which take large
+    #: blocks from the system in every call: what is timed from there on pays for new pages.
+    _lacked: bool = False
     _truth: tuple[tuple[Any, ...], Truth] | None = None
 
     @property
@@ -63,6 +66,9 @@ class Session:
             "pass": pass_name,
         }
         self.say(what)
+        if self._lacked:
+            self._skip("memory ran out before, which slows the allocator down: run it on its own", identity)
+            return
         needed = estimate(case, precision, PASSES[pass_name], self)
         if needed > self.left:
             self._skip(
@@ -75,7 +81,7 @@ class Session:
         except Exception as error:  # one case must not take the others with it
             if memory.is_lack(error):
                 self._truth = None
-                self._skip(f"not enough memory: {error}", identity)
+                self._lack(error, identity)
                 return
             self.failures += 1
             self.writer.write("failed", **identity, reason=f"{type(error).__name__}: {error}"[:500])
@@ -85,6 +91,10 @@ class Session:
                 torch.cuda.empty_cache()
             else:
                 memory.release()
+
+    def _lack(self, error: Exception, identity: dict[str, Any]) -> None:
+        self._skip(f"not enough memory: {error}", identity)
+        self._lacked = self.device == "cpu"
 
     def _skip(self, reason: str, identity: dict[str, Any]) -> None:
         self.writer.write("skipped", **identity, reason=reason[:500])
@@ -107,7 +117,9 @@ class Session:
                 step, errors, peak = checked(case, contender, inputs, training, truth, bounds, self.device)
             except Exception as error:
                 if memory.is_lack(error):
-                    self._skip(f"not enough memory: {error}", identity | {"contender": contender.name})
+                    self._lack(error, identity | {"contender": contender.name})
+                    if self._lacked:
+                        return
                     continue
                 wrong = isinstance(error, WrongResultError)
                 self.failures += 1

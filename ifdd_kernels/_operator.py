@@ -332,7 +332,7 @@ def _eager(
     transformed: Callable[..., Any],
     cast: tuple[int, ...],
 ) -> Callable[..., Any]:
-    """The op with the same rules for gradients and autocast, entered from Python, not through the dispatcher."""
+    """The op with the same rules for gradients and autocast, entered from Python and not the dispatcher."""
     keys = torch._C.DispatchKey
     autocast_keys = torch._C.DispatchKeySet(keys.AutocastCPU) | torch._C.DispatchKeySet(keys.AutocastCUDA)
 
@@ -356,6 +356,8 @@ def _eager(
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             return _run(overload, *args)
         if _autocast_enabled():
+            if _transforms_active():
+                return overload(*args)
             device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
             if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
                 args = tuple(_lowered(args, cast, device))
