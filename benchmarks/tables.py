@@ -161,9 +161,22 @@ def summary(rows: list[Row]) -> str:
     return _markdown(head, lines)
 
 
+def fewest_and_most(found: list[Quantity]) -> list[Quantity]:
+    """Of each case, precision and pass those of the fewest and of the most clips."""
+    batches: dict[tuple[str, str, str], set[int]] = {}
+    for q in found:
+        batches.setdefault((q.case, q.precision, q.pass_name), set()).add(q.batch)
+
+    def at_an_end(q: Quantity) -> bool:
+        of_case = batches[q.case, q.precision, q.pass_name]
+        return q.batch in (min(of_case), max(of_case))
+
+    return [q for q in found if at_an_end(q)]
+
+
 def headline(rows: list[Row]) -> str:
     """The bars in float32 beside the original, its compiled form and the rewrite: for a README."""
-    found = [q for q in bars(quantities(rows)) if q.precision == "fp32"]
+    found = fewest_and_most([q for q in bars(quantities(rows)) if q.precision == "fp32"])
     shown = ("original", "original+compile", "rewrite")
     rivals = [name for name in shown if any(name in q.rows for q in found)]
     lines = []
