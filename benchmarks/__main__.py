@@ -67,11 +67,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     facts = machine.describe(options.device, options.threads)
-    facts["freed_memory_kept"] = options.device == "cpu" and memory.keep_freed()
+    on_cpu = options.device == "cpu"
+    facts["freed_memory_kept"] = on_cpu and memory.keep_freed()
     name = f"{options.preset}-{facts['commit'].rstrip('+')}.jsonl"
     path = options.out or machine.results_folder(options.device) / name
     writer = Writer(path, facts)
-    memory.limit_to_free()
+    if on_cpu:
+        memory.limit_to_free()
     clock = "cuda" if options.device == "cuda" else options.clock
     rates = machine.measure_rates(options.device, clock)
     writer.write("machine", copy=rates.copy, products=rates.products, load=machine.load_average())

@@ -54,7 +54,8 @@ def limit_to_free() -> bool:
     """Makes an allocation beyond nine tenths of the free memory an error; whether the system can be told so.
 
     Without it Linux kills the process, and the rest of a run with it: a float64 step of the original at
-    sixteen clips can need more than a desktop has.
+    sixteen clips can need more than a desktop has. For a run on the CPU: drivers of GPUs reserve more address
+    space than there is memory.
     """
     try:
         import resource

@@ -26,6 +26,10 @@ AUTOCAST_DEVICES = ("cpu", "cuda")
 _transforms_active = torch._C._are_functorch_transforms_active
 _autocast_enabled = torch._C._is_any_autocast_enabled
 
+_AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
 
 @dataclass(frozen=True)
 class Gradient:
@@ -333,11 +337,9 @@ def _eager(
     cast: tuple[int, ...],
 ) -> Callable[..., Any]:
     """The op with the same rules for gradients and autocast, entered from Python and not the dispatcher."""
-    keys = torch._C.DispatchKey
-    autocast_keys = torch._C.DispatchKeySet(keys.AutocastCPU) | torch._C.DispatchKeySet(keys.AutocastCUDA)
 
     def forward(ctx: Any, *args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(autocast_keys):
+        with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
             output = overload(*args)
         setup_context(ctx, args, output)
         return output
@@ -358,6 +360,7 @@ def _eager(
         if _autocast_enabled():
             if _transforms_active():
                 return overload(*args)
+            # Before the rule for gradients, as in the dispatcher: the lowered call is the one that is saved.
             device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
             if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
                 args = tuple(_lowered(args, cast, device))

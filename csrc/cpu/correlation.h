@@ -19,8 +19,8 @@ template <class T>
 void correlate_clips(const T* z, int64_t B, int64_t frames, int64_t D, double scale, acc_t<T>* out) {
   const auto kernel = IFDD_SELECT(correlate<T>);
   stable::parallel_for(0, B * frames, correlation_grain(frames, D), [&](int64_t begin, int64_t end) {
-    Buffer<double> scratch(frames * D);
-    kernel(z, frames, D, scale, begin, end, scratch.data(), out);
+    const Scratch<double> scratch(frames * D);
+    kernel(z, frames, D, scale, begin, end, scratch.get(), out);
   });
 }
 
@@ -30,8 +30,8 @@ void correlate_clips_backward(const acc_t<T>* grad, const T* z, int64_t B, int64
                               T* grad_z) {
   const auto kernel = IFDD_SELECT(correlate_backward<T>);
   stable::parallel_for(0, B * frames, correlation_grain(frames, D), [&](int64_t begin, int64_t end) {
-    Buffer<acc_t<T>> scratch(D);
-    kernel(grad, z, frames, D, static_cast<acc_t<T>>(scale), begin, end, scratch.data(), grad_z);
+    const Scratch<acc_t<T>> scratch(D);
+    kernel(grad, z, frames, D, static_cast<acc_t<T>>(scale), begin, end, scratch.get(), grad_z);
   });
 }
 

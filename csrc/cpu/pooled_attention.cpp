@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "buffer.h"
+#include "kernels/sum_rows.h"
 
 namespace ifdd::cpu {
 namespace {
@@ -183,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pooled_attention_back
 
     const int64_t elements = row_count * width;
     Buffer<A> sums(elements);
-    const auto sum = IFDD_SELECT(sum_tables<A>);
+    const auto sum = IFDD_SELECT(sum_rows<A>);
     stable::parallel_for(0, elements, grain(units), [&](int64_t begin, int64_t end) {
       sum(call.table_partial, units, elements, begin, end, sums.data());
     });

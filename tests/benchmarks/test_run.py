@@ -47,45 +47,44 @@ def test_one_op_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert field in rows[1]
 
 
+def _printed(script: str) -> list[str]:
+    """The words a script prints in a process that keeps freed memory; of its own, since the setting stays."""
+    start = "import torch\nfrom benchmarks import memory\nprint(memory.keep_freed())\n"
+    done = subprocess.run([sys.executable, "-c", start + script], capture_output=True, text=True, check=True)
+    kept, *words = done.stdout.split()
+    if kept != "True":
+        pytest.skip("this C library cannot be told to keep freed memory")
+    return words
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted as Linux counts them")
 def test_freed_memory_is_reused() -> None:
-    """In a process of its own: the setting stays."""
     script = (
-        "import resource, torch\n"
-        "from benchmarks import memory\n"
-        "print(memory.keep_freed())\n"
+        "import resource\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for _ in range(20): torch.ones(1 << 24)\n"
         "before = faults()\n"
         "for _ in range(10): torch.ones(1 << 24)\n"
         "print(faults() - before)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    kept, faults = done.stdout.split()
-    if kept == "False":
-        pytest.skip("this C library cannot be told to keep freed memory")
+    (faults,) = _printed(script)
     assert int(faults) < 1000  # ten tensors of 64 MB are 160,000 pages
 
 
 def test_kept_memory_can_be_given_back() -> None:
     script = (
-        "import re, torch\n"
+        "import re\n"
         "from pathlib import Path\n"
-        "from benchmarks import memory\n"
         "def resident():\n"
         "    return int(re.search(r'VmRSS:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) // 1024\n"
-        "kept = memory.keep_freed()\n"
         "before = resident()\n"
         "large, small = torch.ones(1 << 26), torch.ones(1 << 10)\n"
         "del large\n"
         "held = resident() - before\n"
         "memory.release()\n"
-        "print(kept, held, resident() - before)\n"
+        "print(held, resident() - before)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    kept, held, left = done.stdout.split()
-    if kept != "True":
-        pytest.skip("this C library cannot be told to keep freed memory")
+    held, left = _printed(script)
     assert int(held) > 200
     assert int(left) < 50
 

@@ -148,7 +148,6 @@ def test_other_ops(case: cases.Case) -> None:
     error = {name: torch.zeros(2, dtype=torch.float64) for name in ("original", "native")}
     for seed in range(2 * DRAWS):
         inputs = case.make(DeviceMaker(torch.float32, seed=seed))
-
         exact = results(case.truth, inputs.double())
         for name, total in error.items():
             for place, found in enumerate(results(contenders[name], inputs)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,6 +41,26 @@ def test_autocast_lowers_activations_and_keeps_parameters(name: str, twin: str) 
         )
         assert out.dtype == torch.bfloat16
         assert torch.equal(out, outputs_of(op(*lowered))[0])
+
+
+@TWINS
+@pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if o.backward])
+def test_autocast_with_gradients_is_the_registered_op_with_gradients(name: str, twin: str) -> None:
+    """With gradients the public functions enter autocast from Python; the dispatcher's way is the rule."""
+    operator = OPERATORS[name]
+    ways: tuple[Callable[..., Any], ...] = (operator.overload(twin), partial(operator, twin))
+    found = []
+    for way in ways:
+        args = with_gradients(next(REGISTRY[name].samples(Maker(torch.float32))))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outs = [out for out in outputs_of(way(*args)) if out.requires_grad]
+        inputs = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+        grads = torch.autograd.grad(outs, inputs, [out.detach() for out in outs])
+        found.append((*outs, *grads))
+    assert len(found[0]) == len(found[1])
+    for wanted, got in zip(*found, strict=True):
+        assert got.dtype == wanted.dtype
+        assert torch.equal(got, wanted)
 
 
 @TWINS

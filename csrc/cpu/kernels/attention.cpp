@@ -686,17 +686,6 @@ void sum_chunks(const AttentionBackward<T>& op, int64_t begin, int64_t end) {
   }
 }
 
-template <class A>
-void sum_tables(const A* partial, int64_t count, int64_t stride, int64_t begin, int64_t end, A* out) {
-  // In double: one partial sum for every (batch, head, chunk).
-  for (int64_t c = begin; c < end; c += kLanes) {
-    const int64_t width = end - c < kLanes ? end - c : kLanes;
-    LaneSum<double> sum;
-    for (int64_t r = 0; r < count; ++r) for_each(width, [&](int64_t l) { sum.lane[l] += partial[r * stride + c + l]; });
-    for_each(width, [&](int64_t l) { out[c + l] = static_cast<A>(sum.lane[l]); });
-  }
-}
-
 #define INSTANTIATE(T)                                                                           \
   template void attention_forward<T>(const AttentionForward<T>&, int64_t, int64_t, acc_t<T>*);   \
   template void attention_backward<T>(const AttentionBackward<T>&, int64_t, int64_t, acc_t<T>*); \
@@ -706,7 +695,5 @@ INSTANTIATE(double)
 INSTANTIATE(bf16)
 INSTANTIATE(fp16)
 #undef INSTANTIATE
-template void sum_tables<float>(const float*, int64_t, int64_t, int64_t, int64_t, float*);
-template void sum_tables<double>(const double*, int64_t, int64_t, int64_t, int64_t, double*);
 
 }  // namespace ifdd::cpu::IFDD_ISA

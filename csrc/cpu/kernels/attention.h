@@ -114,13 +114,10 @@ IFDD_INLINE constexpr int64_t backward_scratch(const AttentionSizes& s, const in
 // else
 //   grad_q and the partial sums.
 // sum_chunks: grad_k and grad_v of rows [begin, end) of the B * h * Nk from the partial sums.
-// sum_tables: elements [begin, end) of the row_count * padded(d) of the tables' gradients.
 IFDD_DECLARE_PER_ISA(template <class T> void attention_forward(const AttentionForward<T>& op, int64_t begin,
                                                                int64_t end, acc_t<T>* scratch);
                      template <class T> void attention_backward(const AttentionBackward<T>& op, int64_t begin,
                                                                 int64_t end, acc_t<T>* scratch);
-                     template <class T> void sum_chunks(const AttentionBackward<T>& op, int64_t begin, int64_t end);
-                     template <class A> void sum_tables(const A* partial, int64_t count, int64_t stride, int64_t begin,
-                                                        int64_t end, A* out);)
+                     template <class T> void sum_chunks(const AttentionBackward<T>& op, int64_t begin, int64_t end);)
 
 }  // namespace ifdd::cpu

@@ -7,12 +7,12 @@ namespace ifdd::cpu::IFDD_ISA {
 
 template <class T>
 void widen_all(const T* in, int64_t count, float* out) {
-  for_vectors<float>(count, [&](int64_t j, auto lanes) { lanes.write(out + j, lanes.read(in + j)); });
+  widen(in, count, out);
 }
 
 template <class T>
 void round_all(const float* in, int64_t count, T* out) {
-  for_vectors<float>(count, [&](int64_t j, auto lanes) { lanes.write(out + j, lanes.read(in + j)); });
+  narrow(in, count, out);
 }
 
 template <class T>
