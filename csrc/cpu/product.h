@@ -3,6 +3,8 @@
 // widened in the cache, multiplied by the float32 library and rounded once.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
 #include <algorithm>
 #include <array>
 #include <optional>
@@ -12,6 +14,7 @@
 
 #include "floating.h"
 #include "kernels/linear.h"
+#include "kernels/sum_rows.h"
 
 namespace ifdd::cpu {
 
@@ -96,12 +99,20 @@ inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   call_operator("aten::mm", "out", stack);
 }
 
+// out += a b, matrices.
+inline void multiply_add(const Tensor& a, const Tensor& b, const Tensor& out) {
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1, 1));
+}
+
+// Rows of a partial sum of the bias's gradient.
+constexpr int64_t kSumRows = 64;
+
 // Rows of the blocks, all but equal, that have so many columns in all: large beside what the library does once a
 // product (it packs the weight) and small beside the tokens.
 inline int64_t block_rows(int64_t rows, int64_t columns) {
   constexpr int64_t kElements = 1 << 19, kLeast = 512;
   const int64_t most = std::max(kLeast, kElements / columns), blocks = (rows + most - 1) / most;
-  return (rows + blocks - 1) / blocks;
+  return std::min(rows, (rows + blocks * kSumRows - 1) / (blocks * kSumRows) * kSumRows);
 }
 
 inline int64_t grain_rows(int64_t columns) { return std::max<int64_t>(1, kGrain / columns); }
@@ -156,21 +167,23 @@ std::tuple<Tensor, Tensor, Tensor> wide_linear_backward(const Tensor& grad, cons
   const int64_t rows = leading(x), K = weight.size(1), M = weight.size(0), block = block_rows(rows, K + M);
   const Tensor in = as_contiguous(x), grad_out = as_contiguous(grad), matrix = converted(weight, ScalarType::Float);
   const Tensor wide = floats(x, block, K), wide_grad = floats(x, block, M), product = floats(x, block, K);
-  const Tensor grad_x = empty(x, x.sizes(), x.scalar_type()), grad_weight = floats(x, M, K), grad_bias = zeros(x, M);
-  const Tensor part = block < rows ? floats(x, M, K) : grad_weight;
-  const auto widen_elements = IFDD_SELECT(widen_all<T>);
+  const Tensor grad_x = empty(x, x.sizes(), x.scalar_type()), grad_weight = floats(x, M, K);
+  const int64_t sums = (rows + kSumRows - 1) / kSumRows;
+  const Tensor partial = floats(x, sums, M), grad_bias = empty(x, {M}, ScalarType::Float);
+  const auto widen_rows = IFDD_SELECT(widen_and_sum<T>);
+  const auto sum = IFDD_SELECT(sum_rows<float>);
   const auto round_elements = IFDD_SELECT(round_all<T>);
-  const auto add_elements = IFDD_SELECT(add);
-  const auto add_columns = IFDD_SELECT(add_rows);
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
     const Tensor g = first_rows(wide_grad, count), p = first_rows(product, count);
-    stable::parallel_for(0, count * M, kGrain, [&](int64_t begin, int64_t end) {
-      widen_elements(data<T>(grad_out) + first * M + begin, end - begin, mutable_data<float>(g) + begin);
-    });
-    stable::parallel_for(0, M, grain_rows(count), [&](int64_t begin, int64_t end) {
-      add_columns(data<float>(g), count, M, begin, end, mutable_data<float>(grad_bias));
-    });
+    stable::parallel_for(
+        0, (count + kSumRows - 1) / kSumRows, grain_rows(kSumRows * M), [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t row = i * kSumRows;
+            widen_rows(data<T>(grad_out) + (first + row) * M, std::min(kSumRows, count - row), M,
+                       mutable_data<float>(g) + row * M, mutable_data<float>(partial) + (first + row) / kSumRows * M);
+          }
+        });
     multiply(g, matrix, p);
     stable::parallel_for(0, count * K, kGrain, [&](int64_t begin, int64_t end) {
       const int64_t from = first * K + begin;
@@ -178,12 +191,12 @@ std::tuple<Tensor, Tensor, Tensor> wide_linear_backward(const Tensor& grad, cons
       differentiate(data<T>(in) + from, end - begin, mutable_data<float>(wide) + begin, products);
       round_elements(products, end - begin, mutable_data<T>(grad_x) + from);
     });
-    multiply(stable::transpose(g, 0, 1), first_rows(wide, count), first == 0 ? grad_weight : part);
-    if (first == 0) continue;
-    stable::parallel_for(0, M * K, kGrain, [&](int64_t begin, int64_t end) {
-      add_elements(data<float>(part) + begin, end - begin, mutable_data<float>(grad_weight) + begin);
-    });
+    const Tensor columns = stable::transpose(g, 0, 1), argument = first_rows(wide, count);
+    first == 0 ? multiply(columns, argument, grad_weight) : multiply_add(columns, argument, grad_weight);
   }
+  stable::parallel_for(0, M, grain_rows(sums), [&](int64_t begin, int64_t end) {
+    sum(data<float>(partial), sums, M, begin, end, mutable_data<float>(grad_bias));
+  });
   return {grad_x, converted(grad_weight, weight.scalar_type()), converted(grad_bias, weight.scalar_type())};
 }
 

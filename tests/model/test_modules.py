@@ -361,7 +361,7 @@ def test_block_keeps_no_normed_tokens_of_its_mlp() -> None:
 def test_embedding_in_16_bits_is_rounded_once_where_float32_is_faster(
     monkeypatch: pytest.MonkeyPatch, clip_frames: int, autocast: bool
 ) -> None:
-    monkeypatch.setattr("ifdd.modules.embedding.faster_in_float32", lambda dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr("ifdd.modules.convolution.faster_in_float32", lambda dtype: dtype == torch.bfloat16)
     embedding = ConvEmbedding(6, clip_frames)
     if not autocast:
         embedding = embedding.bfloat16()

@@ -23,18 +23,22 @@ void finish(const float* in, int64_t rows, int64_t columns, const float* bias, T
   }
 }
 
-void add(const float* in, int64_t count, float* sum) {
-  for_vectors<float>(count,
-                     [&](int64_t j, auto lanes) { lanes.write(sum + j, lanes.read(sum + j) + lanes.read(in + j)); });
+template <class T>
+void widen_and_sum(const T* in, int64_t rows, int64_t columns, float* out, float* sum) {
+  for_vectors<float>(columns, [&](int64_t j, auto lanes) { lanes.write(sum + j, Vec<float>{}); });
+  for (int64_t r = 0; r < rows; ++r, in += columns, out += columns) {
+    for_vectors<float>(columns, [&](int64_t j, auto lanes) {
+      const Vec<float> value = lanes.read(in + j);
+      lanes.write(out + j, value);
+      lanes.write(sum + j, lanes.read(sum + j) + value);
+    });
+  }
 }
 
-void add_rows(const float* in, int64_t rows, int64_t columns, int64_t begin, int64_t end, float* sum) {
-  for (int64_t r = 0; r < rows; ++r) add(in + r * columns + begin, end - begin, sum + begin);
-}
-
-#define INSTANTIATE(T)                                   \
-  template void widen_all<T>(const T*, int64_t, float*); \
-  template void round_all<T>(const float*, int64_t, T*); \
+#define INSTANTIATE(T)                                                        \
+  template void widen_all<T>(const T*, int64_t, float*);                      \
+  template void round_all<T>(const float*, int64_t, T*);                      \
+  template void widen_and_sum<T>(const T*, int64_t, int64_t, float*, float*); \
   template void finish<T>(const float*, int64_t, int64_t, const float*, T*);
 INSTANTIATE(bf16)
 INSTANTIATE(fp16)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ifdd.config import EMBEDDED_FRAMES, EMBEDDING_FRAMES, PATCH_STRIDE
+from ifdd.modules.convolution import Conv3d, convolve
 from ifdd.modules.separable import ConvNormReLU, SeparableConv
-from ifdd_kernels.ops.linear import faster_in_float32, product_dtype
 
 
 class ConvEmbedding(nn.Module):
@@ -31,7 +33,7 @@ class ConvEmbedding(nn.Module):
             )
         self.temporal_stride = clip_frames // EMBEDDED_FRAMES
         stride = (min(self.temporal_stride, 2), PATCH_STRIDE, PATCH_STRIDE)
-        self.conv = nn.Conv3d(3, channels, (3, 7, 7), stride, (1, 3, 3))
+        self.conv = Conv3d(3, channels, (3, 7, 7), stride, (1, 3, 3))
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """(B, 3, T_in, H, W) -> (B, C, 8, H/4, W/4)."""
@@ -43,16 +45,9 @@ class ConvEmbedding(nn.Module):
         return self._convolve(clips, (early + late) / 2)
 
     def _convolve(self, clips: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Where a CPU is slow in 16 bits, in float32 and rounded once: half of the time, without AMX."""
         stride = (self.temporal_stride, PATCH_STRIDE, PATCH_STRIDE)
-        dtype = product_dtype(clips)
-        if clips.device.type != "cpu" or not faster_in_float32(dtype):
-            return F.conv3d(clips, weight, self.conv.bias, stride, self.conv.padding)
-        bias = self.conv.bias
-        assert bias is not None
-        with torch.autocast("cpu", enabled=False):
-            volume = F.conv3d(clips.float(), weight.float(), bias.float(), stride, self.conv.padding)
-            return volume.to(dtype)
+        function = partial(F.conv3d, stride=stride, padding=self.conv.padding)
+        return convolve(function, clips, weight, self.conv.bias)
 
 
 class S3DEmbedding(nn.Module):

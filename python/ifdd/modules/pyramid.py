@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ifdd.modules.backbone import Grid, StageOutput
+from ifdd.modules.convolution import Conv2d
 from ifdd.modules.linear import Linear
 
 
@@ -34,7 +35,7 @@ class PyramidAggregation(nn.Module):
                     f"PyramidAggregation: grid {grid} is no whole multiple of the last, {self.grid}"
                 )
         self.reduce = nn.ModuleList(
-            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False) for width in channels[:-1]
+            Conv2d(width, width, kernel_size=3, padding=1, bias=False) for width in channels[:-1]
         )
         self.merge = Linear(sum(channels), channels[-1], bias=False) if self.ratios else None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ifdd.modules.convolution import Conv3d
+
 BATCH_NORM_EPS = 1e-3
 BATCH_NORM_MOMENTUM = 1e-3
 
@@ -21,7 +23,7 @@ class ConvNormReLU(nn.Module):
         padding: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=False)
+        self.conv = Conv3d(in_channels, out_channels, kernel, stride, padding, bias=False)
         self.norm = nn.BatchNorm3d(out_channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
