@@ -45,6 +45,9 @@ class Case:
     differentiable: bool = True
     #: Whether a maximum is pooled inside: its gradient jumps where two values are nearly equal.
     discontinuous: bool = False
+    #: Whether each clip has a row in every activation and output, and depends on no other: the truth then
+    #: goes clip by clip, and sixteen clips in float64 need the memory of one.
+    clipwise: bool = False
     #: The contender that ratios and error bounds refer to.
     anchor: str = "original"
 
@@ -96,6 +99,7 @@ def _op_case(
         shape.config.clip_frames,
         shape.config.image_size,
         differentiable=operator is None or operator.backward is not None,
+        clipwise=op in ("pool_tokens", "pooled_attention"),
     )
 
 

@@ -33,6 +33,11 @@ class Inputs:
         )
         return Inputs(activations, parameters, self.constants, self.differentiate)
 
+    def clip(self, place: int) -> Inputs:
+        """One clip of the batch, which is the first axis of every activation."""
+        one = {name: value[place : place + 1] for name, value in self.activations.items()}
+        return Inputs(one, self.parameters, self.constants, self.differentiate)
+
     def copy(self) -> Inputs:
         """Other memory for the activations; parameters are shared."""
         copies = {name: value.clone() for name, value in self.activations.items()}

@@ -86,12 +86,14 @@ def cpu(shorter: bool = False) -> Iterator[Task]:
     yield from _tasks(_eager(cases.small_ops(shape, 16, "cpu")), ("fp32",))
     yield from _tasks(_compiled(ops(1), ("rewrite+compile", "shifts+compile")), ("fp32",), ("training",))
     yield from _tasks(_compiled(issm[1], ("original+max-autotune",)), ("fp32",), ("inference",))
+    every = [case.only(("original", "native", "ifdd")) for case in issm[1] + ladm[1] + ops(1)]
+    yield from _tasks(every, ("fp16",))
     yield from _tasks([case.only(ours) for case in ops(4)], ("fp32",))
-    # The float64 step that a training step is checked against keeps 2.5 GB a clip.
-    yield from _tasks(_eager([cases.model(NETWORK, 4, "cpu")]), ("fp32",))
-    yield from _tasks(_eager([cases.model(NETWORK, 16, "cpu")]), ("fp32",), ("inference",))
-    # A machine with less than 32 GB runs out of memory here, see Session.run.
     yield from _tasks([case.only(ours) for case in ops(16)], ("fp32",))
+    # A machine that runs out of memory measures nothing after that, see Session.run: the float64 step that a
+    # training step of the network is checked against keeps 2.5 GB a clip.
+    yield from _tasks(_eager([cases.model(NETWORK, 16, "cpu")]), ("fp32",), ("inference",))
+    yield from _tasks(_eager([cases.model(NETWORK, 4, "cpu")]), ("fp32",))
 
 
 def gpu() -> Iterator[Task]:

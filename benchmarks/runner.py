@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks import datasheet, memory, ours
 from benchmarks.cases import Case
-from benchmarks.contender import Contender, DeviceMaker, Inputs, Step, prepare
+from benchmarks.contender import Contender, DeviceMaker, Inputs, Step, cotangent, prepare
 from benchmarks.correctness import Errors, Gate, Truth, WrongResultError
 from benchmarks.machine import Rates, load_average
 from benchmarks.precision import PRECISIONS, Precision
@@ -203,10 +204,36 @@ def _quantity(case: Case, training: bool) -> tuple[Any, ...]:
 
 def truth_of(case: Case, inputs: Inputs, training: bool, device: str) -> Truth:
     """The case in float64, without autocast."""
+    wide = inputs.double()
     with torch.autocast(device, enabled=False):
-        step = prepare(case.truth, inputs.double(), training)
+        if case.clipwise:
+            return _truth_by_clips(case, wide, training)
+        step = prepare(case.truth, wide, training)
         outputs, grads = step()
         return Truth(outputs, step.name_gradients(grads) if training else {})
+
+
+def _truth_by_clips(case: Case, inputs: Inputs, training: bool) -> Truth:
+    clips = [inputs.clip(place) for place in range(case.batch)]
+    like = prepare(case.truth, clips[0], False).forward()
+    # Gradients of the outputs of the whole batch, as the contenders get them.
+    whole = [cotangent(out.expand(case.batch, *out.shape[1:]), place) for place, out in enumerate(like)]
+    outputs, gradients = [], []
+    for place, clip in enumerate(clips):
+        step = prepare(case.truth, clip, training)
+        step.cotangents = [values[place : place + 1] for values in whole]
+        results, grads = step()
+        outputs.append(results)
+        gradients.append(step.name_gradients(grads) if training else {})
+    joined = {
+        name: (torch.cat if name in inputs.activations else _total)([one[name] for one in gradients])
+        for name in gradients[0]
+    }
+    return Truth(tuple(torch.cat(parts) for parts in zip(*outputs, strict=True)), joined)
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts).sum(0)
 
 
 def checked(

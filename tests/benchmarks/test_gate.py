@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from benchmarks import cases, memory, results
 from benchmarks.cases import Case
-from benchmarks.contender import Bound, Contender, Inputs, Outputs
+from benchmarks.contender import Bound, Contender, DeviceMaker, Inputs, Outputs
 from benchmarks.correctness import Errors, Gate, Truth, WrongResultError
-from benchmarks.runner import Session
+from benchmarks.runner import Session, truth_of
 from benchmarks.shapes import NetworkShape
 
 
@@ -68,6 +69,19 @@ def test_nothing_is_timed_once_memory_ran_out(session: Session, shape: NetworkSh
     assert "memory ran out before" in second["reason"]
     assert not results.read(session.writer.path, "time")
     assert session.failures == 0
+
+
+@pytest.mark.parametrize("make", [cases.pool_tokens, cases.pooled_attention])
+def test_the_truth_by_clips_is_the_truth_of_the_batch(shape: NetworkShape, make: Any) -> None:
+    case = make(shape, shape.blocks[0], 3, "cpu")
+    assert case.clipwise
+    inputs = case.make(DeviceMaker(torch.float32))
+    clips, whole = (truth_of(one, inputs, True, "cpu") for one in (case, replace(case, clipwise=False)))
+    for got, wanted in zip(clips.outputs, whole.outputs, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    assert clips.gradients.keys() == whole.gradients.keys()
+    for name, wanted in whole.gradients.items():
+        torch.testing.assert_close(clips.gradients[name], wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_a_wrong_gradient_does_not_matter_for_inference(session: Session, shape: NetworkShape) -> None:
