@@ -62,7 +62,7 @@ inline bool widened(const Tensor& x, const Tensor& weight) {
 
 template <size_t count>
 Tensor call_operator(const char* name, const char* overload, std::array<StableIValue, count>& stack) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -101,7 +101,7 @@ inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
 
 // out += a b, matrices.
 inline void multiply_add(const Tensor& a, const Tensor& b, const Tensor& out) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1, 1));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1, 1));
 }
 
 // Rows of a partial sum of the bias's gradient.

@@ -27,6 +27,7 @@ from ifdd.modules import (
     StageOutput,
     TopKSplit,
 )
+from ifdd.modules.convolution import Conv2d, Conv3d
 from ifdd.modules.issm import FrameSplit, make_split
 from ifdd.modules.ladm import Lifting
 from ifdd_kernels import live_tokens
@@ -124,8 +125,11 @@ def test_block_projects_keys_and_values_of_live_tokens_only(stride: tuple[int, i
         results.append((out, *torch.autograd.grad(out.square().sum(), [tokens, *module.parameters()])))
     dead = tokens.shape[1] - len(live_tokens(grid, stride).rows)
     assert flops[1] - flops[0] == 2 * 2 * dead * 12 * 32
+    # A gradient that vanishes by symmetry, like that of the keys' bias, is all rounding: it is judged by the
+    # size of the others, whose terms it is made of.
+    largest = max(every.abs().max().item() for every in results[1])
     for live, every in zip(*results, strict=True):
-        torch.testing.assert_close(live, every, rtol=1e-11, atol=1e-12 * every.abs().max().item())
+        torch.testing.assert_close(live, every, rtol=1e-11, atol=1e-14 * largest)
 
 
 @pytest.mark.parametrize("stride_q", [(1, 1, 1), (1, 2, 2)], ids=str)
@@ -378,3 +382,17 @@ def test_embedding_in_16_bits_is_rounded_once_where_float32_is_faster(
     tokens.float().sum().backward()
     assert embedding.conv.weight.grad is not None
     assert embedding.conv.weight.grad.dtype == embedding.conv.weight.dtype
+
+
+@pytest.mark.parametrize(("kind", "axes"), [(Conv2d, 2), (Conv3d, 3)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_convolution_in_16_bits_is_the_rounded_float32_one(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Conv2d | Conv3d], axes: int, bias: bool
+) -> None:
+    monkeypatch.setattr("ifdd.modules.convolution.faster_in_float32", lambda dtype: dtype == torch.bfloat16)
+    conv = kind(3, 4, 3, padding=1, bias=bias)
+    x = torch.randn(2, 3, *(5,) * axes)
+    exact = conv(x.bfloat16().float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = conv(x.bfloat16())
+    assert torch.equal(lowered, exact.bfloat16())
