@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 def _double(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(t.detach().to(torch.float64).cpu().flatten() for t in tensors)
+    """All on the device of the last one: what is large there is not copied to be compared."""
+    device = tensors[-1].device
+    return tuple(t.detach().to(device, torch.float64).flatten() for t in tensors)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -76,6 +78,39 @@ def poisoned_memory() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products and convolutions of float32 are float32 inside, on every device.
+
+    PyTorch lets cuDNN compute float32 convolutions in TF32, 10 bits, unless told otherwise: a reference that
+    does so hides errors of a thousand roundings.
+    """
+    # PyTorch keeps an older and a newer set of switches, and raises where it reads one and the other disagrees:
+    # both are changed by the older ones and restored one after the other.
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    newer = [switch.fp32_precision for switch in switches]
+    products, convolutions = torch.get_float32_matmul_precision(), _convolution_switch()
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        if convolutions is not None:
+            torch.backends.cudnn.allow_tf32 = convolutions
+        for switch, precision in zip(switches, newer, strict=True):
+            switch.fp32_precision = precision
+
+
+def _convolution_switch() -> bool | None:
+    """cuDNN's older switch; None where the newer ones were used, which then decide alone."""
+    try:
+        allowed: bool = torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return None
+    return allowed
 
 
 @contextmanager

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ifdd_kernels.registry import Entry, Maker, Sample
-from ifdd_kernels.testing import poisoned_memory, precision_error_bound, relative_error, unwritten_fraction
+from ifdd_kernels.testing import (
+    full_float32,
+    poisoned_memory,
+    precision_error_bound,
+    relative_error,
+    unwritten_fraction,
+)
 from ops.cases import differentiable_outputs, gradients, outputs_of
 
 #: Gradients may err this much more than results: each is a product of two results of that accuracy, summed
 #: over one more axis.
 GRADIENT_FACTOR = 4
+
+#: Times the error of the definition in the tested precision that is always allowed where it is asked: sums in
+#: another order, and factors of products rounded once more.
+EAGER_FACTOR = 4
 
 #: Where results are 16-bit, float32 arithmetic hides below their one rounding (half an eps), whatever the
 #: registry allows float32. On its samples Triton's results err by at most 0.46 eps, gradients by 3.7.
@@ -21,31 +32,76 @@ HALF_ROUNDINGS = 2
 
 
 def check_twin(entry: Entry, sample: Sample, twin: str = "triton") -> None:
-    """Values and gradients of a twin against the op's definition in float64.
-
-    Bounds are the registry's (roundings of the result's dtype relative to the largest value). Memory the
-    twin allocates is full of NaN, so that what it forgets to write shows; so is all memory around its
-    arguments, so that what it should not read does.
-    """
+    """Values and gradients of a twin against the op's definition in float64, see :func:`check_call`."""
     assert entry.operator is not None
-    args = tuple(_leaf(_among_nans(arg)) for arg in sample.args)
-    wide = tuple(_leaf(arg.detach().cpu().double()) if _real(arg) else _on_cpu(arg) for arg in args)
-    exact = entry.reference(*wide)
-    with poisoned_memory():
-        result = entry.operator.overload(twin)(*args)
-    _compare_results(entry, outputs_of(result), outputs_of(exact), args[0].dtype)
-    if entry.operator.backward is None:
-        return
-    cotangents = [
-        _among_nans(
-            torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(out)
-        )
-        for out in differentiable_outputs(entry, result)
+    check_call(entry, sample, entry.operator.overload(twin))
+
+
+def check_call(
+    entry: Entry, sample: Sample, call: Callable[..., Any], against_eager: bool = False
+) -> tuple[Tensor, ...]:
+    """Values and gradients of a call against the op's definition in float64, on the arguments' device.
+
+    Bounds are the registry's (roundings of the result's dtype relative to the largest value); with
+    ``against_eager``, for sums longer than those of the registry's samples, at least :data:`EAGER_FACTOR`
+    times the error of the definition in the precision that is tested. Memory the call allocates is full of
+    NaN, so that what it forgets to write shows; so is all memory around its arguments, so that what it
+    should not read does. float32 means float32, not TF32.
+
+    Returns:
+        The results and the gradients.
+    """
+    with full_float32():
+        args = tuple(_leaf(_among_nans(arg)) for arg in sample.args)
+        with poisoned_memory():
+            result = call(*args)
+        outputs = outputs_of(result)
+        differentiable = differentiable_outputs(entry, result) if has_gradients(entry) else []
+        cotangents = [_cotangent(out) for out in differentiable]
+        actual: list[Tensor] = []
+        if cotangents:
+            with poisoned_memory():
+                actual = gradients(entry, result, args, cotangents)
+        exact, expected = _definition(entry, tuple(_wide(arg) for arg in args), [c.double() for c in cotangents])
+        if against_eager:
+            eager = _errors(*_definition(entry, tuple(_leaf(arg) for arg in args), cotangents), exact, expected)
+        else:
+            eager = _errors(exact, expected, exact, expected)
+    _compare_results(entry, outputs, exact, args[0].dtype, eager[0])
+    if cotangents:
+        _compare_gradients(entry, actual, expected, differentiable[0].dtype, eager[1])
+    return (*(out.detach() for out in outputs), *actual)
+
+
+def has_gradients(entry: Entry) -> bool:
+    """Whether gradients flow through an op; those that are composed of others all have some."""
+    return entry.operator is None or entry.operator.backward is not None
+
+
+def _definition(
+    entry: Entry, args: tuple[Any, ...], cotangents: list[Tensor]
+) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """Results and gradients of the definition, differentiated by PyTorch, in the arguments' precision."""
+    result = entry.reference(*args)
+    return outputs_of(result), gradients(entry, result, args, cotangents) if cotangents else []
+
+
+def _errors(
+    outputs: tuple[Tensor, ...], grads: list[Tensor], exact: tuple[Tensor, ...], expected: list[Tensor]
+) -> tuple[list[float], list[float]]:
+    """Of results, relative to their largest value, and of gradients, relative to :func:`_sizes`."""
+    found = [relative_error(got, wanted) for got, wanted in zip(outputs, exact, strict=True)]
+    sizes = _sizes(grads, expected)
+    return found, [
+        _largest_error(got, wanted) / size for got, wanted, size in zip(grads, expected, sizes, strict=True)
     ]
-    with poisoned_memory():
-        actual = gradients(entry, result, args, cotangents)
-    expected = gradients(entry, exact, wide, [c.cpu().double() for c in cotangents])
-    _compare_gradients(entry, actual, expected, differentiable_outputs(entry, result)[0].dtype)
+
+
+def _cotangent(out: Tensor) -> Tensor:
+    generator = torch.Generator(out.device).manual_seed(5)
+    values = torch.randn(out.shape, generator=generator, dtype=torch.float64, device=out.device)
+    moved: Tensor = _among_nans(values.to(out.dtype))
+    return moved
 
 
 def lowered(entry: Entry, label: str, dtype: torch.dtype, device: str = "cpu") -> Sample:
@@ -74,8 +130,8 @@ def _leaf(arg: Any) -> Any:
     return arg.detach().requires_grad_() if _real(arg) else arg
 
 
-def _on_cpu(arg: Any) -> Any:
-    return arg.cpu() if isinstance(arg, Tensor) else arg
+def _wide(arg: Any) -> Any:
+    return _leaf(arg.detach().double()) if _real(arg) else arg
 
 
 def _roundings(entry: Entry, dtype: torch.dtype) -> float:
@@ -83,7 +139,11 @@ def _roundings(entry: Entry, dtype: torch.dtype) -> float:
 
 
 def _compare_results(
-    entry: Entry, actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype
+    entry: Entry,
+    actual: tuple[Tensor, ...],
+    expected: tuple[Tensor, ...],
+    dtype: torch.dtype,
+    eager: list[float],
 ) -> None:
     """Statistics too: the backward starts from them.
 
@@ -94,30 +154,50 @@ def _compare_results(
         assert got.shape == wanted.shape, f"result {place}: {tuple(got.shape)}"
         assert got.is_contiguous(), f"result {place} is not contiguous, as the fake promises"
         if not got.is_floating_point():
-            assert torch.equal(got.cpu(), wanted), f"result {place}"
+            assert torch.equal(got, wanted), f"result {place}"
         elif wanted.numel():
             assert unwritten_fraction(got) == 0, f"result {place} has unwritten values"
             error = relative_error(got, wanted)
             bound = precision_error_bound(got.dtype, _roundings(entry, got.dtype))
             if dtype in (torch.float16, torch.bfloat16):
                 bound = max(bound, torch.finfo(torch.float16).eps / 2)
+            bound = max(bound, EAGER_FACTOR * eager[place])
             assert error <= bound, f"result {place}: relative error {error:.2e}, allowed {bound:.2e}"
 
 
 def _compare_gradients(
-    entry: Entry, actual: list[Tensor], expected: list[Tensor], result_dtype: torch.dtype
+    entry: Entry,
+    actual: list[Tensor],
+    expected: list[Tensor],
+    result_dtype: torch.dtype,
+    eager: list[float],
 ) -> None:
-    largest = max((float(g.abs().max()) for g in expected if g.numel()), default=0.0)
-    for place, (got, wanted) in enumerate(zip(actual, expected, strict=True)):
+    sizes = _sizes(actual, expected)
+    for place, (got, wanted, size) in enumerate(zip(actual, expected, sizes, strict=True)):
         assert got.shape == wanted.shape, f"gradient {place}: {tuple(got.shape)}"
         if not wanted.numel():
             continue
         assert unwritten_fraction(got) == 0, f"gradient {place} has unwritten values"
         coarser = max(result_dtype, got.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-        # Gradients that vanish by symmetry hold rounding of the largest gradient of the case. Below the
-        # smallest normal number a dtype is as coarse as there.
-        smallest = torch.finfo(got.dtype).smallest_normal
-        size = max(float(wanted.abs().max()), 1e-2 * largest, smallest)
-        error = float((got.cpu().double() - wanted).abs().max()) / size
+        error = _largest_error(got, wanted) / size
         bound = GRADIENT_FACTOR * precision_error_bound(coarser, _roundings(entry, coarser))
+        bound = max(bound, EAGER_FACTOR * eager[place])
         assert error <= bound, f"gradient {place}: relative error {error:.2e}, allowed {bound:.2e}"
+
+
+def _sizes(actual: list[Tensor], expected: list[Tensor]) -> list[float]:
+    """What errors of gradients are relative to: the largest value, or a hundredth of the case's.
+
+    Gradients that vanish by symmetry hold rounding of the largest gradient of the case. Below the smallest
+    normal number a dtype is as coarse as there.
+    """
+    own = [float(g.abs().max()) if g.numel() else 0.0 for g in expected]
+    largest = max(own, default=0.0)
+    return [
+        max(size, 1e-2 * largest, torch.finfo(got.dtype).smallest_normal)
+        for size, got in zip(own, actual, strict=True)
+    ]
+
+
+def _largest_error(got: Tensor, wanted: Tensor) -> float:
+    return float((got.double() - wanted).abs().max()) if wanted.numel() else 0.0

@@ -1,0 +1,217 @@
+"""Clips do not see each other: the last of a large batch gets what it gets alone, bit for bit.
+
+With a batch whose tensors have more than 2^31 elements that is a test of every 64-bit offset, and needs no
+reference. What is compared: results and gradients that have an axis of clips. Gradients of parameters are sums
+over the batch: the tests against float64 have those.
+
+Two things keep a backend from giving the same bits, and are compared by size instead:
+
+- a product of PyTorch's library, whose algorithm follows the number of rows (:data:`LIBRARY_PRODUCTS`);
+- a sum that a kernel cuts into parts by the number of clips (:data:`CUT_BY_BATCH`).
+
+Both must still give the first clip of the batch, when it is the last one's copy, the same as the last one: the
+bits of library products excepted, all by the same algorithm.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ifdd_kernels.registry import REGISTRY, Entry
+from ifdd_kernels.testing import full_float32, precision_error_bound, relative_error
+from ops.cases import differentiable_outputs, outputs_of
+from ops.devices import NETWORKS, call_of, devices, parameter
+from ops.network import Instance, instances
+from ops.twins import GRADIENT_FACTOR, has_gradients
+
+#: PyTorch's matrix products: no offsets of ours, and no promise of bits.
+LIBRARY_PRODUCTS = {"linear", "gelu_linear"}
+#: Arguments whose gradients are sums over queries in chunks, of which few clips get more (``_query_chunk`` in
+#: ifdd_kernels/triton/_attention.py).
+CUT_BY_BATCH = {
+    ("pooled_attention", "triton"): ("key", "value"),
+    ("lifting_attention", "triton"): ("key", "value"),
+}
+#: The least, and the elements that the largest tensor must have more of where memory allows.
+CLIPS, ELEMENTS = 256, 2**31
+#: Bytes that a call and its gradients take for each element of the largest argument; beyond half of a large
+#: GPU's memory the batch is smaller.
+BYTES_PER_ELEMENT, MOST_BYTES = 24, 64 * 2**30
+#: On the CPU the same with a few clips.
+FEW = 5
+
+
+def clips_of(call: Instance, device: str) -> int:
+    """Clips of the batch."""
+    if device == "cpu":
+        return FEW
+    if call.largest * CLIPS * 2 <= ELEMENTS:  # nothing there comes near 2^31, not even bytes
+        return CLIPS
+    wanted = max(CLIPS, ELEMENTS // call.largest + 2)
+    return min(wanted, MOST_BYTES // (BYTES_PER_ELEMENT * call.largest))
+
+
+def selection(device: str) -> Iterator[Instance]:
+    """The largest call of each op, and the largest that packs q, k and v in one tensor."""
+    largest: dict[Any, Instance] = {}
+    for call in instances(NETWORKS[device]):
+        kind = (call.op, call.op == "pool_tokens" and call.args[1] is None)
+        if kind not in largest or call.largest > largest[kind].largest:
+            largest[kind] = call
+    for (op, _), call in largest.items():
+        if any(layout.per_clip for layout in call.layouts) and op in REGISTRY:
+            yield call
+
+
+def _cases(device: str) -> Iterator[Any]:
+    for call in selection(device):
+        for backend in ("native", "triton", "reference"):
+            # Of the reference only what stands for a kernel on a GPU: PyTorch's own are PyTorch's matter.
+            if backend == "reference" and call.op not in {"max_pool_tokens", *LIBRARY_PRODUCTS}:
+                continue
+            if device == "cpu" and backend == "triton" and call.largest > 100_000:
+                continue
+            clips = clips_of(call, device)
+            name = f"{call.op}-{backend}-{call.label}-B={clips}"
+            yield parameter(device, call, backend, clips, name=name)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The CPU's tests, and the GPU's where they are wanted."""
+    if "call" in metafunc.fixturenames:
+        found = [one for device in devices(metafunc.config) for one in _cases(device)]
+        metafunc.parametrize(("device", "call", "backend", "clips"), found)
+
+
+@pytest.fixture
+def memory(
+    device: str, call: Instance, clips: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """One process at a time has the memory of large batches."""
+    needed = BYTES_PER_ELEMENT * call.largest * clips
+    if device == "cpu" or needed < 2**31:
+        yield
+        return
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if shared.name.startswith("popen-") else shared
+    with (shared / "memory.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0]
+        if free < needed:
+            pytest.skip(f"needs about {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free")
+        yield
+        torch.cuda.empty_cache()
+
+
+def _batch(call: Instance, clips: int, device: str) -> tuple[Any, ...]:
+    """Random clips, of which the first and the last are alike."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    args = call.sample(clips, dtype, device, seed=3).args
+    for layout, arg in zip(call.args, args, strict=True):
+        if isinstance(arg, Tensor) and layout.per_clip:
+            arg[0].copy_(arg[-1])
+    return args
+
+
+def _alone(call: Instance, args: tuple[Any, ...], device: str) -> tuple[Any, ...]:
+    """The last clip as a batch of its own, with the batch's strides."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    alone = call.empty(1, dtype, device)
+    for layout, mine, arg in zip(call.args, alone, args, strict=True):
+        if isinstance(mine, Tensor):
+            mine.copy_(arg[-1:] if layout.per_clip else arg)
+    return alone
+
+
+def _run(
+    entry: Entry, run: Any, call: Instance, args: tuple[Any, ...]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Results and gradients with an axis of clips, by name."""
+    args = tuple(
+        arg.detach().requires_grad_() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
+        for arg in args
+    )
+    count = next(a.shape[0] for layout, a in zip(call.args, args, strict=True) if _per_clip(layout))
+    result = run(*args)
+    outputs = {
+        f"result {place}": out.detach()
+        for place, out in enumerate(outputs_of(result))
+        if out.dim() and out.shape[0] == count
+    }
+    if not has_gradients(entry):
+        return outputs, {}
+    differentiable = differentiable_outputs(entry, result)
+    cotangents = [_cotangent(out, count) for out in differentiable]
+    names = [argument.name for argument in entry.overload._schema.arguments]
+    wanted = {
+        name: arg
+        for name, layout, arg in zip(names, call.args, args, strict=True)
+        if _per_clip(layout) and arg.requires_grad
+    }
+    grads = torch.autograd.grad(differentiable, list(wanted.values()), cotangents)
+    return outputs, dict(zip(wanted, grads, strict=True))
+
+
+def _per_clip(layout: Any) -> bool:
+    return bool(getattr(layout, "per_clip", False))
+
+
+def _cotangent(out: Tensor, clips: int) -> Tensor:
+    """The same random numbers for every clip: it does not matter how many there are."""
+    generator = torch.Generator(out.device).manual_seed(7)
+    per_clip = bool(out.dim()) and out.shape[0] == clips
+    one = torch.empty((1, *out.shape[1:]) if per_clip else out.shape, dtype=out.dtype, device=out.device)
+    return one.normal_(generator=generator).expand(out.shape).contiguous()
+
+
+def _same(got: Tensor, wanted: Tensor, what: str) -> None:
+    if not torch.equal(got, wanted):
+        different = int((got != wanted).sum())
+        raise AssertionError(f"{what}: {different} of {got.numel()} values differ")
+
+
+def test_the_last_clip_of_a_batch_is_that_clip_alone(
+    device: str, call: Instance, backend: str, clips: int, memory: None
+) -> None:
+    entry = REGISTRY[call.op]
+    args = _batch(call, clips, device)
+    dtype = args[0].dtype
+    run = call_of(entry, backend, device, dtype)
+    with full_float32():
+        together = _run(entry, run, call, args)
+        alone = _run(entry, run, call, _alone(call, args, device))
+    cut = CUT_BY_BATCH.get((call.op, backend), ())
+    for kind, (found, single) in enumerate(zip(together, alone, strict=True)):
+        assert found.keys() == single.keys()
+        for name, value in found.items():
+            what = f"{call.name}, {'gradient of ' if kind else ''}{name}, clip {clips - 1}"
+            assert not value[-1].isnan().any(), f"{what}: NaN"
+            if call.op in LIBRARY_PRODUCTS or name in cut:
+                factor = GRADIENT_FACTOR * entry.roundings
+                error = relative_error(value[-1:], single[name])
+                bound = precision_error_bound(value.dtype, factor)
+                assert error <= bound, f"{what}: relative error {error:.2e}, allowed {bound:.2e}"
+            else:
+                _same(value[-1:], single[name], f"{what} and that clip alone")
+            if call.op not in LIBRARY_PRODUCTS:
+                _same(value[-1], value[0], f"{what} and its copy, clip 0")
+
+
+def test_large_batches_are_large_where_offsets_could_be_short() -> None:
+    """On a GPU some call of each op with large tensors has more than 2^31 elements in one of them."""
+    sizes = {call.op: call.largest * clips_of(call, "cuda") for call in instances(NETWORKS["cuda"])}
+    large = {call.op for call in instances(NETWORKS["cuda"]) if call.largest * CLIPS * 4 > ELEMENTS}
+    assert large >= {"pool_tokens", "pooled_attention", "max_pool_tokens"}
+    beyond = {
+        call.op
+        for call in selection("cuda")
+        if call.largest * clips_of(call, "cuda") > ELEMENTS
+    }
+    assert beyond >= large, sizes

@@ -1,0 +1,84 @@
+"""Tests whose body is the same on a GPU and, for less, on the CPU: so that it has run before there is a GPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ifdd_kernels
+from ifdd import IFDDConfig
+from ifdd_kernels.backends import can_run, composed
+from ifdd_kernels.ops.split_frames import Norm
+from ifdd_kernels.registry import Entry
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+BACKENDS = ("native", "triton", "reference")
+#: The network of the paper on a GPU; on the CPU the same channels, heads and strides on small frames.
+NETWORKS = {"cuda": IFDDConfig(), "cpu": IFDDConfig(image_size=64)}
+ON_A_GPU = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+)
+
+
+def devices(config: pytest.Config) -> tuple[str, ...]:
+    """Devices to make tests for: the GPU's too where there is one or they are asked for by their mark."""
+    asked = "gpu" in (config.getoption("markexpr", "") or "")
+    return ("cpu", "cuda") if asked or torch.cuda.is_available() else ("cpu",)
+
+
+def parameter(device: str, *values: Any, name: str) -> Any:
+    """A test's parameters, the device first; the name says it too."""
+    return pytest.param(device, *values, id=f"{device}-{name}", marks=ON_A_GPU if device == "cuda" else ())
+
+
+def short(dtype: torch.dtype) -> str:
+    """A dtype in the name of a test."""
+    return str(dtype).removeprefix("torch.")
+
+
+def call_of(entry: Entry, backend: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """An op on a backend as a function of the arguments of its schema; skips with the reason if it cannot run.
+
+    On a GPU a composed op is the public function, which calls its parts.
+    """
+    assert entry.operator is not None
+    support = can_run(entry.name, backend, torch.empty(0, device=device, dtype=dtype))
+    if not support:
+        pytest.skip(support.reason)
+    if backend != "reference" and composed(entry.operator, device, backend):
+        return functools.partial(COMPOSITIONS[entry.name], backend)
+    return entry.operator.overload("" if backend == "native" else backend)
+
+
+def _static_dynamic_split(
+    backend: str, x: Tensor, *rest: Any
+) -> ifdd_kernels.StaticDynamicSplit:
+    parameters: Sequence[Tensor] = rest[:4]
+    norms: Sequence[Tensor | None] = rest[4:8]
+    height, width, pool, reach, eps, aligned = rest[8:]
+    return ifdd_kernels.static_dynamic_split(
+        x,
+        (height, width),
+        *parameters,
+        pool,
+        _norm(*norms[:2]),
+        _norm(*norms[2:]),
+        reach=reach,
+        eps=eps,
+        aligned=aligned,
+        backend=backend,
+    )
+
+
+def _norm(weight: Tensor | None, bias: Tensor | None) -> Norm | None:
+    return None if weight is None or bias is None else (weight, bias)
+
+
+#: Composed ops as functions of a backend and the arguments of their schema.
+COMPOSITIONS = {"static_dynamic_split": _static_dynamic_split}
