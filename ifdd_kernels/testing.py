@@ -87,8 +87,8 @@ def full_float32() -> Iterator[None]:
     PyTorch lets cuDNN compute float32 convolutions in TF32, 10 bits, unless told otherwise: a reference that
     does so hides errors of a thousand roundings.
     """
-    # PyTorch keeps an older and a newer set of switches, and raises where it reads one and the other disagrees:
-    # both are changed by the older ones and restored one after the other.
+    # PyTorch keeps an older and a newer set of switches, and raises where it reads one and the other
+    # disagrees: both are changed by the older ones and restored one after the other.
     switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
     newer = [switch.fp32_precision for switch in switches]
     products, convolutions = torch.get_float32_matmul_precision(), _convolution_switch()

@@ -1,8 +1,8 @@
 """A device that a test has broken must not fail the tests after it.
 
-After an illegal access every call of the process raises, whatever it does. The process ends with the test that
-caused it: pytest-xdist names that test, starts another process and goes on; without pytest-xdist the session
-ends and says why.
+After an illegal access every call of the process raises, whatever it does. The process ends with the test
+that caused it: pytest-xdist names that test, starts another process and goes on; without pytest-xdist the
+session ends and says why.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-import torch
 
 BROKEN = 3
 """Exit status of a process that left for a broken device."""
@@ -21,6 +20,8 @@ BROKEN = 3
 
 def synchronize() -> None:
     """Waits for the device, if this process has used one; raises what went wrong there."""
+    import torch  # slow, and not needed where this function is exchanged in tests
+
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 

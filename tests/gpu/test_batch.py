@@ -1,22 +1,24 @@
 """Clips do not see each other: the last of a large batch gets what it gets alone, bit for bit.
 
 With a batch whose tensors have more than 2^31 elements that is a test of every 64-bit offset, and needs no
-reference. What is compared: results and gradients that have an axis of clips. Gradients of parameters are sums
-over the batch: the tests against float64 have those.
+reference. What is compared: results and gradients that have an axis of clips. Gradients of parameters are
+sums over the batch: the tests against float64 have those.
 
-Two things keep a backend from giving the same bits, and are compared by size instead:
+Three things keep a backend from giving the same bits, and are compared by size instead:
 
 - a product of PyTorch's library, whose algorithm follows the number of rows (:data:`LIBRARY_PRODUCTS`);
-- a sum that a kernel cuts into parts by the number of clips (:data:`CUT_BY_BATCH`).
+- a product in Triton's interpreter: it is NumPy's, whose algorithm follows the size of the tile;
+- a sum that a kernel cuts into parts by the number of clips (:data:`CUT_BY_BATCH`). Here the first clip of
+  the batch, which is a copy of the last, must still get the same bits as that.
 
-Both must still give the first clip of the batch, when it is the last one's copy, the same as the last one: the
-bits of library products excepted, all by the same algorithm.
+Triton's kernels run in their default configuration: what a stopwatch prefers for few clips may be another one
+than for many.
 """
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ifdd_kernels.registry import REGISTRY, Entry
-from ifdd_kernels.testing import full_float32, precision_error_bound, relative_error
+from ifdd_kernels.testing import full_float32, poisoned_memory, precision_error_bound, relative_error
 from ops.cases import differentiable_outputs, outputs_of
 from ops.devices import NETWORKS, call_of, devices, parameter
 from ops.network import Instance, instances
@@ -43,8 +45,8 @@ CLIPS, ELEMENTS = 256, 2**31
 #: Bytes that a call and its gradients take for each element of the largest argument; beyond half of a large
 #: GPU's memory the batch is smaller.
 BYTES_PER_ELEMENT, MOST_BYTES = 24, 64 * 2**30
-#: On the CPU the same with a few clips.
-FEW = 5
+#: On the CPU the same with a few clips, in the interpreter of a few elements.
+FEW, INTERPRETED = 3, 26_000
 
 
 def clips_of(call: Instance, device: str) -> int:
@@ -57,29 +59,29 @@ def clips_of(call: Instance, device: str) -> int:
     return min(wanted, MOST_BYTES // (BYTES_PER_ELEMENT * call.largest))
 
 
-def selection(device: str) -> Iterator[Instance]:
-    """The largest call of each op, and the largest that packs q, k and v in one tensor."""
-    largest: dict[Any, Instance] = {}
+def selection(device: str, extreme: Callable[..., Instance] = max) -> Iterator[Instance]:
+    """The largest (smallest) call of each op, and of those that pack q, k and v in one tensor."""
+    kinds: dict[Any, list[Instance]] = {}
     for call in instances(NETWORKS[device]):
-        kind = (call.op, call.op == "pool_tokens" and call.args[1] is None)
-        if kind not in largest or call.largest > largest[kind].largest:
-            largest[kind] = call
-    for (op, _), call in largest.items():
-        if any(layout.per_clip for layout in call.layouts) and op in REGISTRY:
-            yield call
+        packed = call.op == "pool_tokens" and call.args[1] is None
+        kinds.setdefault((call.op, packed), []).append(call)
+    for calls in kinds.values():
+        yield extreme(calls, key=lambda call: call.largest)
 
 
 def _cases(device: str) -> Iterator[Any]:
-    for call in selection(device):
-        for backend in ("native", "triton", "reference"):
+    for backend in ("native", "triton", "reference"):
+        interpreted = device == "cpu" and backend == "triton"
+        for call in selection(device, min if interpreted else max):
             # Of the reference only what stands for a kernel on a GPU: PyTorch's own are PyTorch's matter.
             if backend == "reference" and call.op not in {"max_pool_tokens", *LIBRARY_PRODUCTS}:
                 continue
-            if device == "cpu" and backend == "triton" and call.largest > 100_000:
+            if interpreted and REGISTRY[call.op].operator.parts:  # its parts are there, and take their time
                 continue
             clips = clips_of(call, device)
-            name = f"{call.op}-{backend}-{call.label}-B={clips}"
-            yield parameter(device, call, backend, clips, name=name)
+            if not interpreted or call.largest <= INTERPRETED:
+                name = f"{call.op}-{backend}-{call.label}-B={clips}"
+                yield parameter(device, call, backend, clips, name=name)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -184,7 +186,8 @@ def test_the_last_clip_of_a_batch_is_that_clip_alone(
     args = _batch(call, clips, device)
     dtype = args[0].dtype
     run = call_of(entry, backend, device, dtype)
-    with full_float32():
+    exact = call.op not in LIBRARY_PRODUCTS and (device, backend) != ("cpu", "triton")
+    with full_float32(), poisoned_memory():
         together = _run(entry, run, call, args)
         alone = _run(entry, run, call, _alone(call, args, device))
     cut = CUT_BY_BATCH.get((call.op, backend), ())
@@ -193,14 +196,14 @@ def test_the_last_clip_of_a_batch_is_that_clip_alone(
         for name, value in found.items():
             what = f"{call.name}, {'gradient of ' if kind else ''}{name}, clip {clips - 1}"
             assert not value[-1].isnan().any(), f"{what}: NaN"
-            if call.op in LIBRARY_PRODUCTS or name in cut:
+            if not exact or name in cut:
                 factor = GRADIENT_FACTOR * entry.roundings
                 error = relative_error(value[-1:], single[name])
                 bound = precision_error_bound(value.dtype, factor)
                 assert error <= bound, f"{what}: relative error {error:.2e}, allowed {bound:.2e}"
             else:
                 _same(value[-1:], single[name], f"{what} and that clip alone")
-            if call.op not in LIBRARY_PRODUCTS:
+            if exact:
                 _same(value[-1], value[0], f"{what} and its copy, clip 0")
 
 
@@ -209,9 +212,5 @@ def test_large_batches_are_large_where_offsets_could_be_short() -> None:
     sizes = {call.op: call.largest * clips_of(call, "cuda") for call in instances(NETWORKS["cuda"])}
     large = {call.op for call in instances(NETWORKS["cuda"]) if call.largest * CLIPS * 4 > ELEMENTS}
     assert large >= {"pool_tokens", "pooled_attention", "max_pool_tokens"}
-    beyond = {
-        call.op
-        for call in selection("cuda")
-        if call.largest * clips_of(call, "cuda") > ELEMENTS
-    }
+    beyond = {call.op for call in selection("cuda") if call.largest * clips_of(call, "cuda") > ELEMENTS}
     assert beyond >= large, sizes

@@ -1,4 +1,4 @@
-"""Tests whose body is the same on a GPU and, for less, on the CPU: so that it has run before there is a GPU."""
+"""Tests with one body for a GPU and, for less, the CPU: so that it has run before there is a GPU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def short(dtype: torch.dtype) -> str:
 
 
 def call_of(entry: Entry, backend: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
-    """An op on a backend as a function of the arguments of its schema; skips with the reason if it cannot run.
+    """An op on a backend, as a function of its schema's arguments; skips with the reason if it cannot run.
 
     On a GPU a composed op is the public function, which calls its parts.
     """
@@ -56,9 +56,7 @@ def call_of(entry: Entry, backend: str, device: str, dtype: torch.dtype) -> Call
     return entry.operator.overload("" if backend == "native" else backend)
 
 
-def _static_dynamic_split(
-    backend: str, x: Tensor, *rest: Any
-) -> ifdd_kernels.StaticDynamicSplit:
+def _static_dynamic_split(backend: str, x: Tensor, *rest: Any) -> ifdd_kernels.StaticDynamicSplit:
     parameters: Sequence[Tensor] = rest[:4]
     norms: Sequence[Tensor | None] = rest[4:8]
     height, width, pool, reach, eps, aligned = rest[8:]

@@ -7,7 +7,6 @@ views. An :class:`Instance` is one such call, for any number of clips, dtype and
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +23,8 @@ from ifdd import IFDD, IFDDConfig
 from ifdd.losses import IFDDLoss
 from ifdd.modules.backbone import MultiscaleBlock
 from ifdd_kernels._operator import NAMESPACE, OPERATORS
-from ifdd_kernels.registry import REGISTRY, Maker, Sample
 from ifdd_kernels.reference._common import accumulator
+from ifdd_kernels.registry import REGISTRY, Maker, Sample
 
 #: Clips of the recorded run.
 RECORDED_BATCH = 10
@@ -242,7 +241,7 @@ def variants(config: IFDDConfig) -> Iterator[IFDDConfig]:
 
 @functools.cache
 def instances(config: IFDDConfig) -> tuple[Instance, ...]:
-    """Every different call of an op in the network and its variants, and of ops that stand for several calls."""
+    """Every different call of an op in the network and its variants, and those that one stands for."""
     found: dict[Any, Instance] = {}
     for variant in variants(config):
         for call in _record(variant):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
 
+import pytest
+import torch
+from torch import Tensor
+
+from ifdd_kernels import reference
+from ifdd_kernels.registry import REGISTRY, Maker
 from ifdd_kernels.testing import (
     bias_error,
     cosine_error,
+    full_float32,
     poisoned_memory,
     relative_error,
     thread_count,
     unwritten_fraction,
     zero_fraction,
 )
+from ops.twins import check_twin
 
 
 def test_relative_error() -> None:
@@ -55,3 +63,47 @@ def test_thread_count_is_restored() -> None:
     with thread_count(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+def _switches() -> tuple[object, ...]:
+    backends = torch.backends
+    newer = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    return (torch.get_float32_matmul_precision(), *(switch.fp32_precision for switch in newer))
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """TF32 wherever PyTorch would use it on a GPU."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_full_float32_forbids_tf32_and_restores_the_switches(tf32: None) -> None:
+    before = _switches()
+    assert "tf32" in before
+    with full_float32():
+        assert "tf32" not in _switches()
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32
+    assert _switches() == before
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_references_that_ops_are_compared_with_are_full_float32(
+    tf32: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watched(*args: Tensor) -> Tensor:
+        seen.append(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+        return original(*args)
+
+    original = reference.lifting_residual
+    monkeypatch.setattr(reference, "lifting_residual", watched)
+    entry = REGISTRY["lifting_residual"]
+    check_twin(entry, next(iter(entry.samples(Maker(torch.float32)))), "")
+    assert seen == [False]

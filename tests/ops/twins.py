@@ -62,9 +62,13 @@ def check_call(
         if cotangents:
             with poisoned_memory():
                 actual = gradients(entry, result, args, cotangents)
-        exact, expected = _definition(entry, tuple(_wide(arg) for arg in args), [c.double() for c in cotangents])
+        exact, expected = _definition(
+            entry, tuple(_wide(arg) for arg in args), [c.double() for c in cotangents]
+        )
         if against_eager:
-            eager = _errors(*_definition(entry, tuple(_leaf(arg) for arg in args), cotangents), exact, expected)
+            eager = _errors(
+                *_definition(entry, tuple(_leaf(arg) for arg in args), cotangents), exact, expected
+            )
         else:
             eager = _errors(exact, expected, exact, expected)
     _compare_results(entry, outputs, exact, args[0].dtype, eager[0])
