@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,17 +90,18 @@ def full_float32() -> Iterator[None]:
     """
     # PyTorch keeps an older and a newer set of switches, and raises where it reads one and the other
     # disagrees: both are changed by the older ones and restored one after the other.
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    cudnn: Any = torch.backends.cudnn
+    switches = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
     newer = [switch.fp32_precision for switch in switches]
     products, convolutions = torch.get_float32_matmul_precision(), _convolution_switch()
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    cudnn.allow_tf32 = False
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(products)
         if convolutions is not None:
-            torch.backends.cudnn.allow_tf32 = convolutions
+            cudnn.allow_tf32 = convolutions
         for switch, precision in zip(switches, newer, strict=True):
             switch.fp32_precision = precision
 

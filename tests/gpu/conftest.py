@@ -17,6 +17,12 @@ __all__ = ["pytest_runtest_teardown"]
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+@pytest.fixture(autouse=True)
+def _no_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels run in their default configuration, unless a test forces one: nothing is timed."""
+    monkeypatch.setenv("IFDD_TRITON_TUNE", "0")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _bfloat16() -> Iterator[None]:
     """The interpreter computes bfloat16 as the hardware does."""

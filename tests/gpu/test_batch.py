@@ -18,8 +18,9 @@ than for many.
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -45,6 +46,8 @@ CLIPS, ELEMENTS = 256, 2**31
 #: Bytes that a call and its gradients take for each element of the largest argument; beyond half of a large
 #: GPU's memory the batch is smaller.
 BYTES_PER_ELEMENT, MOST_BYTES = 24, 64 * 2**30
+#: Seconds that a test waits for its turn with the memory.
+PATIENCE = 200
 #: On the CPU the same with a few clips, in the interpreter of a few elements.
 FEW, INTERPRETED = 3, 26_000
 
@@ -103,13 +106,24 @@ def memory(
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if shared.name.startswith("popen-") else shared
     with (shared / "memory.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file)
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info()[0]
         if free < needed:
             pytest.skip(f"needs about {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free")
         yield
         torch.cuda.empty_cache()
+
+
+def _lock(file: IO[str]) -> None:
+    """Waits for the other processes; released when the file is closed."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            assert time.monotonic() < until, f"another process kept the GPU's memory for {PATIENCE} seconds"
+            time.sleep(0.05)
 
 
 def _batch(call: Instance, clips: int, device: str) -> tuple[Any, ...]:
@@ -179,6 +193,7 @@ def _same(got: Tensor, wanted: Tensor, what: str) -> None:
         raise AssertionError(f"{what}: {different} of {got.numel()} values differ")
 
 
+@pytest.mark.timeout(25, func_only=True)  # without the wait for its turn
 def test_the_last_clip_of_a_batch_is_that_clip_alone(
     device: str, call: Instance, backend: str, clips: int, memory: None
 ) -> None:

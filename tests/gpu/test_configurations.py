@@ -7,7 +7,8 @@ In the interpreter a configuration is its tiles.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,23 +20,54 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from triton.runtime.errors import OutOfResources
 
 from ifdd_kernels._operator import OPERATORS, Gradient
-from ifdd_kernels.registry import REGISTRY
+from ifdd_kernels.registry import REGISTRY, Maker, Sample
 from ifdd_kernels.triton._runtime import Kernel, Launch, captured_launches, forced_configuration
 from ifdd_kernels.triton._tuning import Config
 from ops.cases import outputs_of
-from ops.devices import DTYPES, NETWORKS, call_of, devices, parameter, short
+from ops.devices import NETWORKS, call_of, devices, parameter, short
 from ops.network import Instance, instances, ragged
-from ops.twins import check_call
+from ops.twins import check_call, lowered
 
 WRITTEN = [name for name, operator in OPERATORS.items() if "triton" in operator.twins]
 BATCH = 2
+#: float16 has the configurations of bfloat16.
+PRECISIONS = (torch.bfloat16, torch.float32)
 
 
-def launches(call: Instance, dtype: torch.dtype) -> list[Launch]:
-    """What a call and its gradients launch; nothing is computed."""
-    operator = OPERATORS[call.op]
-    module = importlib.import_module(f"ifdd_kernels.triton.{call.op}")
-    args = call.empty(BATCH, dtype, "meta")
+@dataclass(frozen=True)
+class Case:
+    """An op with arguments: without values on a device, and with."""
+
+    op: str
+    label: str
+    empty: Callable[[torch.dtype], tuple[Any, ...]]
+    sample: Callable[[torch.dtype, str], Sample]
+
+
+def _of_call(call: Instance) -> Case:
+    return Case(
+        call.op,
+        call.label,
+        lambda dtype: call.empty(BATCH, dtype, "meta"),
+        lambda dtype, device: call.sample(BATCH, dtype, device),
+    )
+
+
+def _of_sample(op: str, label: str) -> Case:
+    entry = REGISTRY[op]
+    return Case(
+        op,
+        label,
+        lambda dtype: lowered(entry, label, dtype, "meta").args,
+        lambda dtype, device: lowered(entry, label, dtype, device),
+    )
+
+
+def launches(case: Case, dtype: torch.dtype) -> list[Launch]:
+    """What an op and its gradients launch; nothing is computed."""
+    operator = OPERATORS[case.op]
+    module = importlib.import_module(f"ifdd_kernels.triton.{case.op}")
+    args = case.empty(dtype)
     with captured_launches() as found:
         outputs = outputs_of(module.forward(*args))
         if operator.backward is not None:
@@ -46,53 +78,58 @@ def launches(call: Instance, dtype: torch.dtype) -> list[Launch]:
     return found
 
 
-def choices(call: Instance, dtype: torch.dtype) -> dict[str, int]:
+def choices(case: Case, dtype: torch.dtype) -> dict[str, int]:
     """Kernels that have several configurations for a call, and how many."""
     found: dict[str, int] = {}
-    for launch in launches(call, dtype):
+    for launch in launches(case, dtype):
         found[launch.kernel.name] = max(found.get(launch.kernel.name, 0), len(launch.configs))
     return {kernel: count for kernel, count in found.items() if count > 1}
 
 
-def selection(device: str, op: str) -> Iterator[Instance]:
-    """The network's call with the most configurations, the smallest of such, and a ragged one."""
+def selection(device: str, op: str) -> Iterator[Case]:
+    """The network's call with the most configurations, the smallest of such, and a ragged one.
+
+    The interpreter, to which tiles meant for a device are dear, gets the smallest of the registry's samples
+    with the most configurations.
+    """
+    if device == "cpu":
+        labels = [s.label for s in REGISTRY[op].samples(Maker(torch.bfloat16, "meta")) if s.args[0].numel()]
+        cases = [_of_sample(op, label) for label in labels]
+        yield min(cases, key=lambda case: (-_configurations(case), case.empty(torch.bfloat16)[0].numel()))
+        return
     calls = [call for call in instances(NETWORKS[device]) if call.op == op]
+    yield _of_call(min(calls, key=lambda call: (-_configurations(_of_call(call)), call.largest)))
+    yield from (_of_call(call) for call in ragged() if call.op == op)
 
-    def rank(call: Instance) -> tuple[int, int]:
-        return -sum(choices(call, torch.bfloat16).values()), call.largest
 
-    yield min(calls, key=rank)
-    yield from (call for call in ragged() if call.op == op)
+def _configurations(case: Case) -> int:
+    return sum(choices(case, torch.bfloat16).values())
 
 
 def _cases(device: str) -> Iterator[Any]:
-    """In the interpreter, where tiles for a device are slow: the ragged call, each kernel in one op."""
+    """On the CPU each kernel in one op."""
     seen: set[str] = set()
     for op in WRITTEN:
-        for call in selection(device, op):
-            if device == "cpu" and call.label != "ragged":
-                continue
-            for dtype in DTYPES if device == "cuda" else (torch.bfloat16,):
-                for kernel, count in choices(call, dtype).items():
+        for case in selection(device, op):
+            for dtype in PRECISIONS if device == "cuda" else PRECISIONS[:1]:
+                for kernel, count in choices(case, dtype).items():
                     if device == "cpu" and kernel in seen:
                         continue
                     seen.add(kernel)
                     for number in range(count):
-                        name = f"{op}-{kernel}-{number}-{call.label}-{short(dtype)}"
-                        yield parameter(device, call, kernel, number, dtype, name=name)
+                        name = f"{op}-{kernel}-{number}-{case.label}-{short(dtype)}"
+                        yield parameter(device, case, kernel, number, dtype, name=name)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The CPU's tests, and the GPU's where they are wanted."""
-    if "call" in metafunc.fixturenames:
+    if "case" in metafunc.fixturenames:
         found = [one for device in devices(metafunc.config) for one in _cases(device)]
-        metafunc.parametrize(("device", "call", "kernel", "number", "dtype"), found)
+        metafunc.parametrize(("device", "case", "kernel", "number", "dtype"), found)
 
 
-def test_values_and_gradients(
-    device: str, call: Instance, kernel: str, number: int, dtype: torch.dtype
-) -> None:
-    entry, used = REGISTRY[call.op], []
+def test_values_and_gradients(device: str, case: Case, kernel: str, number: int, dtype: torch.dtype) -> None:
+    entry, used = REGISTRY[case.op], []
 
     def choose(launched: Kernel, configs: Sequence[Config]) -> Config | None:
         if launched.name != kernel:
@@ -101,7 +138,7 @@ def test_values_and_gradients(
         return used[-1]
 
     run = call_of(entry, "triton", device, dtype)
-    sample = call.sample(BATCH, dtype, device)
+    sample = case.sample(dtype, device)
     try:
         with forced_configuration(choose):
             check_call(entry, sample, run, against_eager=True)
@@ -115,14 +152,15 @@ def test_values_and_gradients(
 
 
 @pytest.mark.parametrize("op", WRITTEN)
-def test_several_kernels_have_a_choice(op: str) -> None:
-    """Launches are seen without a device: those of a kernel left out here would not be tested there."""
-    for call in selection("cpu", op):
-        names = {launch.kernel.name for launch in launches(call, torch.bfloat16)}
-        assert names
-        for launch in launches(call, torch.bfloat16):
-            assert launch.configs
-            assert all(isinstance(config, Config) for config in launch.configs)
+def test_every_kernel_of_an_op_is_seen(op: str) -> None:
+    """Launches are noted without a device: a kernel that is left out here would not be tested there."""
+    module = importlib.import_module(f"ifdd_kernels.triton.{op}")
+    written = {value.name for value in vars(module).values() if isinstance(value, Kernel)}
+    labels = [s.label for s in REGISTRY[op].samples(Maker(torch.bfloat16, "meta"))]
+    seen = {
+        launch.kernel.name for label in labels for launch in launches(_of_sample(op, label), torch.bfloat16)
+    }
+    assert written <= seen
 
 
 def test_a_forced_configuration_is_the_one_that_runs() -> None:

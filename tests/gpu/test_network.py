@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensorMode
 
 from ifdd import IFDDConfig
 from ifdd_kernels._operator import OPERATORS, Gradient
-from ifdd_kernels.backends import can_run
+from ifdd_kernels.backends import LIBRARY_OPS, can_run
 from ifdd_kernels.registry import REGISTRY
 from ops.cases import outputs_of
 from ops.devices import (
@@ -34,7 +34,13 @@ from ops.twins import check_call
 
 #: Whole steps are public functions over other ops and have no definition of their own.
 OPS = {name for name, entry in REGISTRY.items() if entry.operator is not None}
-BATCHES = (1, 2)
+#: dtypes and clips: one clip, which kernels are specialised for, in the precision of inference.
+PRECISIONS = (
+    (torch.float32, 2),
+    (torch.bfloat16, 1),
+    (torch.bfloat16, 2),
+    (torch.float16, 2),
+)
 #: Elements a clip that the interpreter is given at most: those of the last block and of the lifting.
 INTERPRETED = 26_000
 
@@ -42,15 +48,17 @@ INTERPRETED = 26_000
 def _calls(device: str) -> Iterator[Any]:
     for call in instances(NETWORKS[device]):
         for backend in BACKENDS:
-            for dtype in DTYPES if device == "cuda" else DTYPES[:1]:
-                for batch in BATCHES if device == "cuda" else BATCHES[1:]:
-                    name = f"{call.op}-{backend}-{call.label}-{short(dtype)}-B={batch}"
-                    if device == "cuda" or _affordable(call, backend):
-                        yield parameter(device, call, backend, dtype, batch, name=name)
+            if not _wanted(call, backend, device):
+                continue
+            for dtype, batch in PRECISIONS if device == "cuda" else PRECISIONS[:1]:
+                name = f"{call.op}-{backend}-{call.label}-{short(dtype)}-B={batch}"
+                yield parameter(device, call, backend, dtype, batch, name=name)
 
 
-def _affordable(call: Instance, backend: str) -> bool:
-    """The interpreter's cost follows the programs of a call: those of the first blocks take minutes."""
+def _wanted(call: Instance, backend: str, device: str) -> bool:
+    """The reference where it is what a GPU runs; in the interpreter what takes seconds, not minutes."""
+    if device == "cuda":
+        return backend != "reference" or call.op in LIBRARY_OPS
     return backend == "native" or (backend == "triton" and call.largest <= INTERPRETED)
 
 
