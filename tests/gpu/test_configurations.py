@@ -89,13 +89,16 @@ def choices(case: Case, dtype: torch.dtype) -> dict[str, int]:
 def selection(device: str, op: str) -> Iterator[Case]:
     """The network's call with the most configurations, the smallest of such, and a ragged one.
 
-    The interpreter, to which tiles meant for a device are dear, gets the smallest of the registry's samples
-    with the most configurations.
+    The interpreter, to which tiles meant for a device are dear, gets the smallest of the registry's samples in
+    which the most kernels have a choice.
     """
     if device == "cpu":
         labels = [s.label for s in REGISTRY[op].samples(Maker(torch.bfloat16, "meta")) if s.args[0].numel()]
         cases = [_of_sample(op, label) for label in labels]
-        yield min(cases, key=lambda case: (-_configurations(case), case.empty(torch.bfloat16)[0].numel()))
+        yield min(
+            cases,
+            key=lambda case: (-len(choices(case, torch.bfloat16)), case.empty(torch.bfloat16)[0].numel()),
+        )
         return
     calls = [call for call in instances(NETWORKS[device]) if call.op == op]
     yield _of_call(min(calls, key=lambda call: (-_configurations(_of_call(call)), call.largest)))
