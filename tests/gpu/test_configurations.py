@@ -89,7 +89,7 @@ def choices(case: Case, dtype: torch.dtype) -> dict[str, int]:
 def selection(device: str, op: str) -> Iterator[Case]:
     """The network's call with the most configurations, the smallest of such, and a ragged one.
 
-    The interpreter, to which tiles meant for a device are dear, gets the smallest of the registry's samples in
+    The interpreter, to which tiles for a device are dear, gets the smallest of the registry's samples in
     which the most kernels have a choice.
     """
     if device == "cpu":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ifdd_kernels.registry import REGISTRY, Entry, Maker
 from ops.cases import differentiable_outputs, outputs_of
-from ops.devices import call_of, devices, parameter
+from ops.devices import affordable, call_of, devices, parameter
 from ops.twins import has_gradients
 
 OPS = [entry for entry in REGISTRY.values() if entry.operator is not None]
@@ -24,6 +24,8 @@ Step = Callable[[], tuple[Tensor, ...]]
 def _cases(device: str) -> Iterator[Any]:
     for entry in OPS:
         for backend in ("native", "triton"):
+            if not affordable(entry.name, backend, device):
+                continue
             yield parameter(device, entry, backend, name=f"{entry.name}-{backend}")
 
 

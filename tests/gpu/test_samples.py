@@ -13,7 +13,7 @@ import torch
 
 from ifdd_kernels.registry import REGISTRY, Entry, Maker
 from ops.cases import outputs_of
-from ops.devices import BACKENDS, DTYPES, call_of, devices, parameter, short
+from ops.devices import BACKENDS, DTYPES, affordable, call_of, devices, parameter, short
 from ops.twins import check_call, lowered
 
 OPS = [entry for entry in REGISTRY.values() if entry.operator is not None]
@@ -23,6 +23,8 @@ def _samples(device: str) -> Iterator[Any]:
     for entry in OPS:
         labels = [sample.label for sample in entry.samples(Maker(torch.float32, "meta"))]
         for backend in BACKENDS:
+            if not affordable(entry.name, backend, device):
+                continue
             for dtype in DTYPES if device == "cuda" else (torch.float32,):
                 for label in labels if device == "cuda" else labels[:1]:
                     name = f"{entry.name}-{backend}-{label}-{short(dtype)}"
@@ -32,6 +34,8 @@ def _samples(device: str) -> Iterator[Any]:
 def _first(device: str, *backends: str) -> Iterator[Any]:
     for entry in OPS:
         for backend in backends:
+            if not affordable(entry.name, backend, device):
+                continue
             yield parameter(device, entry, backend, name=f"{entry.name}-{backend}")
 
 

@@ -20,6 +20,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BACKENDS = ("native", "triton", "reference")
 #: The network of the paper on a GPU; on the CPU the same channels, heads and strides on small frames.
 NETWORKS = {"cuda": IFDDConfig(), "cpu": IFDDConfig(image_size=64)}
+#: Ops whose Triton kernels the interpreter is quick with; the other kernels' tests are in tests/triton.
+INTERPRETED = frozenset({"frame_correlation", "lifting_loss", "lifting_residual"})
 ON_A_GPU = (
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -35,6 +37,11 @@ def devices(config: pytest.Config) -> tuple[str, ...]:
 def parameter(device: str, *values: Any, name: str) -> Any:
     """A test's parameters, the device first; the name says it too."""
     return pytest.param(device, *values, id=f"{device}-{name}", marks=ON_A_GPU if device == "cuda" else ())
+
+
+def affordable(op: str, backend: str, device: str) -> bool:
+    """Whether a test whose body is the same for every op runs this one, too."""
+    return device == "cuda" or backend != "triton" or op in INTERPRETED
 
 
 def short(dtype: torch.dtype) -> str:
