@@ -29,7 +29,7 @@ from torch import Tensor
 from ifdd_kernels.registry import REGISTRY, Entry
 from ifdd_kernels.testing import full_float32, poisoned_memory, precision_error_bound, relative_error
 from ops.cases import differentiable_outputs, outputs_of
-from ops.devices import NETWORKS, call_of, devices, parameter
+from ops.devices import NETWORKS, affordable, call_of, devices, parameter
 from ops.network import Instance, instances
 from ops.twins import GRADIENT_FACTOR, has_gradients
 
@@ -48,8 +48,8 @@ CLIPS, ELEMENTS = 256, 2**31
 BYTES_PER_ELEMENT, MOST_BYTES = 24, 64 * 2**30
 #: Seconds that a test waits for its turn with the memory.
 PATIENCE = 200
-#: On the CPU the same with a few clips, in the interpreter of a few elements.
-FEW, INTERPRETED = 3, 26_000
+#: On the CPU the same with a few clips.
+FEW = 3
 
 
 def clips_of(call: Instance, device: str) -> int:
@@ -79,10 +79,8 @@ def _cases(device: str) -> Iterator[Any]:
             # Of the reference only what stands for a kernel on a GPU: PyTorch's own are PyTorch's matter.
             if backend == "reference" and call.op not in {"max_pool_tokens", *LIBRARY_PRODUCTS}:
                 continue
-            if interpreted and REGISTRY[call.op].operator.parts:  # its parts are there, and take their time
-                continue
             clips = clips_of(call, device)
-            if not interpreted or call.largest <= INTERPRETED:
+            if affordable(call.op, backend, device):
                 name = f"{call.op}-{backend}-{call.label}-B={clips}"
                 yield parameter(device, call, backend, clips, name=name)
 

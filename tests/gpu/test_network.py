@@ -41,8 +41,6 @@ PRECISIONS = (
     (torch.bfloat16, 2),
     (torch.float16, 2),
 )
-#: Elements a clip that the interpreter is given at most: those of the last block and of the lifting.
-INTERPRETED = 26_000
 
 
 def _calls(device: str) -> Iterator[Any]:
@@ -56,10 +54,10 @@ def _calls(device: str) -> Iterator[Any]:
 
 
 def _wanted(call: Instance, backend: str, device: str) -> bool:
-    """The reference where it is what a GPU runs; in the interpreter what takes seconds, not minutes."""
+    """The reference where it is what a GPU runs."""
     if device == "cuda":
         return backend != "reference" or call.op in LIBRARY_OPS
-    return backend == "native" or (backend == "triton" and call.largest <= INTERPRETED)
+    return backend != "reference" and affordable(call.op, backend, device)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
