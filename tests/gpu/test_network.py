@@ -24,6 +24,7 @@ from ops.devices import (
     COMPOSITIONS,
     DTYPES,
     NETWORKS,
+    affordable,
     call_of,
     devices,
     parameter,
