@@ -56,7 +56,7 @@ def clips_of(call: Instance, device: str) -> int:
     """Clips of the batch."""
     if device == "cpu":
         return FEW
-    if call.largest * CLIPS * 2 <= ELEMENTS:  # nothing there comes near 2^31, not even bytes
+    if call.largest * CLIPS * 4 <= ELEMENTS:  # nothing there comes near 2^31, not even bytes of float32
         return CLIPS
     wanted = max(CLIPS, ELEMENTS // call.largest + 2)
     return min(wanted, MOST_BYTES // (BYTES_PER_ELEMENT * call.largest))
