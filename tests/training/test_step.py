@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.loops import fit_loop
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -66,6 +67,13 @@ class NoDevice(CPUAccelerator):
         assert device == META
 
 
+class OnMeta(SingleDeviceStrategy):
+    """One device without numbers; Lightning would bring the weights back to the host at the end."""
+
+    def teardown(self) -> None:
+        pass
+
+
 class Enough(Exception):
     """Ends a training."""
 
@@ -98,13 +106,16 @@ def test_a_step_never_waits_for_the_device(
     trainer = pl.Trainer
 
     def on_meta(**settings: Any) -> pl.Trainer:
-        strategy = SingleDeviceStrategy(device=META, accelerator=NoDevice())
+        strategy = OnMeta(device=META, accelerator=NoDevice())
         return trainer(**{**settings, "accelerator": "auto", "devices": "auto", "strategy": strategy})
 
     monkeypatch.setattr(pl, "Trainer", on_meta)
+    monkeypatch.setattr(fit_loop, "has_len_all_ranks", lambda *_: True)  # counts batches on the device
     watch = Watch(3)
+    config = tiny_config(**optim)
+    config = replace(config, data=replace(config.data, validation=0.0))
     with pytest.raises(Enough):
-        run.fit(tiny_config(**optim), tmp_path, callbacks=(watch,))
+        run.fit(config, tmp_path, callbacks=(watch,))
     assert watch.mode.seen > 1000, "the step was not watched"
 
 
