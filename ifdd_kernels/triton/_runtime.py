@@ -71,7 +71,9 @@ class Kernel:
         self.configs = configs
         self.key = frozenset(key)
         #: Names of the arguments that are compile-time constants.
-        self.constants = frozenset(n for n, of in function.fn.__annotations__.items() if "constexpr" in str(of))
+        self.constants = frozenset(
+            n for n, of in function.fn.__annotations__.items() if "constexpr" in str(of)
+        )
         self.interpreter = interpreter
 
     def __call__(self, grid: Grid, **arguments: Any) -> None:

@@ -75,7 +75,9 @@ _default: dict[Hashable, Config] = {}
 MOST_LAUNCHES = 4096
 
 
-def choose(kernel: Kernel, grid: Grid, arguments: Mapping[str, Any], device: torch.device, launch: Launch) -> Config:
+def choose(
+    kernel: Kernel, grid: Grid, arguments: Mapping[str, Any], device: torch.device, launch: Launch
+) -> Config:
     """The configuration to launch with; times the candidates where none is known and timing is allowed."""
     values = arguments.values()
     seen = (
@@ -115,8 +117,8 @@ def choose_traced(kernel: Kernel, grid: Grid, arguments: Mapping[str, Any], devi
     candidates = tuple(config for config in kernel.configs(arguments) if config.max_registers is None)
     if not candidates:
         raise RuntimeError(
-            f"{kernel.name}: each of its configurations limits the registers, which compilers that trace cannot"
-            " pass on; register its op with twin(..., traced=False)"
+            f"{kernel.name}: each of its configurations limits the registers, which compilers that trace"
+            " cannot pass on; register its op with twin(..., traced=False)"
         )
     if len(candidates) == 1 or device.type != "cuda" or not torch.cuda.is_available():
         return candidates[0]
@@ -124,7 +126,11 @@ def choose_traced(kernel: Kernel, grid: Grid, arguments: Mapping[str, Any], devi
 
 
 def _known(
-    kernel: Kernel, grid: Grid, arguments: Mapping[str, Any], device: torch.device, candidates: Sequence[Config]
+    kernel: Kernel,
+    grid: Grid,
+    arguments: Mapping[str, Any],
+    device: torch.device,
+    candidates: Sequence[Config],
 ) -> Config | None:
     """A choice that was made before, here or elsewhere."""
     key = launch_key(kernel, grid, arguments, candidates)
@@ -193,9 +199,7 @@ def _timing_allowed() -> bool:
     )
 
 
-def launch_key(
-    kernel: Kernel, grid: Grid, arguments: Mapping[str, Any], candidates: Sequence[Config]
-) -> str:
+def launch_key(kernel: Kernel, grid: Grid, arguments: Mapping[str, Any], candidates: Sequence[Config]) -> str:
     """What the best configuration depends on.
 
     Dtypes of the tensors; compile-time constants; the sizes in ``kernel.key``; every other whole number and
@@ -259,8 +263,10 @@ def _device_name(device: torch.device) -> str:
 
 
 def _cache_name(kernel: Kernel, device: torch.device, key: str, candidates: Sequence[Config]) -> str:
-    """Name of a choice's file. One file a choice: nothing is read to be written back, so processes cannot
-    lose each other's."""
+    """Name of a choice's file.
+
+    One file a choice: nothing is read to be written back, so processes cannot lose each other's.
+    """
     versions = (triton.__version__, torch.version.cuda, torch.__version__)
     what = (versions, _device_name(device), kernel.function.cache_key, key, repr(candidates))
     return f"{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}.json"
@@ -305,5 +311,5 @@ def _store(name: str, key: str, config: Config, candidates: Sequence[Config]) ->
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                Path(temporary).unlink()
     return config

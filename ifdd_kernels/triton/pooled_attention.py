@@ -103,7 +103,9 @@ def _position_rows(
 
 
 @triton.jit
-def _time_rows(table_t, start, WIDTH: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr):
+def _time_rows(
+    table_t, start, WIDTH: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr
+):
     """(16, d) factors: rows of R_t from ``start``, of ROWS."""
     row = start + tl.arange(0, 16)
     rows = load_tiles(table_t + row * WIDTH, row < ROWS, WIDTH, PARTS, True)

@@ -8,9 +8,9 @@ import torch
 def check_labels(labels: torch.Tensor, classes: int) -> None:
     """Refuses numbers outside 0..classes - 1, where they can be read without waiting.
 
-    Reading labels that are on a GPU would wait for all the work queued there, twice a training step. Labels are
-    checked on the host, where a loader makes them; on a GPU the kernels that use them as indexes stop with an
-    assertion of the device ("index out of bounds").
+    Reading labels that are on a GPU would wait for all the work queued there, twice a training step. Labels
+    are checked on the host, where a loader makes them; on a GPU the kernels that use them as indexes stop
+    with an assertion of the device ("index out of bounds").
 
     Raises:
         ValueError: a label outside.

@@ -27,8 +27,8 @@ def soft_target_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> tor
         A scalar.
 
     Raises:
-        ValueError: shapes or types that do not fit, no clip at all (the mean would be NaN), or a label outside
-            0..K-1. Labels on a GPU are not read here, which would wait for it: there the device asserts.
+        ValueError: shapes or types that do not fit, no clip at all (the mean would be NaN), or a label
+            outside 0..K-1. Labels on a GPU are not read, which would wait for it: there the device asserts.
     """
     if logits.ndim != 2 or logits.shape[0] == 0:
         raise ValueError(

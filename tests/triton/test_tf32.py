@@ -57,7 +57,11 @@ def _case(dtype: torch.dtype, wide: float) -> tuple[tuple[Tensor, ...], list[int
     def tensor(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    rows = [tensor(1, 33, heads, width).abs() / 4, tensor(1, 9, heads, width) / 64, tensor(1, 9, heads, width)]
+    rows = [
+        tensor(1, 33, heads, width).abs() / 4,
+        tensor(1, 9, heads, width) / 64,
+        tensor(1, 9, heads, width),
+    ]
     tables = [
         wide * (1 + tensor(table_length(q_grid[axis], k_grid[axis]), width).abs()) for axis in (1, 2, 0)
     ]

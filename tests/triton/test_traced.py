@@ -139,9 +139,14 @@ def test_what_needs_a_limit_of_its_registers_is_not_traced() -> None:
 @compiled_only
 @pytest.mark.parametrize("operator", OPAQUE, ids=NAME)
 def test_compilers_call_ops_that_are_not_traced_as_one(operator: Operator) -> None:
-    forward, backward = f"ifdd.{operator.name}_triton.default", f"ifdd.{operator.name}_backward_triton.default"
+    forward, backward = (
+        f"ifdd.{operator.name}_triton.default",
+        f"ifdd.{operator.name}_backward_triton.default",
+    )
     graphs, _ = _compiled(operator, _sample(operator))
-    called = [[str(n.target) for n in graph.graph.nodes if str(n.target).startswith("ifdd")] for graph in graphs]
+    called = [
+        [str(n.target) for n in graph.graph.nodes if str(n.target).startswith("ifdd")] for graph in graphs
+    ]
     assert called == [[forward], [backward]]
     assert [_kernels(graph) for graph in graphs] == [[], []]
 

@@ -84,7 +84,7 @@ def _choose(kernel: Kernel | None = None, **arguments: Any) -> Config:
     return _tuning.choose(kernel or _kernel(), _grid, _arguments(**arguments), CUDA, lambda config: None)
 
 
-# ------------------------------------------------------------------------------------------------ what is kept
+# ----------------------------------------------------------------------------------------------- what is kept
 def test_a_choice_is_timed_once_and_kept_on_disk(device: dict[str, Any], tmp_path: Path) -> None:
     assert _choose() == LARGE
     assert _choose() == LARGE
@@ -163,7 +163,9 @@ def test_a_compiler_gets_no_configuration_it_would_launch_otherwise(device: dict
     """wrap_triton takes no limit of the registers: without it, what needs it spills."""
     limited = Config({"block": 16}, 1, 1, max_registers=255)
     assert _tuning.choose_traced(_kernel((limited, LARGE)), _grid, _arguments(), CUDA) == LARGE
-    with pytest.raises(RuntimeError, match=r"_double: each of its configurations limits the registers.*traced"):
+    with pytest.raises(
+        RuntimeError, match=r"_double: each of its configurations limits the registers.*traced"
+    ):
         _tuning.choose_traced(_kernel((limited,)), _grid, _arguments(), CUDA)
 
 
@@ -187,7 +189,7 @@ def test_the_committed_table_comes_first(device: dict[str, Any], monkeypatch: py
     assert device["timed"] == []
 
 
-# -------------------------------------------------------------------------------------------- what it depends on
+# ----------------------------------------------------------------------------------------- what it depends on
 def test_what_matters_is_in_the_key() -> None:
     def key(**others: Any) -> str:
         return _tuning.launch_key(_kernel(key=()), _grid, _arguments(**{"size": 100, **others}), [SMALL])
@@ -252,7 +254,7 @@ def test_a_batch_that_varies_is_not_timed_for_ever() -> None:
         assert len(keys) <= 8 * launches, f"{kernel}: {len(keys)} choices for 32 sizes of a batch"
 
 
-# --------------------------------------------------------------------------------------------- what goes wrong
+# -------------------------------------------------------------------------------------------- what goes wrong
 class _Stopwatch:
     """Times launches by a list, and fails as told."""
 
@@ -306,7 +308,7 @@ def test_where_none_runs_the_last_error_is_raised_with_the_kernel(
 
 
 def test_an_error_the_device_keeps_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an illegal access every call fails: the next candidates would look slow, and none would be right."""
+    """After an illegal access every call fails, and nothing that ran would be right."""
     broken: list[bool] = []
 
     def synchronize(device: Any = None) -> None:
@@ -330,11 +332,13 @@ def test_a_mistake_is_not_a_failure_of_a_configuration(monkeypatch: pytest.Monke
         _tuning.fastest("_double", THREE, lambda config: None, CUDA)
 
 
-# --------------------------------------------------------------------------------------------------- the folder
+# ------------------------------------------------------------------------------------------------- the folder
 OTHER_VERSION = json.dumps({"key": "", "config": {**asdict(LARGE), "clusters": 2}})
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "\0\0", '{"config": {"tiles": {"block": 3}}}', OTHER_VERSION])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "\0\0", '{"config": {"tiles": {"block": 3}}}', OTHER_VERSION]
+)
 def test_a_file_that_holds_no_choice_is_replaced(
     device: dict[str, Any], tmp_path: Path, content: str
 ) -> None:
@@ -386,7 +390,7 @@ def test_a_user_without_a_home_times_again(device: dict[str, Any], monkeypatch: 
     assert device["timed"] == [2, 2]
 
 
-# ------------------------------------------------------------------------------------------- several processes
+# ------------------------------------------------------------------------------------------ several processes
 FORK = multiprocessing.get_context("fork")
 MANY = tuple(Config({"block": 2**i}) for i in range(5))
 SIZES = range(1, 41)

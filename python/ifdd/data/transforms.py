@@ -173,8 +173,8 @@ class BatchMix:
             mixed clips, like `clips`, and targets (B, K) float32 whose rows sum to 1.
 
         Raises:
-            ValueError: shapes that do not belong together, or a label outside 0..K-1 (on a GPU: an assertion of
-                the device).
+            ValueError: shapes that do not belong together, or a label outside 0..K-1 (on a GPU: an
+                assertion of the device).
         """
         if clips.ndim != 5 or not clips.is_floating_point():
             raise ValueError(

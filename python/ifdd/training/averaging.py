@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 class MovingAverage(EMAWeightAveraging):
     """Lightning's moving average, without waiting for the device.
 
-    PyTorch's ``AveragedModel`` keeps the number of updates on the device and reads it twice an update. Buffers
-    are copied, not averaged: an average would round the integer index buffers.
+    PyTorch's ``AveragedModel`` keeps the number of updates on the device and reads it twice an update.
+    Buffers are copied, not averaged: an average would round the integer index buffers.
     """
 
     def __init__(self, decay: float) -> None:

@@ -69,7 +69,7 @@ class Recogniser(pl.LightningModule):
             parameters,
             lr=self.schedule(0),
             weight_decay=self.config.optim.weight_decay,
-            fused=self._may_fuse() and all(parameter.is_cuda for parameter in parameters) or None,
+            fused=True if self._may_fuse() and all(p.is_cuda for p in parameters) else None,
         )
         optimizer.register_load_state_dict_pre_hook(_keep_kernels)
         return optimizer
