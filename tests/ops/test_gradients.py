@@ -150,7 +150,7 @@ def _zeros_of_a_step() -> int:
 
 
 def test_a_training_step_fills_no_zeros_for_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One each of pool_tokens' three, of log_sum, of lifting_attention's, of the split's .. in every block."""
+    """Every block has statistics of three norms and of a softmax, which no gradient comes back to."""
     now = _zeros_of_a_step()
     monkeypatch.setattr(
         torch.autograd.function.FunctionCtx, "set_materialize_grads", lambda self, value: None
