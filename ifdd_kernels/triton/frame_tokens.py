@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ifdd_kernels.triton._functions import gelu, gelu_slope, window_start, window_stop
 from ifdd_kernels.triton._pooling import reach_constants, window_constants
-from ifdd_kernels.triton._runtime import Arguments, Grid, Kernel, cdiv, contiguous_channels, next_power_of_2
+from ifdd_kernels.triton._runtime import Arguments, Kernel, cdiv, contiguous_channels, next_power_of_2
 from ifdd_kernels.triton._sums import sum_partials
-from ifdd_kernels.triton._tuning import Config
+from ifdd_kernels.triton._tuning import Config, Grid
 
 
 @triton.jit

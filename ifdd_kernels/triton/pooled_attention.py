@@ -39,14 +39,13 @@ from ifdd_kernels.triton._attention import (
 )
 from ifdd_kernels.triton._functions import to_tf32
 from ifdd_kernels.triton._runtime import (
-    Grid,
     Kernel,
     cdiv,
     contiguous_channels,
     dot_precision,
     next_power_of_2,
 )
-from ifdd_kernels.triton._tuning import Config
+from ifdd_kernels.triton._tuning import Config, Grid
 
 
 @triton.jit
