@@ -245,6 +245,8 @@ def _register_autograd(operator: Operator, twin: str) -> None:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         outputs = (output,) if isinstance(output, Tensor) else tuple(output)
+        # Autograd would fill zeros for every output without a gradient, statistics and indexes among them.
+        ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(outputs[i] for i in operator.non_differentiable))
         ctx.input_count = len(inputs)
         if backward is None:
@@ -252,6 +254,7 @@ def _register_autograd(operator: Operator, twin: str) -> None:
         arguments = backward.arguments(inputs, outputs)
         ctx.save_for_backward(*(a for a in arguments if isinstance(a, Tensor)))
         ctx.layout = tuple(None if isinstance(a, Tensor) else (a,) for a in arguments)
+        ctx.outputs = tuple((out.shape, out.dtype, out.device) for out in outputs)
 
     suffix = f"_{twin}" if twin else ""
     run_backward: Callable[..., Any] | None = None
@@ -264,16 +267,19 @@ def _register_autograd(operator: Operator, twin: str) -> None:
         )
 
     def grads(
-        ctx: Any, *output_grads: Tensor, run: Callable[..., Any] | None = run_backward
+        ctx: Any, *output_grads: Tensor | None, run: Callable[..., Any] | None = run_backward
     ) -> tuple[Tensor | None, ...]:
         results: list[Tensor | None] = [None] * ctx.input_count
-        if backward is None or run is None:
+        if backward is None or run is None or all(grad is None for grad in output_grads):
             return tuple(results)
         tensors = iter(ctx.saved_tensors)
         arguments = []
         for place in ctx.layout:
             argument = next(tensors) if place is None else place[0]
-            arguments.append(output_grads[argument.output] if isinstance(argument, Gradient) else argument)
+            if isinstance(argument, Gradient):
+                grad = output_grads[argument.output]
+                argument = _zeros(*ctx.outputs[argument.output]) if grad is None else grad
+            arguments.append(argument)
         computed = run(*arguments)
         computed = (computed,) if isinstance(computed, Tensor) else computed
         for place, grad in zip(backward.inputs, computed, strict=True):
@@ -288,6 +294,11 @@ def _register_autograd(operator: Operator, twin: str) -> None:
     )
     transformed = _transformable(overload, setup_context, functools.partial(grads, run=transformed_backward))
     _EAGER[operator.name, twin] = _eager(overload, setup_context, grads, transformed, operator.autocast)
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The gradient of an output nothing was made of, for a backward op that takes those of all."""
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _run(overload: torch._ops.OpOverload, *args: Any) -> Any:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ifdd_kernels import _check, _library, reference
-from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels._operator import AUTOCAST_DEVICES, Backward, Gradient, Operator, register
 from ifdd_kernels.backends import run
 
 
@@ -61,8 +61,9 @@ def faster_in_float32(dtype: torch.dtype) -> bool:
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype that PyTorch's linear would compute in: autocast's, or x's own."""
-    cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(x.device.type) if cast else x.dtype
+    device = x.device.type  # of others, such as meta, PyTorch refuses to say
+    cast = device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if cast else x.dtype
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:

@@ -212,7 +212,7 @@ OPERATOR = register(
         non_differentiable=(3, 4, 5),
         autocast=(0, 1),
         cuda_limit=_cuda_limit,
-        twins={"triton": twin("pool_tokens")},
+        twins={"triton": twin("pool_tokens", traced=False)},
     )
 )
 

@@ -51,13 +51,14 @@ def refusal(device: str, dtype: torch.dtype | None = None) -> str:
     return ""
 
 
-def twin(op: str) -> Twin:
+def twin(op: str, traced: bool = True) -> Twin:
     """The Triton twin of an op, for ``Operator(twins={"triton": twin("..."), ...})``.
 
-    Its functions import ``ifdd_kernels.triton.<op>`` at their first call. Compilers trace into them: see
-    :attr:`ifdd_kernels._operator.Twin.traced`.
+    Its functions import ``ifdd_kernels.triton.<op>`` at their first call. Compilers trace into them
+    (:attr:`ifdd_kernels._operator.Twin.traced`), unless ``traced`` is off: for kernels that spill without a
+    limit of their registers, which compilers that trace cannot pass on.
     """
-    return Twin(_deferred(op, "forward"), _deferred(op, "backward"), traced=not interpreted())
+    return Twin(_deferred(op, "forward"), _deferred(op, "backward"), traced=traced and not interpreted())
 
 
 def _deferred(op: str, direction: str) -> Callable[..., Any]:

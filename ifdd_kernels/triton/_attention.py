@@ -601,7 +601,7 @@ def _key_gradient_configs(arguments: Arguments) -> list[Config]:
     return [Config({"BLOCK_Q": q, "BLOCK_K": k}, warps, stages) for q, k, warps, stages in tiles]
 
 
-_KEY = ("queries", "keys", "K_T", "K_H", "K_W", "WIDTH", "PRECISION")
+_KEY = ("queries", "keys", "heads")
 FORWARD = Kernel(attention_forward, _walk(_forward_tiles, True), _KEY, _interpreted_walk(True))
 QUERY_GRADIENT = Kernel(
     attention_query_gradient, _walk(_query_gradient_tiles, False), _KEY, _interpreted_walk(False)

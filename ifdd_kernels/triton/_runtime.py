@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from ifdd_kernels.triton import _tuning, interpreted
-from ifdd_kernels.triton._tuning import Config
+from ifdd_kernels.triton._tuning import Config, Grid
 
 INTERPRET = interpreted()
 
@@ -21,7 +21,6 @@ INTERPRET = interpreted()
 OLDER_COMPILER = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
 
 Arguments = Mapping[str, Any]
-Grid = Callable[[Arguments], tuple[int, ...]]
 
 
 def dot_precision(dtype: torch.dtype) -> str:
@@ -43,6 +42,7 @@ class Launch:
     kernel: Kernel
     arguments: Arguments
     configs: Sequence[Config]
+    grid: Grid
 
 
 class Kernel:
@@ -53,7 +53,8 @@ class Kernel:
             again: it writes its outputs and accumulates into none.
         configs: (arguments) -> the configurations that suit them, the default first. Few: each is compiled
             and timed once per key and device.
-        key: names of the arguments the best configuration depends on, beside the dtypes of the tensors.
+        key: names of the sizes that stay the same while the batch varies: they are kept exactly where the
+            best configuration is looked up, all others roughly (:func:`_tuning.launch_key`).
         interpreter: (arguments) -> the tiles for the interpreter, whose cost follows the number of program
             instances: few and large. The default configuration if not given.
     """
@@ -68,13 +69,17 @@ class Kernel:
         self.function = function
         self.name: str = function.__name__
         self.configs = configs
-        self.key = tuple(key)
+        self.key = frozenset(key)
+        #: Names of the arguments that are compile-time constants.
+        self.constants = frozenset(
+            n for n, of in function.fn.__annotations__.items() if "constexpr" in str(of)
+        )
         self.interpreter = interpreter
 
     def __call__(self, grid: Grid, **arguments: Any) -> None:
         """Launches the kernel on the device of its first tensor; ``grid`` sees arguments and tiles."""
         if _captured is not None:
-            _captured.append(Launch(self, arguments, self.configs(arguments)))
+            _captured.append(Launch(self, arguments, self.configs(arguments), grid))
             return
         forced = None if _forced is None else _forced(self, self.configs(arguments))
         if INTERPRET:
@@ -87,19 +92,21 @@ class Kernel:
             self.function[grid({**arguments, **tiles})](**arguments, **tiles)
             return
         tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
-        traced = type(tensor) not in (Tensor, torch.nn.Parameter)
+        if type(tensor) not in (Tensor, torch.nn.Parameter):
+            # A compiler that traces sees a plain launch only through wrap_triton, which takes no maxnreg.
+            config = forced or _tuning.choose_traced(self, grid, arguments, tensor.device)
+            self._launch(torch.library.wrap_triton(self.function), grid, arguments, config)
+            return
 
         def launch(config: Config) -> None:
-            # A compiler that traces sees a plain launch only through wrap_triton.
-            function = torch.library.wrap_triton(self.function) if traced else self.function
-            values = {**arguments, **config.tiles}
-            options = config.options
-            if traced:
-                options.pop("maxnreg", None)  # not among what wrap_triton takes
-            function[grid(values)](**values, **options)
+            self._launch(self.function, grid, arguments, config)
 
-        with contextlib.nullcontext() if traced else _on(tensor.device):
-            launch(forced or _tuning.choose(self, arguments, tensor.device, launch, may_time=not traced))
+        with _on(tensor.device):
+            launch(forced or _tuning.choose(self, grid, arguments, tensor.device, launch))
+
+    def _launch(self, function: Any, grid: Grid, arguments: Arguments, config: Config) -> None:
+        values = {**arguments, **config.tiles}
+        function[grid(values)](**values, **config.options)
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

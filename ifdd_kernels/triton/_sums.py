@@ -47,7 +47,7 @@ SUM_PARTIALS = Kernel(
         Config({"BLOCK_R": 64, "BLOCK_C": 16}, num_warps=4),
         Config({"BLOCK_R": 16, "BLOCK_C": 128}, num_warps=4),
     ),
-    key=("rows", "width_0", "width_1"),
+    key=("width_0", "width_1", "width_2", "width_3"),
     interpreter=lambda a: {"BLOCK_R": next_power_of_2(max(a["rows"], 1)), "BLOCK_C": 1024},
 )
 

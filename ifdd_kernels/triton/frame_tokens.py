@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ifdd_kernels.triton._functions import gelu, gelu_slope, window_start, window_stop
 from ifdd_kernels.triton._pooling import reach_constants, window_constants
-from ifdd_kernels.triton._runtime import Arguments, Grid, Kernel, cdiv, contiguous_channels, next_power_of_2
+from ifdd_kernels.triton._runtime import Arguments, Kernel, cdiv, contiguous_channels, next_power_of_2
 from ifdd_kernels.triton._sums import sum_partials
-from ifdd_kernels.triton._tuning import Config
+from ifdd_kernels.triton._tuning import Config, Grid
 
 
 @triton.jit
@@ -249,7 +249,7 @@ def _interpreted_tokens(arguments: Arguments) -> dict[str, int]:
 PROJECT_CELLS = Kernel(
     project_cells_kernel,
     _rows_by_channels((32, 32, 2, 4), (64, 32, 4, 4), (64, 64, 4, 3)),
-    key=("rows", "channels", "outputs"),
+    key=("channels", "outputs"),
     interpreter=_interpreted,
 )
 TOKENS = Kernel(tokens_kernel, _token_configs, interpreter=_interpreted_tokens)
@@ -257,13 +257,13 @@ TOKENS_BACKWARD = Kernel(tokens_backward_kernel, _token_configs, interpreter=_in
 FRAMES_GRADIENT = Kernel(
     frames_gradient_kernel,
     _rows_by_channels((16, 128, 4, 1), (16, 256, 4, 1)),
-    key=("rows", "channels", "outputs"),
+    key=("channels", "outputs"),
     interpreter=_interpreted,
 )
 WEIGHT_GRADIENT = Kernel(
     weight_gradient_kernel,
     _rows_by_channels((32, 128, 4, 3), (32, 64, 2, 3), (32, 64, 4, 3)),
-    key=("rows", "run", "channels", "outputs"),
+    key=("channels", "outputs"),
     interpreter=_interpreted,
 )
 

@@ -70,7 +70,7 @@ def _pool_configs(arguments: Mapping[str, Any]) -> list[Config]:
 POOL = Kernel(
     pool_kernel,
     _pool_configs,
-    key=("out_q", "q_frames", "q_height", "q_width", "q_stride_y", "kv_stride_y"),
+    key=("heads", "q_frames", "q_height", "q_width", "kv_frames", "kv_height", "kv_width"),
 )
 #: The same kernel as the first step of the backward, with a tile of its own: it decides how the norm's
 #: partial sums are cut.

@@ -37,15 +37,15 @@ from ifdd_kernels.triton._attention import (
     whole_tile,
     zeros,
 )
+from ifdd_kernels.triton._functions import to_tf32
 from ifdd_kernels.triton._runtime import (
-    Grid,
     Kernel,
     cdiv,
     contiguous_channels,
     dot_precision,
     next_power_of_2,
 )
-from ifdd_kernels.triton._tuning import Config
+from ifdd_kernels.triton._tuning import Config, Grid
 
 
 @triton.jit
@@ -73,11 +73,23 @@ def _key_of_row(q, row, QUERIES: tl.constexpr, KEYS: tl.constexpr):
 
 
 @triton.jit
+def _factors(tiles, dtype: tl.constexpr, PRECISION: tl.constexpr):
+    """float32 factors of products that were read as ``dtype``, rounded where tensor cores would cut them."""
+    factors = ()
+    for i in tl.static_range(len(tiles)):
+        factor = tiles[i].to(tl.float32)
+        if PRECISION == "tf32" and dtype == tl.float32:
+            factor = to_tf32(factor)
+        factors = factors + (factor,)
+    return factors
+
+
+@triton.jit
 def _position_rows(
     table_h, table_w, y, x, start, WIDTH: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
-    Q_H: tl.constexpr, Q_W: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr,
+    Q_H: tl.constexpr, Q_W: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(COLUMNS, d) float32: rows R_h[i(y, y')] and R_w[i(x, x')], columns y' and K_H + x' from ``start``."""
+    """(COLUMNS, d) factors: rows R_h[i(y, y')] and R_w[i(x, x')], columns y' and K_H + x' from ``start``."""
     column = start + tl.arange(0, COLUMNS)
     is_h = column < K_H
     is_w = (column >= K_H) & (column < K_H + K_W)
@@ -86,7 +98,17 @@ def _position_rows(
     row_w = tl.where(is_w, _table_row(x, tl.where(is_w, column - K_H, 0), Q_W, K_W), 0)
     rows_h = load_tiles(table_h + row_h * WIDTH, is_h, WIDTH, PARTS, True)
     rows_w = load_tiles(table_w + row_w * WIDTH, is_w, WIDTH, PARTS, True)
-    return plus(cast(rows_h, tl.float32), rows_w)
+    return _factors(plus(cast(rows_h, tl.float32), rows_w), table_h.dtype.element_ty, PRECISION)
+
+
+@triton.jit
+def _time_rows(
+    table_t, start, WIDTH: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr
+):
+    """(16, d) factors: rows of R_t from ``start``, of ROWS."""
+    row = start + tl.arange(0, 16)
+    rows = load_tiles(table_t + row * WIDTH, row < ROWS, WIDTH, PARTS, True)
+    return _factors(rows, table_t.dtype.element_ty, PRECISION)
 
 
 @triton.jit
@@ -101,10 +123,15 @@ def _queries_of(tile, y, x, clips, heads, ROWS: tl.constexpr, Q_T: tl.constexpr,
 
 
 @triton.jit
-def _fitted(x, dtype: tl.constexpr):
-    """x in a dtype; what float16 cannot hold is its largest number, not infinity (a score of 45000)."""
+def _fitted(x, dtype: tl.constexpr, PRECISION: tl.constexpr):
+    """x in a dtype; what float16 cannot hold is its largest number, not infinity (a score of 45000).
+
+    It is a factor of a product next.
+    """
     if dtype == tl.float16:
         x = tl.where(tl.abs(x) > 65504.0, tl.where(x > 0, 65504.0, -65504.0), x)
+    elif PRECISION == "tf32":
+        x = to_tf32(x)
     return x.to(dtype)
 
 
@@ -127,25 +154,25 @@ def position_products(
         tl.program_id(0) % tiles, y, x, clips, heads, ROWS, Q_T, Q_H, Q_W
     )
     rows = query + clip * q_batch + head * q_head + (1 + cell) * q_token
-    q = cast(load_tiles(rows, inside, WIDTH, PARTS, True), tl.float32)
+    q = _factors(load_tiles(rows, inside, WIDTH, PARTS, True), query.dtype.element_ty, PRECISION)
     out = position + ((clip * heads + head) * (Q_T * Q_H * Q_W) + cell) * position_stride(K_T + K_H + K_W)
 
     for start in range(0, K_H + K_W, 32):
-        r = _position_rows(table_h, table_w, y, x, start, WIDTH, PARTS, 32, Q_H, Q_W, K_H, K_W)
+        r = _position_rows(table_h, table_w, y, x, start, WIDTH, PARTS, 32, Q_H, Q_W, K_H, K_W, PRECISION)
         column = start + tl.arange(0, 32)
         products = inner(q, r, PRECISION) * LOG2E
         kept = inside[:, None] & (column < K_H + K_W)[None, :]
         pointers = out[:, None] + (K_T + column)[None, :]
-        tl.store(pointers, _fitted(products, position.dtype.element_ty), mask=kept)
+        tl.store(pointers, _fitted(products, position.dtype.element_ty, PRECISION), mask=kept)
 
     TABLE_T: tl.constexpr = 2 * max(Q_T, K_T) - 1
     for start in range(0, TABLE_T, 16):
         row = start + tl.arange(0, 16)
-        r = cast(load_tiles(table_t + row * WIDTH, row < TABLE_T, WIDTH, PARTS, True), tl.float32)
+        r = _time_rows(table_t, start, WIDTH, PARTS, TABLE_T, PRECISION)
         key, exists = _key_of_row(t[:, None], row[None, :], Q_T, K_T)
         products = inner(q, r, PRECISION) * LOG2E
         kept = inside[:, None] & exists
-        tl.store(out[:, None] + key, _fitted(products, position.dtype.element_ty), mask=kept)
+        tl.store(out[:, None] + key, _fitted(products, position.dtype.element_ty, PRECISION), mask=kept)
 
     COLUMNS: tl.constexpr = sum_of(column_tiles(K_T + K_H + K_W))
     column = tl.arange(0, whole_tile(COLUMNS))
@@ -178,7 +205,7 @@ def position_gradient(
     x = program // tiles % Q_W
     inside, t, clip, head, cell = _queries_of(program % tiles, y, x, clips, heads, ROWS, Q_T, Q_H, Q_W)
     rows = query + clip * q_batch + head * q_head + (1 + cell) * q_token
-    q = cast(load_tiles(rows, inside, WIDTH, PARTS, True), tl.float32)
+    q = _factors(load_tiles(rows, inside, WIDTH, PARTS, True), query.dtype.element_ty, PRECISION)
     joined = ((clip * (1 + Q_T * Q_H * Q_W) + 1 + cell) * heads + head) * WIDTH
     sums = cast(load_tiles(partial_grad + joined, inside, WIDTH, PARTS, True), tl.float32)
     grads = grad_position + ((clip * heads + head) * (Q_T * Q_H * Q_W) + cell) * position_stride(
@@ -187,20 +214,22 @@ def position_gradient(
     mine = parts + program.to(tl.int64) * ((K_H + K_W + TABLE_T) * WIDTH)
 
     for start in range(0, K_H + K_W, 32):
-        r = _position_rows(table_h, table_w, y, x, start, WIDTH, PARTS, 32, Q_H, Q_W, K_H, K_W)
+        r = _position_rows(table_h, table_w, y, x, start, WIDTH, PARTS, 32, Q_H, Q_W, K_H, K_W, PRECISION)
         column = start + tl.arange(0, 32)
         kept = inside[:, None] & (column < K_H + K_W)[None, :]
-        g = tl.load(grads[:, None] + (K_T + column)[None, :], mask=kept, other=0.0).to(tl.float32)
+        loaded = tl.load(grads[:, None] + (K_T + column)[None, :], mask=kept, other=0.0)
+        g = _factors((loaded,), loaded.dtype, PRECISION)[0]
         sums = accumulate(sums, g, r, PRECISION)
         table = accumulate(zeros(32, PARTS), tl.trans(g), q, PRECISION)
         store_tiles(mine + column * WIDTH, column < K_H + K_W, table, WIDTH, PARTS)
 
     for start in range(0, TABLE_T, 16):
         row = start + tl.arange(0, 16)
-        r = cast(load_tiles(table_t + row * WIDTH, row < TABLE_T, WIDTH, PARTS, True), tl.float32)
+        r = _time_rows(table_t, start, WIDTH, PARTS, TABLE_T, PRECISION)
         key, exists = _key_of_row(t[:, None], row[None, :], Q_T, K_T)
         kept = inside[:, None] & exists
-        g = tl.load(grads[:, None] + key, mask=kept, other=0.0).to(tl.float32)
+        loaded = tl.load(grads[:, None] + key, mask=kept, other=0.0)
+        g = _factors((loaded,), loaded.dtype, PRECISION)[0]
         sums = accumulate(sums, g, r, PRECISION)
         table = accumulate(zeros(16, PARTS), tl.trans(g), q, PRECISION)
         store_tiles(mine + (K_H + K_W + row) * WIDTH, row < TABLE_T, table, WIDTH, PARTS)

@@ -335,7 +335,7 @@ def _backward_configs(arguments: Arguments) -> Sequence[Config]:
 SAMPLE_FRAMES = Kernel(
     sample_frames_kernel,
     _forward_configs,
-    key=("rows", "channels", "static_count", "dynamic_count", "FLOATING", "NORM"),
+    key=("channels", "static_count", "dynamic_count"),
     interpreter=lambda a: {
         "BLOCK_R": min(64, next_power_of_2(max(a["rows"], 1))),
         "RUN": next_power_of_2(a["static_count"] + a["dynamic_count"]),
@@ -345,7 +345,7 @@ SAMPLE_FRAMES = Kernel(
 SUM_ROWS = Kernel(
     sum_rows_kernel,
     _row_configs,
-    key=("run", "channels", "FLOATING", "NORM"),
+    key=("channels", "static_count", "dynamic_count"),
     interpreter=lambda a: {
         "BLOCK_R": min(64, next_power_of_2(a["run"])),
         "BLOCK_C": next_power_of_2(a["channels"]),
@@ -354,7 +354,7 @@ SUM_ROWS = Kernel(
 SAMPLE_BACKWARD = Kernel(
     sample_backward_kernel,
     _backward_configs,
-    key=("frames", "tokens", "channels", "FLOATING", "NORM"),
+    key=("frames", "tokens", "channels"),
     interpreter=lambda a: {
         "BLOCK_T": min(8, next_power_of_2(a["frames"])),
         "BLOCK_C": next_power_of_2(a["channels"]),

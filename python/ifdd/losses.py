@@ -7,10 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ifdd._labels import check_labels
 from ifdd.model import IFDDOutput
 from ifdd_kernels import lifting_loss
 
 REDUCTIONS = ("sum", "mean")
+#: Instead of PyTorch's -100: no label is left out of the mean.
+IGNORED = torch.iinfo(torch.int64).min
 
 
 def soft_target_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -24,7 +27,8 @@ def soft_target_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> tor
         A scalar.
 
     Raises:
-        ValueError: shapes or types that do not fit, or no clip at all (the mean would be NaN).
+        ValueError: shapes or types that do not fit, no clip at all (the mean would be NaN), or a label
+            outside 0..K-1. Labels on a GPU are not read, which would wait for it: there the device asserts.
     """
     if logits.ndim != 2 or logits.shape[0] == 0:
         raise ValueError(
@@ -37,8 +41,11 @@ def soft_target_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> tor
             f"soft_target_cross_entropy: target must be floating-point {tuple(logits.shape)} or int64 "
             f"({logits.shape[0]},); got {target.dtype} {tuple(target.shape)}"
         )
+    if labels:
+        check_labels(target, logits.shape[1])
     wide = torch.promote_types(logits.dtype, torch.float32)
-    return nn.functional.cross_entropy(logits.to(wide), target if labels else target.to(wide))
+    target = target if labels else target.to(wide)
+    return nn.functional.cross_entropy(logits.to(wide), target, ignore_index=IGNORED)
 
 
 class LossParts(NamedTuple):

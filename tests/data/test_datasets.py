@@ -558,7 +558,7 @@ def test_crops(tmp_path: Path, write_folder, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_collating_windows(dfew: Path) -> None:
     data = DFEW(dfew, split="test", clips="native", **small())
-    batch = collate_windows([data[i] for i in range(3)])
+    batch = collate_windows([data[i] for i in range(3)], classes=len(data.class_names))
     assert batch.clips.shape == (12, 3, 8, 16, 16)
     assert batch.windows.tolist() == [3, 4, 5]
     logits = torch.randn(12, 7)

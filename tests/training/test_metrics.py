@@ -50,7 +50,7 @@ def test_useless_matrices_are_refused(confusion: torch.Tensor, text: str) -> Non
 def test_windows_of_a_video_are_averaged_as_logits() -> None:
     torch.manual_seed(5)
     one, many = torch.rand(3, 4, 2, 2), torch.rand(3, 3, 4, 2, 2)
-    batch = collate_windows([(one, 1), (many, 4)])
+    batch = collate_windows([(one, 1), (many, 4)], classes=5)
     assert batch.clips.shape == (4, 3, 4, 2, 2)
     assert batch.labels.tolist() == [1, 4]
     assert torch.equal(batch.clips[0], one)

@@ -1,13 +1,9 @@
-"""Launching, configurations, tuning and its cache, precision rule, refusals."""
+"""Launching, configurations, precision rule, refusals."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +13,11 @@ import triton.language as tl
 
 from ifdd_kernels import _measured
 from ifdd_kernels._operator import OPERATORS
-from ifdd_kernels.triton import _runtime, _tuned, _tuning, interpreted, refusal
+from ifdd_kernels.triton import _runtime, _tuned, interpreted, refusal
 from ifdd_kernels.triton._runtime import Kernel, captured_launches, dot_precision
 from ifdd_kernels.triton._tuning import Config
 
 DEVICE = "cpu" if interpreted() else "cuda"
-CUDA = torch.device("cuda", 0)
 SMALL, LARGE = Config({"block": 16}, 1, 1), Config({"block": 64}, 2, 1)
 
 
@@ -68,98 +63,6 @@ def test_captured_launches_run_nothing() -> None:
         _kernel()(_grid(8), x=x, y=y, size=8)
     assert (y == 3).all()
     assert [(launch.kernel.name, launch.configs) for launch in launches] == [("_double", [SMALL, LARGE])]
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """A stand-in GPU: its state, and a stopwatch that finds LARGE faster."""
-    state: dict[str, Any] = {"capturing": False, "timed": []}
-    monkeypatch.setenv("IFDD_TRITON_CACHE", str(tmp_path))
-    monkeypatch.delenv("IFDD_TRITON_TUNE", raising=False)
-    monkeypatch.setattr(_tuning, "_chosen", {})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state["capturing"])
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Stand-in")
-
-    def fastest(candidates: list[Config], launch: Any) -> Config:
-        state["timed"].append(len(candidates))
-        return LARGE
-
-    monkeypatch.setattr(_tuning, "fastest", fastest)
-    _tuning._device_tag.cache_clear()
-    yield state
-    _tuning._device_tag.cache_clear()
-
-
-def _choose(may_time: bool = True, size: int = 8) -> Config:
-    kernel = _kernel()
-    kernel.function = SimpleNamespace(cache_key="source")
-    arguments = {"x": torch.empty(size), "size": size}
-    return _tuning.choose(kernel, arguments, CUDA, lambda config: None, may_time=may_time)
-
-
-def test_a_choice_is_timed_once_and_kept_on_disk(device: dict[str, Any], tmp_path: Path) -> None:
-    assert _choose() == LARGE
-    assert _choose() == LARGE
-    assert device["timed"] == [2]
-    (file,) = tmp_path.iterdir()
-    assert "_double(float32; size=8)" in file.read_text()
-    _tuning._chosen.clear()  # another process
-    assert _choose() == LARGE
-    assert device["timed"] == [2]
-    assert _choose(size=9) == LARGE
-    assert device["timed"] == [2, 2]
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"config": {"tiles": {"block": 3}}}'])
-def test_a_damaged_cache_only_means_timing_again(
-    device: dict[str, Any], tmp_path: Path, content: str
-) -> None:
-    _choose()
-    (file,) = tmp_path.iterdir()
-    file.write_text(content)
-    _tuning._chosen.clear()
-    assert _choose() == LARGE
-    assert device["timed"] == [2, 2]
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(
-    device: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("IFDD_TRITON_CACHE", str(tmp_path / "file" / "below"))
-    assert _choose() == LARGE
-
-
-def test_nothing_is_timed_in_a_capture_or_a_trace(
-    device: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device["capturing"] = True
-    assert _choose() == SMALL
-    device["capturing"] = False
-    assert _choose(may_time=False) == SMALL
-    monkeypatch.setenv("IFDD_TRITON_TUNE", "0")
-    assert _choose() == SMALL
-    assert device["timed"] == []
-    monkeypatch.delenv("IFDD_TRITON_TUNE")
-    assert _choose() == LARGE  # the default was not remembered
-    device["capturing"] = True
-    assert _choose() == LARGE
-
-
-def test_nothing_is_timed_where_results_must_not_depend_on_it(device: dict[str, Any]) -> None:
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert _choose() == SMALL
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert device["timed"] == []
-
-
-def test_the_committed_table_comes_first(device: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tuned, "CHOSEN", {"Stand-in": {"_double(float32; size=8)": asdict(LARGE)}})
-    assert _choose(may_time=False) == LARGE
-    assert device["timed"] == []
 
 
 def test_tables_hold_choices_that_exist() -> None:

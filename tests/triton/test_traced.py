@@ -8,6 +8,7 @@ lets the compiler read from each kernel's code which tensors it writes.
 from __future__ import annotations
 
 import importlib
+import operator as operators
 import os
 import subprocess
 import sys
@@ -27,7 +28,10 @@ from ifdd_kernels.triton import interpreted
 from ops.cases import differentiable_outputs, outputs_of
 
 compiled_only = pytest.mark.skipif(interpreted(), reason="run by test_in_a_process_that_compiles")
-WRITTEN = [pytest.param(o, id=name) for name, o in OPERATORS.items() if "triton" in o.twins]
+WRITTEN = [o for o in OPERATORS.values() if "triton" in o.twins]
+OPAQUE = [o for o in WRITTEN if not o.twins["triton"].traced]
+TRACED = [o for o in WRITTEN if o not in OPAQUE]
+NAME = operators.attrgetter("name")
 
 
 @pytest.mark.skipif(not interpreted(), reason="this process compiles")
@@ -96,11 +100,8 @@ def _kernels(graph: fx.GraphModule) -> list[str]:
     ]
 
 
-@compiled_only
-@pytest.mark.parametrize("operator", WRITTEN)
-def test_compilers_trace_into_forward_and_backward(operator: Operator) -> None:
-    """One graph each way, of the launches the op makes and nothing opaque; no input is written."""
-    arguments = _sample(operator)
+def _compiled(operator: Operator, arguments: tuple[Any, ...]) -> tuple[list[fx.GraphModule], Any]:
+    """The graphs a compiler makes of an op and its backward, and results with the right shapes."""
     tensors = [a for a in arguments if isinstance(a, Tensor)]
     graphs: list[fx.GraphModule] = []
 
@@ -119,13 +120,48 @@ def test_compilers_trace_into_forward_and_backward(operator: Operator) -> None:
 
     traced = torch.compile(call, fullgraph=True, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
     results = traced(*tensors)
+    if operator.backward is not None:
+        outputs = differentiable_outputs(REGISTRY[operator.name], results)
+        torch.autograd.backward(outputs, [torch.ones_like(out) for out in outputs])
+    return graphs, results
+
+
+@compiled_only
+def test_what_needs_a_limit_of_its_registers_is_not_traced() -> None:
+    """wrap_triton takes no maxnreg: those kernels would spill in what a compiler launches."""
+    from benchmarks.triton_resources import compilations
+
+    limited = {c.op for c in compilations() if c.config.max_registers is not None}
+    assert limited == {name for name, o in OPERATORS.items() if "triton" in o.twins and o not in TRACED}
+    assert limited == {"pool_tokens"}
+
+
+@compiled_only
+@pytest.mark.parametrize("operator", OPAQUE, ids=NAME)
+def test_compilers_call_ops_that_are_not_traced_as_one(operator: Operator) -> None:
+    forward, backward = (
+        f"ifdd.{operator.name}_triton.default",
+        f"ifdd.{operator.name}_backward_triton.default",
+    )
+    graphs, _ = _compiled(operator, _sample(operator))
+    called = [
+        [str(n.target) for n in graph.graph.nodes if str(n.target).startswith("ifdd")] for graph in graphs
+    ]
+    assert called == [[forward], [backward]]
+    assert [_kernels(graph) for graph in graphs] == [[], []]
+
+
+@compiled_only
+@pytest.mark.parametrize("operator", TRACED, ids=NAME)
+def test_compilers_trace_into_forward_and_backward(operator: Operator) -> None:
+    """One graph each way, of the launches the op makes and nothing opaque; no input is written."""
+    arguments = _sample(operator)
+    graphs, results = _compiled(operator, arguments)
     for got, wanted in zip(results, outputs_of(operator.overload("reference")(*arguments)), strict=True):
         assert (got.shape, got.dtype, got.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
     plain = tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
     expected = [_launches(operator, False, plain)]
     if operator.backward is not None:
-        outputs = differentiable_outputs(REGISTRY[operator.name], results)
-        torch.autograd.backward(outputs, [torch.ones_like(out) for out in outputs])
         expected.append(_launches(operator, True, backward_arguments(operator, plain)))
     assert [_kernels(graph) for graph in graphs] == expected
     for graph in graphs:
@@ -135,7 +171,7 @@ def test_compilers_trace_into_forward_and_backward(operator: Operator) -> None:
 
 
 @compiled_only
-@pytest.mark.parametrize("operator", WRITTEN)
+@pytest.mark.parametrize("operator", WRITTEN, ids=NAME)
 def test_exported_programs_keep_the_op(operator: Operator) -> None:
     arguments = _sample(operator)
     tensors = tuple(a for a in arguments if isinstance(a, Tensor))

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ifdd._labels import check_labels
+
 
 @dataclass(frozen=True)
 class ClipAugment:
@@ -171,7 +173,8 @@ class BatchMix:
             mixed clips, like `clips`, and targets (B, K) float32 whose rows sum to 1.
 
         Raises:
-            ValueError: shapes that do not belong together, or a label outside 0..K-1.
+            ValueError: shapes that do not belong together, or a label outside 0..K-1 (on a GPU: an
+                assertion of the device).
         """
         if clips.ndim != 5 or not clips.is_floating_point():
             raise ValueError(
@@ -196,9 +199,9 @@ class BatchMix:
     def targets(self, labels: Tensor) -> Tensor:
         """Smoothed targets (B, K) float32 of labels (B,) or soft labels (B, K)."""
         if labels.ndim == 1 and not labels.is_floating_point():
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-                raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {labels.tolist()}")
-            target = functional.one_hot(labels.long(), self.num_classes).float()
+            check_labels(labels, self.num_classes)
+            zeros = torch.zeros(len(labels), self.num_classes, device=labels.device)
+            target = zeros.scatter_(1, labels.long().unsqueeze(1), 1.0)
         elif labels.ndim == 2 and labels.is_floating_point() and labels.shape[1] == self.num_classes:
             target = labels.float()
         else:

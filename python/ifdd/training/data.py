@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
@@ -15,7 +16,7 @@ from ifdd.data.datasets import DFEW, MAFW, FERV39k, ListDataset, VideoDataset
 from ifdd.data.synthetic import Difficulty, SyntheticExpressions
 from ifdd.training.config import DataConfig, TrainingConfig
 from ifdd.training.seeds import derived_seed
-from ifdd.training.windows import collate_windows
+from ifdd.training.windows import collate_clips, collate_windows
 
 SYNTHETIC_VALIDATION_STREAM = 1
 """Keeps the drawn validation clips apart from the training clips of the same seed."""
@@ -196,6 +197,7 @@ class RecognitionData(pl.LightningDataModule):
         return DataLoader(
             cast("Dataset[Any]", dataset),
             batch_size=batch,
+            collate_fn=functools.partial(collate_clips, classes=len(dataset.class_names)),
             sampler=EpochOrder(len(dataset), self.config.seed, epoch),
             # A last, smaller batch would be mixed with fewer partners and weigh more per clip.
             drop_last=len(dataset) >= batch,
@@ -214,10 +216,11 @@ class RecognitionData(pl.LightningDataModule):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
+        dataset = self.dataset(split)
         return DataLoader(
-            cast("Dataset[Any]", self.dataset(split)),
+            cast("Dataset[Any]", dataset),
             batch_size=self.config.data.eval_batch_size,
-            collate_fn=collate_windows,
+            collate_fn=functools.partial(collate_windows, classes=len(dataset.class_names)),
             generator=torch.Generator().manual_seed(0),
             num_workers=self.config.data.workers,
             pin_memory=torch.cuda.is_available(),

@@ -9,13 +9,14 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
 from ifdd.checkpoint import Checkpoint, load_checkpoint, load_pretrained, save_checkpoint
 from ifdd.config import IFDDConfig
 from ifdd.model import IFDD
+from ifdd.training.averaging import MovingAverage
 from ifdd.training.config import TrainingConfig
 from ifdd.training.data import RecognitionData, default_stride, short_policy
 from ifdd.training.metrics import Scores
@@ -185,8 +186,7 @@ def _callbacks(config: TrainingConfig, out: Path, monitored: bool, progress: boo
         )
     )
     if config.optim.ema_decay is not None:
-        # Buffers are copied, not averaged: an average would round the integer index buffers.
-        callbacks.append(EMAWeightAveraging(decay=config.optim.ema_decay, use_buffers=False))
+        callbacks.append(MovingAverage(config.optim.ema_decay))
     if progress:
         callbacks.append(RichProgressBar())
     return callbacks

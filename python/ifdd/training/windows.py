@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
+
+from ifdd._labels import check_labels
 
 
 class WindowBatch(NamedTuple):
@@ -17,12 +20,30 @@ class WindowBatch(NamedTuple):
     windows: Tensor
 
 
-def collate_windows(items: Sequence[tuple[Tensor, int]]) -> WindowBatch:
-    """Joins samples whose clip is (3, T, H, W), one window, or (W, 3, T, H, W), W windows."""
+def collate_clips(items: Sequence[tuple[Tensor, Any]], classes: int) -> tuple[Tensor, Tensor]:
+    """Joins training samples: clips (B, 3, T, H, W), labels (B,) or soft labels (B, K).
+
+    Raises:
+        ValueError: a label outside 0..classes - 1. Here, since a training step on a GPU does not read labels.
+    """
+    clips, labels = default_collate(list(items))
+    if not labels.is_floating_point():
+        check_labels(labels, classes)
+    return clips, labels
+
+
+def collate_windows(items: Sequence[tuple[Tensor, int]], classes: int) -> WindowBatch:
+    """Joins samples whose clip is (3, T, H, W), one window, or (W, 3, T, H, W), W windows.
+
+    Raises:
+        ValueError: a label outside 0..classes - 1.
+    """
+    labels = torch.tensor([int(label) for _, label in items], dtype=torch.int64)
+    check_labels(labels, classes)
     groups = [clip if clip.ndim == 5 else clip.unsqueeze(0) for clip, _ in items]
     return WindowBatch(
         torch.cat(groups),
-        torch.tensor([int(label) for _, label in items], dtype=torch.int64),
+        labels,
         torch.tensor([len(group) for group in groups], dtype=torch.int64),
     )
 
