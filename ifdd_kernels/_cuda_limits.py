@@ -32,10 +32,11 @@ def sizes(argument: object, rank: int) -> Sequence[int]:
     return shape if len(shape) == rank else (0,) * rank
 
 
-def longest(*sides: int | Sequence[int] | None) -> int:
-    """The largest of the sides that are given, alone or as grids; 0 without any."""
-    flat = [side if isinstance(side, int) else max(side, default=0) for side in sides if side is not None]
-    return max(flat, default=0)
+def longest(*sides: object) -> int:
+    """The largest of the sides that are given, as numbers or as grids; 0 without any."""
+    grids = [side if isinstance(side, (list, tuple)) else (side,) for side in sides]
+    given = [side for grid in grids for side in grid if isinstance(side, (int, torch.SymInt))]
+    return max([0, *given])  # compilers know no default of max
 
 
 def most(what: str, limit: int, value: int) -> str:

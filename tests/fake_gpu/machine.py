@@ -25,6 +25,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch._dynamo  # it takes functions of torch.cuda over when it is imported: the real ones
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
