@@ -28,7 +28,7 @@ import torch
 import torch._dynamo  # it takes functions of torch.cuda over when it is imported: the real ones
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from ifdd_kernels import _library, backends
 from ifdd_kernels._operator import NAMESPACE, OPERATORS
@@ -146,6 +146,12 @@ def _python_of(name: str) -> Any:
     return operator.reference if forward == family else operator.backward.reference  # type: ignore[union-attr]
 
 
+def on_the_host(function: Any, *args: Any, **options: Any) -> Any:
+    """Runs a function on real tensors, in the middle of fake ones."""
+    with _disable_current_modes():
+        return function(*args, **options)
+
+
 def _apply(module: torch.nn.Module, function: Any, recurse: bool = True) -> torch.nn.Module:
     """``Module._apply``, which moves modules: a parameter that stays where it is stays the same object."""
     for child in module.children() if recurse else ():
@@ -190,8 +196,13 @@ def _patches(capabilities: Sequence[tuple[int, int]], library: frozenset[str], b
     yield mock.patch.object(_library, "loaded", lambda: True)
     # It would make real tensors on a device that PyTorch says is there.
     yield mock.patch.object(FakeTensorMode, "avoid_device_init", True)
+    # A copy of a fake tensor belongs to the same mode.
+    yield mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True)
     # It draws again until a value fits, and here are no values.
     yield mock.patch.object(torch.nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor)
+    # Rates of stochastic depth: a few numbers on the host, which modules read while they are made.
+    linspace = torch.linspace
+    yield mock.patch.object(torch, "linspace", lambda *args, **options: on_the_host(linspace, *args, **options))
     # It exchanges the insides of fake tensors, which fails for those that something else looks at.
     yield mock.patch.object(torch.nn.Module, "_apply", _apply)
     # Random numbers of a device have a generator there.
