@@ -2,9 +2,9 @@
 
 Numbers of rows are not looked at while a compiler traces, where comparing would bound every symbolic size.
 
-A limit is also asked about calls that are not made yet, of which one tensor is known or an empty one that only
-stands for a device, and about calls with wrong shapes, which the op refuses in its own words. So a limit reads
-every shape through :func:`sizes`, and tells only what is certain.
+A limit is also asked about calls that are not made yet, of which one tensor is known or an empty one that
+only stands for a device, and about calls with wrong shapes, which the op refuses in its own words. So a limit
+reads every shape through :func:`sizes`, and tells only what is certain.
 """
 
 from __future__ import annotations

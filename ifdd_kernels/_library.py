@@ -106,7 +106,7 @@ def cuda_architectures() -> tuple[str, ...]:
 # A constant of the process for each GPU, which every choice of a backend asks for.
 @functools.cache
 def without_code(index: int | None = None) -> str:
-    """Why the CUDA kernels of the library cannot run on a GPU, the current one by default; empty if they can.
+    """Why the library's CUDA kernels cannot run on a GPU, the current one by default; empty if they can.
 
     Also empty where there is no GPU to ask about, or the library does not tell what it was built for.
     """
@@ -133,9 +133,9 @@ def own_architecture(capability: Capability) -> str:
 def has_code(architecture: str, capability: Capability) -> bool:
     """Whether code compiled for an architecture, as CMake writes it, runs on a GPU of a compute capability.
 
-    Machine code ("80-real") runs on its generation from its own minor version on, PTX ("80-virtual", and "80",
-    which is both) on every later GPU too; "90a" is for 9.0 alone, "100f" for the rest of its generation. Of
-    other words of CMake ("all", "native") nothing is known here, so nothing is refused.
+    Machine code ("80-real") runs on its generation from its own minor version on, PTX ("80-virtual", and
+    "80", which is both) on every later GPU too; "90a" is for 9.0 alone, "100f" for the rest of its generation.
+    Of other words of CMake ("all", "native") nothing is known here, so nothing is refused.
     """
     parts = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", architecture)
     if parts is None:

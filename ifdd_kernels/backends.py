@@ -111,9 +111,7 @@ def _whole(operator: Operator, args: Sequence[Any]) -> bool:
     return True
 
 
-def _composed_support(
-    operator: Operator, backend: str, device: torch.device, args: Sequence[Any]
-) -> Support:
+def _composed_support(operator: Operator, backend: str, device: torch.device, args: Sequence[Any]) -> Support:
     """The answer for an op that runs as its parts: that of each part, for the first argument."""
     answers = {part: _answer(OPERATORS[part], backend, device, args[:1]) for part in operator.parts}
     what = f"composed of {' and '.join(operator.parts)}"
@@ -145,7 +143,9 @@ class Situation(NamedTuple):
 def _situation(operator: Operator, device: torch.device, args: Sequence[Any]) -> Situation:
     """Of an op's leading arguments, which need not be there."""
     if args and isinstance(args[0], Tensor):
-        return _on_gpu(operator, args) if device.type == "cuda" else Situation(device.type, None, args[0].dtype)
+        return (
+            _on_gpu(operator, args) if device.type == "cuda" else Situation(device.type, None, args[0].dtype)
+        )
     limit = _limit(operator.name, args) if device.type == "cuda" else ""
     return Situation(device.type, device.index, None, limit)
 

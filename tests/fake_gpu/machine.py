@@ -1,9 +1,9 @@
 """A GPU that is not there: fake CUDA tensors, and a PyTorch that believes in the device.
 
-Inside :func:`fake_gpu` every tensor is fake: shapes, dtypes, strides and devices are computed, values are not. All
-Python that a GPU would be driven by runs: the public functions, autograd and autocast for CUDA, the choice of a
-backend, the definitions in plain PyTorch, and the host code of the Triton kernels up to each launch, which is noted.
-What a kernel computes and the C++ host code of the CUDA kernels stay outside.
+Inside :func:`fake_gpu` every tensor is fake: shapes, dtypes, strides and devices are computed, values are not.
+All Python that a GPU would be driven by runs: the public functions, autograd and autocast for CUDA, the choice
+of a backend, the definitions in plain PyTorch, and the host code of the Triton kernels up to each launch, which
+is noted. What a kernel computes and the C++ host code of the CUDA kernels stay outside.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from unittest import mock
 
 import pytest
 import torch
-import torch._dynamo  # it takes functions of torch.cuda over when it is imported: the real ones
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -92,7 +91,7 @@ class Machine:
 
 
 class _HostCode(TorchDispatchMode):
-    """Runs the Python of this library's ops, which a fake rule would replace, and compares it with that rule."""
+    """Runs the Python of this library's ops, which a fake rule would replace, and compares it with the rule."""
 
     def __init__(self, machine: Machine) -> None:
         super().__init__()
@@ -115,9 +114,7 @@ class _HostCode(TorchDispatchMode):
         if name.endswith("_triton"):
             assert launches or all(t.numel() == 0 for t in _tensors(promised)), f"{name} launches nothing"
         for place, (result, fake) in enumerate(zip(_tensors(results), _tensors(promised), strict=True)):
-            told, expected = (
-                (tuple(t.shape), t.dtype, t.device) for t in (result, fake)
-            )
+            told, expected = ((tuple(t.shape), t.dtype, t.device) for t in (result, fake))
             assert told == expected, f"{name}, result {place}: {told}, its fake rule says {expected}"
         return promised
 
@@ -170,7 +167,13 @@ def _apply(module: torch.nn.Module, function: Any, recurse: bool = True) -> torc
 
 def _patches(capabilities: Sequence[tuple[int, int]], library: frozenset[str], built: tuple[str, ...]) -> Any:
     def of(index: Any = None) -> int:
-        return 0 if index is None else torch.device("cuda", index).index if isinstance(index, int) else index.index or 0
+        return (
+            0
+            if index is None
+            else torch.device("cuda", index).index
+            if isinstance(index, int)
+            else index.index or 0
+        )
 
     def properties(index: Any = None) -> Any:
         major, minor = capabilities[of(index)]
@@ -192,8 +195,8 @@ def _patches(capabilities: Sequence[tuple[int, int]], library: frozenset[str], b
     yield from (mock.patch.object(torch.cuda, name, function) for name, function in cuda.items())
     ops = {"cpu": on_cpu, "cuda": library}
     yield mock.patch.object(_library, "native_ops", lambda device="cpu": ops[device])
-    yield mock.patch.object(_library, "cuda_architectures", lambda: built)
-    yield mock.patch.object(_library, "loaded", lambda: True)
+    yield mock.patch.object(_library, "cuda_architectures", return_value=built)
+    yield mock.patch.object(_library, "loaded", return_value=True)
     # It would make real tensors on a device that PyTorch says is there.
     yield mock.patch.object(FakeTensorMode, "avoid_device_init", True)
     # A copy of a fake tensor belongs to the same mode.
@@ -202,12 +205,14 @@ def _patches(capabilities: Sequence[tuple[int, int]], library: frozenset[str], b
     yield mock.patch.object(torch.nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor)
     # Rates of stochastic depth: a few numbers on the host, which modules read while they are made.
     linspace = torch.linspace
-    yield mock.patch.object(torch, "linspace", lambda *args, **options: on_the_host(linspace, *args, **options))
-    # It exchanges the insides of fake tensors, which fails for those that something else looks at.
+    yield mock.patch.object(
+        torch, "linspace", lambda *args, **options: on_the_host(linspace, *args, **options)
+    )
+    # The original exchanges the insides of fake tensors, which fails where something else refers to them.
     yield mock.patch.object(torch.nn.Module, "_apply", _apply)
     # Random numbers of a device have a generator there.
     make = torch.Generator
-    yield mock.patch.object(torch, "Generator", lambda *_: make())
+    yield mock.patch.object(torch, "Generator", side_effect=lambda *_: make())
 
 
 def forget() -> None:
@@ -224,6 +229,8 @@ def fake_gpu(
     built: tuple[str, ...] = ARCHITECTURES,
 ) -> Iterator[Machine]:
     """Everything inside runs on fake GPUs of these compute capabilities (one H200 by default).
+
+    Patch nothing of ``torch.cuda`` inside that is taken back outside: that would bring back the fake.
 
     ``library`` names the CUDA ops of the native library, all of them by default; ``built`` its architectures.
     """

@@ -35,8 +35,9 @@ def probes(dtype: torch.dtype) -> Iterator[Tensor]:
 def network_arguments(op: str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     """Arguments of an op at every shape of the network."""
     shape = network_shape(NETWORK)
+    by_block = (cases.pool_tokens, cases.pooled_attention)
     found = [
-        *(make(shape, b, 16, "cuda") for make in (cases.pool_tokens, cases.pooled_attention) for b in shape.blocks),
+        *(make(shape, b, 16, "cuda") for make in by_block for b in shape.blocks),
         *cases.small_ops(shape, 16, "cuda"),
         *cases.around_attention(shape, 16, "cuda"),
     ]  # fmt: skip
@@ -53,7 +54,12 @@ def test_every_probe_has_an_answer(op: str, backend: str) -> None:
     with fake_gpu():
         for dtype in DTYPES:
             for first, second in itertools.product((None, *probes(dtype)), repeat=2):
-                for args in ((first,), (first, second), (first, None, second), (first, second, second, second)):
+                for args in (
+                    (first,),
+                    (first, second),
+                    (first, None, second),
+                    (first, second, second, second),
+                ):
                     support = can_run(op, backend, *args)
                     assert support.reason
                     assert backend not in ("auto", "reference") or support
@@ -70,7 +76,7 @@ def test_every_real_shape_has_an_answer(op: str, backend: str) -> None:
             for args in (*samples, *network_arguments(op, dtype)):
                 answers = {count: can_run(op, backend, *args[:count]) for count in range(1, len(args) + 1)}
                 whole = answers.pop(len(args))
-                # Nothing real is beyond a limit: less of it does not change the answer, and says what it leaves open.
+                # Nothing real is beyond a limit: less of it does not change the answer, and says what is open.
                 for support in answers.values():
                     assert support.ok == whole.ok
                     assert support.reason.startswith(whole.reason)

@@ -43,18 +43,19 @@ def test_every_op_has_a_row(say: Any, has_kernels: bool) -> None:
     able = {op for op, cells in table.items() if cells[native] == "yes"}
     composed = {"static_dynamic_split"}
     assert able == ((cuda_ops() | composed) & set(OPERATORS) if has_kernels else set())
-    assert ("refused native: the native library has no cuda kernel of this op" in out)
+    assert "refused native: the native library has no cuda kernel of this op" in out
 
 
 def test_each_gpu_without_code_is_named(say: Any) -> None:
     with fake_gpu((9, 0), (10, 0), built=("90a-real",)):
         out = say("--self_test", "false")
     assert f"1: {NAME}, sm_100, 139 GiB" in out
-    problem = "no native kernels there: the GPU has compute capability 10.0, the native library was built for 90a-real"
+    problem = "no native kernels there: the GPU has compute capability 10.0, the native library was built for"
     assert out.count(problem) == 1
     assert out.index("sm_100") < out.index(problem)
 
 
+@pytest.mark.slow
 def test_the_self_test_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but the comparison of values, which fake tensors do not have."""
     from ifdd_kernels import testing

@@ -20,7 +20,11 @@ def test_every_native_kernel_runs_and_nothing_else() -> None:
     ("library", "built", "reason"),
     [
         (frozenset(), (), "it was built without them"),
-        (None, ("80-real",), "the native library was built for 80-real: build it with IFDD_CUDA_ARCHS=90a-real"),
+        (
+            None,
+            ("80-real",),
+            "the native library was built for 80-real: build it with IFDD_CUDA_ARCHS=90a-real",
+        ),
     ],
     ids=["no CUDA ops", "another GPU"],
 )
