@@ -10,6 +10,7 @@ reads every shape through :func:`sizes`, and tells only what is certain.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,8 +36,9 @@ def sizes(argument: object, rank: int) -> Sequence[int]:
 def longest(*sides: object) -> int:
     """The largest of the sides that are given, as numbers or as grids; 0 without any."""
     grids = [side if isinstance(side, (list, tuple)) else (side,) for side in sides]
-    given = [side for grid in grids for side in grid if isinstance(side, (int, torch.SymInt))]
-    return max([0, *given])  # compilers know no default of max
+    given: list[Any] = [side for grid in grids for side in grid if isinstance(side, (int, torch.SymInt))]
+    largest: int = max([0, *given])  # compilers know no default of max
+    return largest
 
 
 def most(what: str, limit: int, value: int) -> str:

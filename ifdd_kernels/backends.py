@@ -131,7 +131,7 @@ class Situation(NamedTuple):
 
     device: str = "cpu"
     #: Which of several GPUs.
-    index: int | None = None
+    gpu: int | None = None
     dtype: torch.dtype | None = None
     #: Why the native CUDA kernels of the op do not take these shapes, if they do not.
     limit: str = ""
