@@ -134,7 +134,7 @@ def has_code(architecture: str, capability: Capability) -> bool:
     """Whether code compiled for an architecture, as CMake writes it, runs on a GPU of a compute capability.
 
     Machine code ("80-real") runs on its generation from its own minor version on, PTX ("80-virtual", and
-    "80", which is both) on every later GPU too; "90a" is for 9.0 alone, "100f" for the rest of its generation.
+    "80", which is both) on every later GPU too; "90a" is for 9.0 alone, "100f" for its generation.
     Of other words of CMake ("all", "native") nothing is known here, so nothing is refused.
     """
     parts = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", architecture)
@@ -171,7 +171,7 @@ def build_info() -> dict[str, Any]:
     Returns:
         A dict with: ``version`` (of ifdd-kernels), ``python``, ``torch``, ``native`` (bool: the native
         kernels are loaded), ``reason`` (why not, and how to get them), ``path`` of the library, ``cpu_ops``
-        and ``cuda_ops`` (names with a native kernel), ``cuda_architectures`` (what CUDA code was compiled for,
+        and ``cuda_ops`` (names with a native kernel), ``cuda_architectures`` (of the CUDA code,
         empty without). With a native build also ``compiler``, ``flags``,
         ``build_type``, ``torch_build`` and ``torch_target`` (the torch built with and the oldest one
         supported), ``instruction_sets`` (compiled), ``instruction_set`` (in use; the environment variable

@@ -1,9 +1,9 @@
 """A GPU that is not there: fake CUDA tensors, and a PyTorch that believes in the device.
 
-Inside :func:`fake_gpu` every tensor is fake: shapes, dtypes, strides and devices are computed, values are not.
-All Python that a GPU would be driven by runs: the public functions, autograd and autocast for CUDA, the choice
-of a backend, the definitions in plain PyTorch, and the host code of the Triton kernels up to each launch, which
-is noted. What a kernel computes and the C++ host code of the CUDA kernels stay outside.
+Inside :func:`fake_gpu` every tensor is fake: shapes, dtypes, strides and devices are known, values are not.
+All Python that drives a GPU runs: the public functions, autograd and autocast for CUDA, the choice of a
+backend, the definitions in plain PyTorch, and the host code of the Triton kernels up to each launch, which is
+noted. What a kernel computes and the C++ host code of the CUDA kernels stay outside.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Machine:
 
 
 class _HostCode(TorchDispatchMode):
-    """Runs the Python of this library's ops, which a fake rule would replace, and compares it with the rule."""
+    """Runs the Python of this library's ops, which a fake rule would replace, and compares it with that."""
 
     def __init__(self, machine: Machine) -> None:
         super().__init__()

@@ -76,7 +76,7 @@ def test_every_real_shape_has_an_answer(op: str, backend: str) -> None:
             for args in (*samples, *network_arguments(op, dtype)):
                 answers = {count: can_run(op, backend, *args[:count]) for count in range(1, len(args) + 1)}
                 whole = answers.pop(len(args))
-                # Nothing real is beyond a limit: less of it does not change the answer, and says what is open.
+                # Nothing real is beyond a limit: less of it has the same answer, and says what is open.
                 for support in answers.values():
                     assert support.ok == whole.ok
                     assert support.reason.startswith(whole.reason)

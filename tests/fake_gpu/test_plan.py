@@ -1,7 +1,7 @@
 """Every case of the GPU plan of the benchmarks, and everybody who takes part in it, on fake CUDA tensors.
 
 Inputs are made, costs computed, the truth in float64 and every contender bound and run, forward and backward,
-in the precision of the plan under CUDA's autocast: outputs and gradients must have the names and shapes of the
+in the precision of the plan under CUDA's autocast: outputs and gradients must have names and shapes of the
 truth's. Compiled contenders run as the functions that they compile. Not covered: torch.compile itself, CUDA
 graphs, and what looks at values (the gate, the clocks).
 
