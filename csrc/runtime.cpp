@@ -35,7 +35,6 @@ py::dict build_info() {
   info["instruction_sets"] = py::tuple(compiled);
   info["instruction_set"] = ifdd::isa_name(ifdd::active_isa());
   info["fast_bfloat16"] = ifdd::fast_bfloat16();
-  info["cuda_architectures"] = split(IFDD_CUDA_ARCHITECTURES);
   info["sanitize"] = split(IFDD_SANITIZE);
   return info;
 }

@@ -1,9 +1,16 @@
 """What the CUDA kernels of several ops do not take: told before a launch, which would refuse it too.
 
 Numbers of rows are not looked at while a compiler traces, where comparing would bound every symbolic size.
+
+A limit is also asked about calls that are not made yet, of which one tensor is known or an empty one that
+only stands for a device, and about calls with wrong shapes, which the op refuses in its own words. So a limit
+reads every shape through :func:`sizes`, and tells only what is certain.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +27,20 @@ SAMPLED_FRAMES = 2048
 HEAD_DIM = 128
 
 
+def sizes(argument: object, rank: int) -> Sequence[int]:
+    """The shape of a tensor of a rank; of anything else zeros, which keep to every limit."""
+    shape = argument.shape if isinstance(argument, Tensor) else ()
+    return shape if len(shape) == rank else (0,) * rank
+
+
+def longest(*sides: object) -> int:
+    """The largest of the sides that are given, as numbers or as grids; 0 without any."""
+    grids = [side if isinstance(side, (list, tuple)) else (side,) for side in sides]
+    given: list[Any] = [side for grid in grids for side in grid if isinstance(side, (int, torch.SymInt))]
+    largest: int = max([0, *given])  # compilers know no default of max
+    return largest
+
+
 def most(what: str, limit: int, value: int) -> str:
     """A limit on a number: empty where the number keeps to it."""
     return "" if value <= limit else f"its CUDA kernels take {what} <= {limit}, got {value}"
@@ -30,9 +51,16 @@ def rows(count: int) -> str:
     return "" if torch.compiler.is_compiling() else most("rows of channels", ROWS, count)
 
 
-def tokenizer(x: Tensor, outputs: int = 1, height: int = 0, width: int = 0, pool: int = 0) -> str:
-    """Limits on frames (B, T, N, C) whose grid is pooled to (pool, pool); zeros where that is not known."""
-    batch, frames, tokens = x.shape[:3]
-    return most("sides of the grid and of the pool", SIDE, max(height, width, pool)) or rows(
-        max(batch * frames * max(tokens, pool * pool), outputs * pool * pool)
+def tokenizer(
+    x: Tensor | None,
+    weight: Tensor | None,
+    height: int | None = None,
+    width: int | None = None,
+    pool: int | None = None,
+) -> str:
+    """Limits on frames x (B, T, N, C) whose grid is pooled to (pool, pool) and projected by weight (S, C)."""
+    batch, frames, tokens, _ = sizes(x, 4)
+    outputs, cells = sizes(weight, 2)[0], longest(pool) ** 2
+    return most("sides of the grid and of the pool", SIDE, longest(height, width, pool)) or rows(
+        max(batch * frames * max(tokens, cells), outputs * cells)
     )

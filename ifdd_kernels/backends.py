@@ -28,6 +28,8 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 #: Ops whose work is a library's product or pooling, and stays one on GPUs.
 LIBRARY_OPS = frozenset({"gelu_linear", "linear", "max_pool_tokens"})
 _LIBRARY = "PyTorch's library kernels run it on GPUs, by design (docs/triton.md)"
+_OPEN = "they have limits on sizes, and not all sizes of a call were given"
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,20 @@ class Support:
         return self.ok
 
 
-def can_run(op: str, backend: str, *tensors: Tensor | None, raise_error: bool = False) -> Support:
-    """Whether ``backend`` can run ``op``, on the device of ``tensors`` (the CPU without any).
+def can_run(op: str, backend: str, *args: Any, raise_error: bool = False) -> Support:
+    """Whether ``backend`` can run ``op``, on the device of the tensors in ``args`` (the CPU without any).
+
+    The answer holds for a call with these arguments if they are all of them. With fewer, or with shapes that
+    the op would refuse (``torch.empty(0, device="cuda")`` asks about a device), it is about the device, the
+    dtype and the limits that the given sizes exceed for certain: "yes" then means that there are kernels, and
+    the reason says where they have limits on sizes that could not be looked at.
 
     Args:
         op: name of an op, e.g. ``"split_frames"``.
         backend: one of :data:`BACKENDS`.
-        tensors: inputs of the op in the order of its schema, None for one that is not given; the first
-            one decides the device, and more of them tell a limit on shapes and which measurement is nearest.
+        args: leading arguments of the op in the order of its schema, None for what is not given. The first
+            tensor decides the device, the first argument the dtype; more of them tell a limit on sizes and
+            which measurement is nearest.
         raise_error: raise the refusal instead of returning it.
 
     Raises:
@@ -57,11 +65,11 @@ def can_run(op: str, backend: str, *tensors: Tensor | None, raise_error: bool = 
     """
     _check_names(op, backend)
     operator = OPERATORS[op]
-    device = tensors[0].device.type if tensors and tensors[0] is not None else "cpu"
-    if composed(operator, device, backend):
-        support = _composed_support(operator, backend, tensors)
+    device = next((arg.device for arg in args if isinstance(arg, Tensor)), _CPU)
+    if composed(operator, device.type, backend):
+        support = _composed_support(operator, backend, device, args)
     else:
-        support = _support(op, backend, *_situation(operator, tensors))
+        support = _answer(operator, backend, device, args)
     if raise_error and not support:
         raise RuntimeError(_message(op, backend, support))
     return support
@@ -74,9 +82,38 @@ def composed(operator: Operator, device: str, backend: str) -> bool:
     )
 
 
-def _composed_support(operator: Operator, backend: str, tensors: Sequence[Tensor | None]) -> Support:
-    """The answer for an op that runs as its parts: that of each part, for the first tensor."""
-    answers = {part: can_run(part, backend, *tensors[:1]) for part in operator.parts}
+def _answer(operator: Operator, backend: str, device: torch.device, args: Sequence[Any]) -> Support:
+    """What :func:`can_run` says of an op of its own kernels."""
+    situation = _situation(operator, device, args)
+    support = _support(operator.name, backend, *situation)
+    chosen = _fastest(operator.name, *situation)[0] if backend == "auto" else backend
+    limited = device.type == "cuda" and chosen == "native" and operator.cuda_limit is not None
+    if not support or not limited or _whole(operator, args):
+        return support
+    return Support(True, f"{support.reason}; {_OPEN}")
+
+
+def _whole(operator: Operator, args: Sequence[Any]) -> bool:
+    """Whether these are all arguments of a call, and such that the op takes them."""
+    wanted = operator.overload()._schema.arguments
+    if len(args) < len(wanted):
+        return False
+    missing = (
+        arg is None and not isinstance(argument.type, torch.OptionalType)
+        for arg, argument in zip(args, wanted, strict=True)
+    )
+    if any(missing):
+        return False
+    try:
+        operator.check(*args)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _composed_support(operator: Operator, backend: str, device: torch.device, args: Sequence[Any]) -> Support:
+    """The answer for an op that runs as its parts: that of each part, for the first argument."""
+    answers = {part: _answer(OPERATORS[part], backend, device, args[:1]) for part in operator.parts}
     what = f"composed of {' and '.join(operator.parts)}"
     refused = next((name for name, support in answers.items() if not support), None)
     if refused is not None:
@@ -93,6 +130,8 @@ class Situation(NamedTuple):
     """What a choice depends on."""
 
     device: str = "cpu"
+    #: Which of several GPUs.
+    gpu: int | None = None
     dtype: torch.dtype | None = None
     #: Why the native CUDA kernels of the op do not take these shapes, if they do not.
     limit: str = ""
@@ -101,40 +140,44 @@ class Situation(NamedTuple):
     training: bool = False
 
 
-def _situation(operator: Operator, args: Sequence[Any]) -> Situation:
-    """Of an op's leading arguments."""
-    x = args[0] if args else None
-    if x is None or x.device.type != "cuda":
-        return Situation() if x is None else Situation(x.device.type, x.dtype)
-    return _on_gpu(operator, args)
+def _situation(operator: Operator, device: torch.device, args: Sequence[Any]) -> Situation:
+    """Of an op's leading arguments, which need not be there."""
+    if args and isinstance(args[0], Tensor):
+        return (
+            _on_gpu(operator, args) if device.type == "cuda" else Situation(device.type, None, args[0].dtype)
+        )
+    limit = _limit(operator.name, args) if device.type == "cuda" else ""
+    return Situation(device.type, device.index, None, limit)
 
 
 def _on_gpu(operator: Operator, args: Sequence[Any]) -> Situation:
     x, limit = args[0], _limit(operator.name, args)
-    if not _is_measured(operator.name):
-        return Situation("cuda", x.dtype, limit)
+    gpu = x.device.index
+    if not _is_measured(operator.name, gpu):
+        return Situation("cuda", gpu, x.dtype, limit)
     try:
         # Compilers make a constant of a symbolic size here: another one may be another choice.
         sizes = tuple(index(size) for size in operator.sizes(*args))
-    except TypeError:  # fewer arguments than the sizes are read from
+    except (AttributeError, IndexError, TypeError):  # not all arguments that the sizes are read from
         sizes = None
     dtype, tensors = x.dtype, [arg for arg in args if isinstance(arg, Tensor)]
     if 0 in operator.autocast and dtype != torch.float64 and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
     training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return Situation("cuda", dtype, limit, sizes, training)
+    return Situation("cuda", gpu, dtype, limit, sizes, training)
 
 
 def _limit(op: str, args: Sequence[Any]) -> str:
     """Why the native CUDA kernels of an op do not take arguments of these shapes, if they do not."""
     limit = OPERATORS[op].cuda_limit
-    return limit(*args) if limit is not None and args and args[0].device.type == "cuda" else ""
+    return limit(*args) if limit is not None and args else ""
 
 
 def _support(
     op: str,
     backend: str,
     device: str,
+    index: int | None,
     dtype: torch.dtype | None,
     limit: str = "",
     sizes: tuple[int, ...] | None = None,
@@ -143,7 +186,7 @@ def _support(
     if backend == "reference":
         return Support(True, "plain PyTorch runs on every device")
     if backend == "auto":
-        chosen, reason = _fastest(op, device, dtype, limit, sizes, training)
+        chosen, reason = _fastest(op, device, index, dtype, limit, sizes, training)
         return Support(True, f"chooses {chosen}: {reason}")
     if backend == "sdpa":
         if backend not in OPERATORS[op].compositions:
@@ -152,13 +195,15 @@ def _support(
     if backend == "triton":
         if "triton" not in OPERATORS[op].twins:
             return Support(False, _without(op, "no Triton kernels of this op exist"))
-        problem = triton.refusal(device, dtype)
+        problem = triton.refusal(device, dtype, index)
         return Support(not problem, problem or "Triton kernels exist")
     if not _library.loaded():
         return Support(False, f"the native library is not loaded: {_library.failure()}")
     if op not in _library.native_ops(device):
         missing = f"the native library has no {device} kernel of this op"
         return Support(False, missing if device == "cpu" else _without(op, missing))
+    if device == "cuda" and (no_code := _library.without_code(index)):
+        return Support(False, no_code)
     if device == "cuda" and dtype == torch.float64:
         return Support(False, "CUDA kernels take float16, bfloat16 and float32, the input is float64")
     if limit:
@@ -171,22 +216,23 @@ def _without(op: str, missing: str) -> str:
 
 
 @torch.compiler.assume_constant_result
-def _is_measured(op: str) -> bool:
+def _is_measured(op: str, index: int | None) -> bool:
     """Whether the table has this device and op: most calls have nothing to look up."""
-    return bool(_entries(op))
+    return bool(_entries(op, index))
 
 
 @functools.cache
-def _entries(op: str) -> Sequence[_measured.Entry]:
+def _entries(op: str, index: int | None) -> Sequence[_measured.Entry]:
     if not torch.cuda.is_available():
         return ()
-    return _measured.FASTEST.get(torch.cuda.get_device_name(), {}).get(op, ())
+    return _measured.FASTEST.get(torch.cuda.get_device_name(index), {}).get(op, ())
 
 
 @functools.cache
 def _fastest(
     op: str,
     device: str,
+    index: int | None,
     dtype: torch.dtype | None,
     limit: str = "",
     sizes: tuple[int, ...] | None = None,
@@ -197,16 +243,16 @@ def _fastest(
     On a GPU the measured one where the table has this device and sizes near these. Triton never runs on a CPU
     by itself: there it would be interpreted.
     """
-    native = _support(op, "native", device, dtype, limit)
+    native = _support(op, "native", device, index, dtype, limit)
     if device != "cuda":
         return ("native" if native.ok else "reference"), native.reason
     if sizes is not None and dtype is not None:
-        entry = _measured.nearest(_entries(op), dtype, sizes, training)
-        if entry is not None and _support(op, entry.backend, device, dtype, limit).ok:
+        entry = _measured.nearest(_entries(op, index), dtype, sizes, training)
+        if entry is not None and _support(op, entry.backend, device, index, dtype, limit).ok:
             return entry.backend, f"measured as the fastest on this device at {entry}"
     if native.ok:
         return "native", f"{native.reason}, and nothing else was measured faster on this device at such sizes"
-    written = _support(op, "triton", device, dtype, limit)
+    written = _support(op, "triton", device, index, dtype, limit)
     chosen = "triton" if written.ok else "reference"
     reasons = dict.fromkeys((written.reason, native.reason))
     return chosen, "; ".join(reasons)
@@ -219,14 +265,20 @@ def select(op: str, backend: str, *args: Any) -> str:
     on a CPU that is what ``"auto"`` means, while asking for ``"native"`` refuses to fall back.
     """
     x: Tensor = args[0]
+    device = x.device
     if backend == "auto":
-        if x.device.type != "cuda":
+        if device.type != "cuda":
             return ""
+        gpu = device.index
         # Nothing measured is the common case, on every call.
-        asked = _on_gpu(OPERATORS[op], args) if _is_measured(op) else ("cuda", x.dtype, _limit(op, args))
+        if _is_measured(op, gpu):
+            asked: tuple[Any, ...] = _on_gpu(OPERATORS[op], args)
+        else:
+            asked = ("cuda", gpu, x.dtype, _limit(op, args))
         twin: str = _fastest_twin(op, *asked)
         return twin
-    refusal = _refusal(op, backend, x.device.type, x.dtype, _limit(op, args))
+    limit = _limit(op, args) if device.type == "cuda" else ""
+    refusal = _refusal(op, backend, device.type, device.index, x.dtype, limit)
     if refusal:
         raise RuntimeError(refusal)
     return "" if backend == "native" else backend
@@ -240,10 +292,12 @@ def _fastest_twin(op: str, *situation: Any) -> str:
 
 
 @torch.compiler.assume_constant_result
-def _refusal(op: str, backend: str, device: str, dtype: torch.dtype | None, limit: str) -> str:
+def _refusal(
+    op: str, backend: str, device: str, index: int | None, dtype: torch.dtype | None, limit: str
+) -> str:
     """Why a backend cannot run an op, as a whole message; empty if it can."""
     _check_names(op, backend)
-    support = _support(op, backend, device, dtype, limit)
+    support = _support(op, backend, device, index, dtype, limit)
     return "" if support.ok else _message(op, backend, support)
 
 

@@ -29,8 +29,10 @@ def _fake_backward(
     return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
-def _cuda_limit(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *sides: int) -> str:
-    return _cuda_limits.tokenizer(x, 1 if weight is None else weight.shape[0], *sides)
+def _cuda_limit(
+    x: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None, *sides: int | None
+) -> str:
+    return _cuda_limits.tokenizer(x, weight, *sides)
 
 
 OPERATOR = register(

@@ -35,8 +35,8 @@ def _fake_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: 
     return tuple(part.new_empty(part.shape) for part in (query, key, value))
 
 
-def _cuda_limit(query: Tensor, *rest: Any) -> str:
-    batch, tokens, heads, channels = query.shape
+def _cuda_limit(query: Tensor | None, *rest: Any) -> str:
+    batch, tokens, heads, channels = _cuda_limits.sizes(query, 4)
     return _cuda_limits.most("head_dim", _cuda_limits.HEAD_DIM, channels) or _cuda_limits.rows(
         batch * tokens * heads
     )

@@ -164,13 +164,14 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _cuda_limit(
-    qkv: Tensor, key_value: Tensor | None = None, weight_q: Tensor | None = None, *rest: Any
+    qkv: Tensor | None, key_value: Tensor | None = None, weight_q: Tensor | None = None, *rest: Any
 ) -> str:
-    if weight_q is None:
-        return ""
-    head_dim = weight_q.shape[0]
-    longest = max(0, *rest[8], *rest[9]) if len(rest) > 9 else 0  # of grid and key_value_grid
-    channels = qkv.numel() + (0 if key_value is None else key_value.numel())
+    head_dim = _cuda_limits.sizes(weight_q, 5)[0]
+    # Behind the weight of q: two weights, six of norms, then grid and key_value_grid.
+    longest = _cuda_limits.longest(*rest[8:10])
+    # Rows of one head are counted, and without the weight it is open how wide a head is.
+    parts = (qkv, key_value) if head_dim else ()
+    channels = sum(math.prod(_cuda_limits.sizes(part, 3)) for part in parts)
     return (
         _cuda_limits.most("head_dim", _cuda_limits.HEAD_DIM, head_dim)
         or _cuda_limits.most("sides of a grid", _cuda_limits.POOLED_SIDE, longest)

@@ -119,12 +119,13 @@ def _fake_backward(
 
 
 def _cuda_limit(
-    x: Tensor, static_index: Tensor | None = None, dynamic_index: Tensor | None = None, *rest: Any
+    x: Tensor | None, static_index: Tensor | None = None, dynamic_index: Tensor | None = None, *rest: Any
 ) -> str:
-    outputs = sum(index.shape[1] for index in (static_index, dynamic_index) if index is not None)
+    batch, frames, tokens, _ = _cuda_limits.sizes(x, 4)
+    outputs = sum(_cuda_limits.sizes(index, 2)[1] for index in (static_index, dynamic_index))
     return _cuda_limits.most(
         "indexes in both groups", _cuda_limits.SAMPLED_FRAMES, outputs
-    ) or _cuda_limits.rows(x.shape[0] * x.shape[1] * x.shape[2])
+    ) or _cuda_limits.rows(batch * frames * tokens)
 
 
 OPERATOR = register(

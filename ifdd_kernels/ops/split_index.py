@@ -61,9 +61,9 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     return tuple(t.new_empty(t.shape) for t in args[3:8])  # x and the four parameters
 
 
-def _cuda_limit(x: Tensor, token_weight: Tensor | None = None, *rest: Any) -> str:
+def _cuda_limit(x: Tensor | None, token_weight: Tensor | None = None, *rest: Any) -> str:
     # Behind the weight: token_bias, both offset weights, the three sides, reach.
-    return _cuda_limits.tokenizer(x, 1 if token_weight is None else token_weight.shape[0], *rest[3:6])
+    return _cuda_limits.tokenizer(x, token_weight, *rest[3:6])
 
 
 OPERATOR = register(

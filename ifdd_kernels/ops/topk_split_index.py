@@ -33,9 +33,16 @@ def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(shape, dtype=torch.int64), x.new_empty(shape, dtype=torch.int64)
 
 
-def _cuda_limit(x: Tensor, height: int = 0, width: int = 0, pool: int = 0, *rest: Any) -> str:
-    return _cuda_limits.most("frames", _cuda_limits.RANKED_FRAMES, x.shape[1]) or _cuda_limits.tokenizer(
-        x, 1, height, width, pool
+def _cuda_limit(
+    x: Tensor | None,
+    height: int | None = None,
+    width: int | None = None,
+    pool: int | None = None,
+    *rest: Any,
+) -> str:
+    frames = _cuda_limits.sizes(x, 4)[1]
+    return _cuda_limits.most("frames", _cuda_limits.RANKED_FRAMES, frames) or _cuda_limits.tokenizer(
+        x, None, height, width, pool
     )
 
 

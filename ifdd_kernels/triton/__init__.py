@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ifdd_kernels import _library
 from ifdd_kernels._operator import Twin
 
 HOW_TO_GET_IT = "CUDA builds of PyTorch for Linux bring Triton; elsewhere `pip install triton`"
@@ -32,8 +33,11 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
-def refusal(device: str, dtype: torch.dtype | None = None) -> str:
-    """Why Triton kernels cannot run on tensors of a device type and dtype; empty if they can."""
+def refusal(device: str, dtype: torch.dtype | None = None, index: int | None = None) -> str:
+    """Why Triton kernels cannot run on tensors of a device type and dtype; empty if they can.
+
+    ``index``: which of several GPUs, the current one by default.
+    """
     if not _installed():
         return f"Triton is not installed: {HOW_TO_GET_IT}"
     if dtype == torch.float64:
@@ -45,8 +49,9 @@ def refusal(device: str, dtype: torch.dtype | None = None) -> str:
             f"Triton kernels need a CUDA device, the input is on {device}; with TRITON_INTERPRET=1 in the"
             " environment when Python starts, Triton's interpreter runs them on the CPU, slowly"
         )
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() < OLDEST_DEVICE:
-        found = ".".join(map(str, torch.cuda.get_device_capability()))
+    capability = _library.capability(index)
+    if capability is not None and capability < OLDEST_DEVICE:
+        found = ".".join(map(str, capability))
         return f"Triton kernels need compute capability 8.0, the device has {found}"
     return ""
 
@@ -64,7 +69,7 @@ def twin(op: str, traced: bool = True) -> Twin:
 def _deferred(op: str, direction: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         first = next(arg for arg in args if isinstance(arg, Tensor))
-        problem = refusal(first.device.type, first.dtype)
+        problem = refusal(first.device.type, first.dtype, first.device.index)
         if problem:
             raise RuntimeError(f"{op}: backend 'triton' cannot run: {problem}")
         return getattr(importlib.import_module(f"{__name__}.{op}"), direction)(*args)

@@ -30,6 +30,7 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def clear() -> None:
     backends._fastest.cache_clear()
     backends._entries.cache_clear()
+    _library.without_code.cache_clear()
 
 
 def query(head_dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -44,8 +45,8 @@ def entry(backend: str, *sizes: int, training: bool = False) -> _measured.Entry:
 def measure(monkeypatch: pytest.MonkeyPatch, op: str, *entries: _measured.Entry) -> None:
     """Puts measurements of a device that is not there into the table."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA imagined")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: "NVIDIA imagined")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
     monkeypatch.setitem(_measured.FASTEST, "NVIDIA imagined", {op: list(entries)})
     clear()
 
@@ -122,7 +123,7 @@ def test_the_nearest_measurement_decides(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.usefixtures("cuda_kernels")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compilers_take_the_choice_as_a_constant(monkeypatch: pytest.MonkeyPatch, dynamic: bool) -> None:
-    table = functools.cache(lambda op: (entry("reference", 3, 4, 1, 32),))
+    table = functools.cache(lambda op, index: (entry("reference", 3, 4, 1, 32),))
     monkeypatch.setattr(backends, "_entries", table)
 
     def choose(x: Tensor) -> Tensor:

@@ -109,8 +109,10 @@ def versions() -> Iterator[tuple[str, str]]:
 
 
 def gpus() -> list[str]:
-    """One line per GPU, or why there is none."""
+    """One line per GPU, with what keeps the native kernels from it if anything does; or why there is none."""
     import torch
+
+    from ifdd_kernels import _library
 
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
@@ -120,6 +122,8 @@ def gpus() -> list[str]:
         found = torch.cuda.get_device_properties(index)
         memory = found.total_memory / 2**30
         lines.append(f"{index}: {found.name}, sm_{found.major}{found.minor}, {memory:.0f} GiB")
+        if problem := _library.without_code(index):
+            lines.append(f"   no native kernels there: {problem}")
     return lines
 
 

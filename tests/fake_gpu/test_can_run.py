@@ -1,0 +1,134 @@
+"""``can_run`` answers, and nothing else, whatever it is asked about on a GPU."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import cases
+from benchmarks.ours import argument_names
+from benchmarks.plan import NETWORK
+from benchmarks.shapes import network_shape
+from fake_gpu.machine import cuda_ops, fake_gpu
+from ifdd_kernels import _cuda_limits, backends
+from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels.backends import BACKENDS, LIBRARY_OPS, can_run, composed
+from ifdd_kernels.registry import REGISTRY, Maker
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LIMITED = sorted(name for name, operator in OPERATORS.items() if operator.cuda_limit is not None)
+OPEN = "they have limits on sizes"
+
+
+def probes(dtype: torch.dtype) -> Iterator[Tensor]:
+    """Of every rank, empty and not: shapes that ops take and shapes that none does."""
+    for rank in range(6):
+        for size in (0, 2):
+            yield torch.empty((size,) * rank, dtype=dtype, device="cuda")
+
+
+def network_arguments(op: str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    """Arguments of an op at every shape of the network."""
+    shape = network_shape(NETWORK)
+    by_block = (cases.pool_tokens, cases.pooled_attention)
+    found = [
+        *(make(shape, b, 16, "cuda") for make in by_block for b in shape.blocks),
+        *cases.small_ops(shape, 16, "cuda"),
+        *cases.around_attention(shape, 16, "cuda"),
+    ]  # fmt: skip
+    for case in found:
+        if case.name == op:
+            inputs = case.make(Maker(dtype, "cuda"))
+            values = {**inputs.activations, **inputs.parameters, **inputs.constants}
+            yield tuple(values.get(name) for name in argument_names(REGISTRY[op]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", sorted(OPERATORS))
+def test_every_probe_has_an_answer(op: str, backend: str) -> None:
+    with fake_gpu():
+        for dtype in DTYPES:
+            for first, second in itertools.product((None, *probes(dtype)), repeat=2):
+                for args in (
+                    (first,),
+                    (first, second),
+                    (first, None, second),
+                    (first, second, second, second),
+                ):
+                    support = can_run(op, backend, *args)
+                    assert support.reason
+                    assert backend not in ("auto", "reference") or support
+        assert can_run(op, backend).reason
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", sorted(OPERATORS))
+def test_every_real_shape_has_an_answer(op: str, backend: str) -> None:
+    network_shape(NETWORK)  # reads a network on the meta device, which fake tensors do not mix with
+    with fake_gpu():
+        for dtype in DTYPES:
+            samples = [sample.args for sample in REGISTRY[op].samples(Maker(dtype, "cuda"))]
+            for args in (*samples, *network_arguments(op, dtype)):
+                answers = {count: can_run(op, backend, *args[:count]) for count in range(1, len(args) + 1)}
+                whole = answers.pop(len(args))
+                # Nothing real is beyond a limit: less of it has the same answer, and says what is open.
+                for support in answers.values():
+                    assert support.ok == whole.ok
+                    assert support.reason.startswith(whole.reason)
+                expected = "float64" not in str(dtype) and op in cuda_ops()
+                if backend == "native" and not composed(OPERATORS[op], "cuda", backend):
+                    assert whole.ok == expected, whole.reason
+                    assert OPEN not in whole.reason
+                    assert (OPEN in can_run(op, backend, args[0]).reason) == (expected and op in LIMITED)
+
+
+@pytest.mark.parametrize("op", LIMITED)
+def test_a_probe_leaves_limits_open_and_says_so(op: str) -> None:
+    with fake_gpu():
+        for x in (torch.empty(0, device="cuda"), torch.empty((), device="cuda")):
+            assert can_run(op, "native", x)
+            assert OPEN in can_run(op, "native", x).reason
+            assert can_run(op, "auto", x).reason.startswith("chooses native: ")
+            assert OPEN in can_run(op, "auto", x).reason
+            assert OPEN not in can_run(op, "triton", x).reason
+            assert OPEN not in can_run(op, "reference", x).reason
+
+
+def test_what_is_exceeded_for_certain_is_told_of_less_than_a_call() -> None:
+    with fake_gpu():
+        wide = torch.empty(_cuda_limits.HEAD_DIM + 1, 1, 3, 3, 3, device="cuda")
+        many = torch.empty(_cuda_limits.ROWS + 1, 1, 1, 0, device="cuda")
+        for x in (None, torch.empty(0, device="cuda"), torch.empty(1, 1, 129 * 3, device="cuda")):
+            assert "head_dim <= 128, got 129" in can_run("pool_tokens", "native", x, None, wide).reason
+        for op in ("split_frames", "split_index", "frame_tokens", "topk_split_index"):
+            assert "rows" in can_run(op, "native", many).reason
+            assert can_run(op, "auto", many).reason.startswith("chooses triton")
+
+
+def test_the_first_tensor_decides_the_device_wherever_it_is() -> None:
+    weight = torch.empty(3, 4)
+    with fake_gpu():
+        on_gpu = torch.empty(3, 4, device="cuda")
+        for op in sorted(cuda_ops() & set(OPERATORS)):
+            assert "cuda kernel" in can_run(op, "native", None, on_gpu).reason
+        assert can_run("static_dynamic_split", "native", None, on_gpu).reason.startswith("composed of")
+        for op in LIBRARY_OPS:
+            assert "no cuda kernel" in can_run(op, "native", None, on_gpu).reason
+    assert "cpu" in can_run("frame_tokens", "native", None, weight).reason
+
+
+@pytest.mark.parametrize("op", LIMITED)
+def test_wrong_shapes_are_refused_in_the_ops_own_words(op: str) -> None:
+    with fake_gpu():
+        for place, right in enumerate(next(iter(REGISTRY[op].samples(Maker(torch.float32, "cuda")))).args):
+            if not isinstance(right, Tensor):
+                continue
+            args = list(next(iter(REGISTRY[op].samples(Maker(torch.float32, "cuda")))).args)
+            args[place] = right.flatten()[:1].reshape(())
+            with pytest.raises(ValueError, match=f"^{op}: "):
+                backends.run(OPERATORS[op], "auto", *args)
