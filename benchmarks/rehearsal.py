@@ -1,14 +1,16 @@
-"""``make rehearse-gpu``: what happens on the GPU machine, done here with that machine's versions and no device.
+"""``make rehearse-gpu``: what happens on the GPU machine, done here with that machine's versions and no
+device.
 
     python -m benchmarks.rehearsal                    all stages, with the Python that runs this
     python -m benchmarks.rehearsal --only ops,triton  these; the others stay as they are in the result
     python -m benchmarks.rehearsal --requirements     what pip is to install for it
 
-Each stage is a process with a log of its own, and none hides another: the environment, the library built with nvcc for
-sm_90a, that it loads with every CUDA op, the op tests on the CPU, the kernels of Triton in its interpreter, every
-specialisation that a GPU will ask for compiled (and no spills), and gpu-check up to its first launch. All of it runs
-in a copy of the checkout, so that the library built for other versions stays. The result, with a hash of the sources
-it belongs to, is ``benchmarks/results/rehearsal.json``; a test asks for a new one when they have changed.
+Each stage is a process with a log of its own, and none hides another: the environment, the library built
+with nvcc for sm_90a, that it loads with every CUDA op, the op tests on the CPU, the kernels of Triton in
+its interpreter, every specialisation that a GPU will ask for compiled (and no spills), and gpu-check up to
+its first launch. All of it runs in a copy of the checkout, so that the library built for other versions
+stays. The result, with a hash of the sources it belongs to, is ``benchmarks/results/rehearsal.json``; a
+test asks for a new one when they have changed.
 
 Only the standard library is needed to run this module.
 """
@@ -140,7 +142,10 @@ def stages(tree: Path, python: str, jobs: int) -> list[Stage]:
     """What is rehearsed, in order, in a copy of the checkout."""
     folder = tree.parent
     build = {
-        **{"IFDD_NATIVE": "1", "IFDD_WERROR": "1", "IFDD_CUDA": "ON", "IFDD_CUDA_ARCHS": "90a-real"},
+        "IFDD_NATIVE": "1",
+        "IFDD_WERROR": "1",
+        "IFDD_CUDA": "ON",
+        "IFDD_CUDA_ARCHS": "90a-real",
         "MAX_JOBS": str(jobs),
     }
     found = folder / "specialisations.json"
@@ -182,8 +187,8 @@ def _tests(name: str, paths: Sequence[str], folder: Path, python: str, jobs: int
 def _libcuda(folder: Path, python: str) -> dict[str, str]:
     """The environment in which Triton links its launchers against a driver that does nothing.
 
-    Triton 3.6 compiles a C module for every set of argument types. It is linked with the driver, which a machine
-    without a GPU does not have: every function of the driver that Triton names is defined, empty.
+    Triton 3.6 compiles a C module for every set of argument types. It is linked with the driver, which a
+    machine without a GPU does not have: every function of the driver that Triton names is defined, empty.
     """
     where = "import triton.backends.nvidia.driver as d, pathlib; print(pathlib.Path(d.__file__).parent)"
     found = subprocess.run([python, "-c", where], capture_output=True, text=True)
@@ -275,7 +280,8 @@ def _judge_specialisations(code: int, log: str, found: Path) -> tuple[dict[str, 
     report = json.loads(found.read_text())
     failures = [f"{name}: {_last(problem)}" for name, problem in report["failed"].items()]
     failures += [f"{name}: {count} local loads and stores" for name, count in report["spills"].items()]
-    counts = {"compiled": report["specialisations"] - len(report["failed"]), "spills": len(report["spills"])}
+    counts = {name: report[name] for name in ("specialisations", "compiled")}
+    counts["spills"] = len(report["spills"])
     return {**counts, "launchers": report["launchers"]}, failures or _judge_exit(code, log)[1]
 
 
@@ -290,7 +296,9 @@ def run(stage: Stage, tree: Path, say: Callable[[str], None] = print) -> Outcome
     programs = (str(Path(stage.command[0]).absolute().parent), os.environ.get("PATH", ""))
     environment = {
         **os.environ,
-        **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TRITON_DEFAULT_FP_FUSION": "1"},
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "TRITON_DEFAULT_FP_FUSION": "1",
         "PYTHONPATH": os.pathsep.join(paths),
         "PATH": os.pathsep.join(programs),
         **stage.environment,

@@ -4,14 +4,16 @@
     python -m benchmarks.specialisations --arch 90 --check     without one, and look at what was compiled
     python -m benchmarks.specialisations --arch 90 --list      only say what there is
 
-Found by running the host code of the Triton kernels on tensors without memory: for every sample of the registry, in
-all dtypes and the default configuration, as the tests run them; for every case of the benchmarks' GPU plan, which has
-a training step of the network, in every configuration that tuning tries. Triton compiles a kernel anew for integers
-that are 1 or a multiple of 16 and for pointers that are: those are told from the arguments as a launch tells them.
+Found by running the host code of the Triton kernels on tensors without memory: for every sample of the
+registry, in all dtypes and the default configuration, as the tests run them; for every case of the
+benchmarks' GPU plan, which has a training step of the network, in every configuration that tuning tries.
+Triton compiles a kernel anew for integers that are 1 or a multiple of 16 and for pointers that are: those
+are told from the arguments as a launch tells them.
 
-What was compiled through the stand-in driver for an architecture is what a launch on such a GPU looks for. Not found
-here: what TorchInductor compiles of these kernels, for it compiles by its own rules and in processes of its own; and
-batch sizes that stochastic depth leaves over. Those are compiled at their first launch.
+What was compiled through the stand-in driver for an architecture is what a launch on such a GPU looks for.
+Not found here: what TorchInductor compiles of these kernels, for it compiles by its own rules and in
+processes of its own; and batch sizes that stochastic depth leaves over. Those are compiled at their first
+launch.
 
 A process each compiles; one that dies or takes too long names what it was at and is replaced.
 """
@@ -28,7 +30,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -50,7 +52,8 @@ from benchmarks.precision import PRECISIONS
 from benchmarks.triton_resources import Compilation, StandIn, instructions, launches_of
 from ifdd_kernels._operator import NAMESPACE, OPERATORS
 from ifdd_kernels.registry import REGISTRY, Maker
-from ifdd_kernels.triton._runtime import Launch, captured_launches
+from ifdd_kernels.triton._runtime import Kernel, Launch, captured_launches
+from ifdd_kernels.triton._tuning import Config
 
 #: Seconds one compilation may take before it counts as hung.
 LIMIT_S = 120.0
@@ -72,27 +75,54 @@ class Pointer(MockTensor):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class Specialisation(Compilation):
-    """A kernel in one configuration as one launch asks for it; ``label`` says which."""
+class Specialisation:
+    """A kernel in one configuration as one launch asks for it. Processes hand it to each other."""
+
+    #: For people: kernel, op, which call of it, dtypes, configuration.
+    name: str
+    architecture: int
+    #: Where the kernel is.
+    module: str
+    attribute: str
+    #: The arguments of the launch with pointers in place of tensors, tiles and options of the compiler.
+    values: dict[str, Any]
+    #: Triton's own: launches of the same key share what was compiled.
+    key: str
 
     @property
-    def values(self) -> dict[str, Any]:
-        """The arguments of the launch, with pointers in place of tensors."""
-        given = {n: Pointer(v) if isinstance(v, Tensor) else v for n, v in self.arguments.items()}
-        return {**given, **self.config.tiles, **self.config.options}
-
-    def key(self) -> str:
-        """Triton's own: launches of the same key share what was compiled."""
-        return launch_key(self.kernel.function, self.values)
+    def function(self) -> Any:
+        """What Triton compiles."""
+        return getattr(importlib.import_module(self.module), self.attribute).function
 
     def compile(self, check: bool = False) -> dict[str, Any]:
         """Compiles it into Triton's cache; with ``check`` says what came of it."""
         driver.set_active(StandIn(self.architecture))
-        compiled = self.kernel.function.warmup(**self.values, grid=(1,))
+        compiled = self.function.warmup(**self.values, grid=(1,))
         # Up to Triton 3.7 a launch also needs a C module for its types. Later ones share one.
         if hasattr(nvidia, "make_launcher") and has_libcuda():
             nvidia.CudaLauncher(compiled.src, compiled.metadata)
         return instructions(compiled.asm["cubin"]) if check else {}
+
+
+def specialisation(op: str, label: str, architecture: int, launch: Launch, config: Config) -> Specialisation:
+    """What a launch asks for in one of its configurations."""
+    kernel, arguments = launch.kernel, launch.arguments
+    module, attribute = _place(kernel)
+    given = {n: Pointer(v) if isinstance(v, Tensor) else v for n, v in arguments.items()}
+    values = {**given, **config.tiles, **config.options}
+    name = Compilation(op, label, architecture, kernel, arguments, config).name
+    key = launch_key(kernel.function, values)
+    return Specialisation(name, architecture, module, attribute, values, key)
+
+
+def _place(kernel: Kernel) -> tuple[str, str]:
+    """Module and name of a kernel, by which other processes find it."""
+    for name, module in sys.modules.items():
+        if name.startswith("ifdd_kernels.triton."):
+            for attribute, value in vars(module).items():
+                if value is kernel:
+                    return name, attribute
+    raise RuntimeError(f"{kernel.name} is in no module of ifdd_kernels.triton")
 
 
 def launch_key(function: Any, values: dict[str, Any]) -> str:
@@ -149,34 +179,43 @@ class _Calls(TorchDispatchMode):
         return results
 
 
-def of_tests(architecture: int) -> Iterator[Found]:
+#: Something that launches kernels: (architecture) -> the launches of its calls.
+Question = Callable[[int], Iterator[Found]]
+
+
+def of_tests() -> list[Question]:
     """Samples of the registry, forward and backward."""
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for op, entry in REGISTRY.items():
-            operator = OPERATORS.get(op)
-            if operator is None or "triton" not in operator.twins:
-                continue
-            for sample in entry.samples(Maker(dtype, "meta")):
-                label = f"sample {sample.label}, {str(dtype)[6:]}"
-                yield Found(label, op, launches_of(operator, sample.args, architecture), every=False)
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    written = [op for op, operator in OPERATORS.items() if "triton" in operator.twins]
+    return [functools.partial(_of_samples, op, dtype) for op in written for dtype in dtypes]
 
 
-def of_plan(architecture: int, tasks: Iterable[plan.Task] | None = None) -> Iterator[Found]:
-    """Cases of the GPU plan, in its order: ops by themselves, and modules and networks by the ops they call."""
-    done: set[tuple[Any, ...]] = set()
+def _of_samples(op: str, dtype: torch.dtype, architecture: int) -> Iterator[Found]:
+    for sample in REGISTRY[op].samples(Maker(dtype, "meta")):
+        label = f"sample {sample.label}, {str(dtype)[6:]}"
+        yield Found(label, op, launches_of(OPERATORS[op], sample.args, architecture), every=False)
+
+
+def of_plan() -> list[Question]:
+    """Cases of the GPU plan, in its order: single ops, and modules and networks by the ops they call."""
+    questions: dict[tuple[Any, ...], Question] = {}
     # What could run on the device does not matter: the kernels' host code is called as it is.
-    with mock.patch.object(ours, "backends", lambda op, device: []):
-        for task in plan.gpu() if tasks is None else tasks:
+    with mock.patch.object(ours, "backends", return_value=[]):
+        for task in plan.gpu():
             case, training = task.case, task.pass_name == "training"
             what = (case.name, case.label, case.batch, case.frames, case.image_size, task.precision)
             # A training step launches what inference does, on more or the same.
-            if (*what, True) in done or (*what, training) in done or _traced_elsewhere(case):
-                continue
-            done.add((*what, training))
-            label = f"{case.label}, B = {case.batch}, {task.precision}, {task.pass_name}"
-            with PRECISIONS[task.precision].context("cpu"):
-                for op, launches in _of_case(case, task.precision, training, architecture):
-                    yield Found(f"{case.name} {label}", op, launches, every=True)
+            if not _traced_elsewhere(case) and (*what, True) not in questions:
+                questions.setdefault((*what, training), functools.partial(_of_task, task))
+    return list(questions.values())
+
+
+def _of_task(task: plan.Task, architecture: int) -> Iterator[Found]:
+    case, training = task.case, task.pass_name == "training"
+    label = f"{case.name} {case.label}, B = {case.batch}, {task.precision}, {task.pass_name}"
+    with PRECISIONS[task.precision].context("cpu"):
+        for op, launches in _of_case(case, task.precision, training, architecture):
+            yield Found(label, op, launches, every=True)
 
 
 def _traced_elsewhere(case: Case) -> bool:
@@ -215,43 +254,42 @@ def _of_case(
     yield from calls.launches
 
 
-def specialisations(architecture: int, found: Iterable[Found]) -> list[Specialisation]:
-    """What the launches need, each once, in their order."""
+def answer(question: Question, architecture: int) -> list[Specialisation]:
+    """What the launches of a question ask for, each once, in their order."""
     driver.set_active(StandIn(architecture))
     kept: dict[str, Specialisation] = {}
-    for call in found:
+    for call in question(architecture):
         for launch in call.launches:
             for config in launch.configs if call.every else launch.configs[:1]:
-                arguments = launch.arguments
-                one = Specialisation(call.op, call.label, architecture, launch.kernel, arguments, config)
-                kept.setdefault(one.key(), one)
+                one = specialisation(call.op, call.label, architecture, launch, config)
+                kept.setdefault(one.key, one)
     return list(kept.values())
 
 
 @dataclass
 class Result:
-    """What became of one: its row, or what went wrong."""
+    """What came of one: what its process returned, or what went wrong."""
 
     name: str
     seconds: float
-    row: dict[str, Any]
+    value: Any
     problem: str = ""
 
 
 class _Worker:
-    """A process that compiles what it is told to, one at a time."""
+    """A process that does what it is told to, one at a time."""
 
-    def __init__(self, compile_one: Callable[[int], dict[str, Any]]) -> None:
-        context = multiprocessing.get_context("fork")  # kernels cannot be pickled
+    def __init__(self, work: Callable[[int], Any]) -> None:
+        context = multiprocessing.get_context("fork")  # has imported what this process has
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, compile_one), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
         self.process.start()
         theirs.close()
         self.at: int | None = None
         self.since = 0.0
 
     def give(self, number: int) -> None:
-        """Starts a compilation."""
+        """Starts a piece of work."""
         self.at, self.since = number, time.perf_counter()
         self.pipe.send(number)
 
@@ -262,35 +300,39 @@ class _Worker:
         self.pipe.close()
 
 
-def _serve(pipe: Connection, compile_one: Callable[[int], dict[str, Any]]) -> None:
+def _serve(pipe: Connection, work: Callable[[int], Any]) -> None:
     while True:
         try:
             number = pipe.recv()
         except EOFError:  # the parent has gone
             return
         try:
-            pipe.send((compile_one(number), ""))
+            pipe.send((work(number), ""))
         except Exception:
-            pipe.send(({}, traceback.format_exc(limit=-3)))
+            pipe.send((None, traceback.format_exc(limit=-3)))
 
 
-def compile_all(
+def in_processes(
     names: Sequence[str],
-    compile_one: Callable[[int], dict[str, Any]],
+    work: Callable[[int], Any],
     jobs: int,
     limit_s: float = LIMIT_S,
     say: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
-    """Calls ``compile_one(i)`` for every name in ``jobs`` processes; results in the order they came."""
-    waiting = list(range(len(names)))[::-1]
-    workers = [_Worker(compile_one) for _ in range(min(jobs, len(names)))]
-    results: list[Result] = []
+    """Calls ``work(i)`` for every name in ``jobs`` processes; results in the order of the names.
 
-    def note(worker: _Worker, row: dict[str, Any], problem: str) -> None:
+    A process that dies or is longer at one than ``limit_s`` is replaced, and its result names the problem.
+    """
+    waiting = list(range(len(names)))[::-1]
+    workers = [_Worker(work) for _ in range(min(jobs, len(names)))]
+    results: dict[int, Result] = {}
+
+    def note(worker: _Worker, value: Any, problem: str) -> None:
         assert worker.at is not None
-        results.append(Result(names[worker.at], time.perf_counter() - worker.since, row, problem))
+        result = Result(names[worker.at], time.perf_counter() - worker.since, value, problem)
+        results[worker.at] = result
         worker.at = None
-        say(results[-1])
+        say(result)
 
     try:
         while waiting or any(worker.at is not None for worker in workers):
@@ -308,23 +350,53 @@ def compile_all(
                         continue
                     except EOFError:
                         worker.process.join()
-                        problem = f"the compiler died, exit code {worker.process.exitcode}"
+                        problem = f"its process died, exit code {worker.process.exitcode}"
                 elif time.perf_counter() - worker.since > limit_s:
-                    problem = f"not compiled within {limit_s:.0f} s"
+                    problem = f"not done within {limit_s:.0f} s"
                 else:
                     continue
-                note(worker, {}, problem)
+                note(worker, None, problem)
                 worker.end()
-                workers[place] = _Worker(compile_one)
+                workers[place] = _Worker(work)
     finally:
         for worker in workers:
             worker.end()
-    return results
+    return [results[number] for number in range(len(names))]
 
 
-def spills(row: dict[str, Any]) -> int:
+def spills(row: dict[str, Any] | None) -> int:
     """Local stores and loads of a kernel."""
-    return int(row.get("spill_stores", 0)) + int(row.get("spill_loads", 0))
+    return 0 if row is None else int(row.get("spill_stores", 0)) + int(row.get("spill_loads", 0))
+
+
+def find(
+    questions: Sequence[Question], architecture: int, jobs: int
+) -> tuple[list[Specialisation], dict[str, str]]:
+    """All specialisations, each once, and the questions that could not be answered with the reason."""
+    names = [_shown(question) for question in questions]
+    answers = in_processes(names, lambda i: answer(questions[i], architecture), jobs)
+    kept: dict[str, Specialisation] = {}
+    for result in answers:
+        for one in result.value or []:
+            kept.setdefault(one.key, one)
+    return list(kept.values()), {result.name: result.problem for result in answers if result.problem}
+
+
+def _shown(question: Any) -> str:
+    shown = [f"{a.case.name} {a.case.label}" if isinstance(a, plan.Task) else str(a) for a in question.args]
+    return f"launches of {', '.join(shown)}"
+
+
+def device_architecture() -> int:
+    """Of the GPU that is there, 90 for sm_90.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    if not torch.cuda.is_available():
+        raise RuntimeError("there is no GPU: say --arch 90 to compile for sm_90")
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -335,50 +407,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--arch", type=int, help="90 for sm_90; the GPU's by default")
     parser.add_argument("--only", choices=("tests", "benchmarks"), help="half of it")
+    parser.add_argument("--kernels", default="", help="only kernels whose name has this in it")
     parser.add_argument("--check", action="store_true", help="look for spills in what was compiled")
     parser.add_argument("--list", action="store_true", help="compile nothing")
     parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="for one compilation")
     parser.add_argument("--out", type=Path, help="a JSON file for counts, spills and failures")
     options = parser.parse_args(arguments)
-    if options.arch is None:
-        if not torch.cuda.is_available():
-            parser.error("there is no GPU: say --arch 90 to compile for sm_90")
-        major, minor = torch.cuda.get_device_capability()
-        options.arch = 10 * major + minor
+    try:
+        architecture = device_architecture() if options.arch is None else options.arch
+    except RuntimeError as error:
+        parser.error(str(error))
 
     begin = time.perf_counter()
     sources = {"tests": of_tests, "benchmarks": of_plan}
-    named = [source for name, source in sources.items() if options.only in (None, name)]
-    everything = specialisations(options.arch, (one for source in named for one in source(options.arch)))
+    questions = [q for name, ask in sources.items() if options.only in (None, name) for q in ask()]
+    everything, unanswered = find(questions, architecture, options.jobs)
+    everything = [one for one in everything if options.kernels in one.name]
     finding = time.perf_counter() - begin
-    print(f"{len(everything)} specialisations for sm_{options.arch}, found in {finding:.0f} s", flush=True)
+    print(
+        f"{len(everything)} specialisations for sm_{architecture} in {len(questions)} questions,"
+        f" found in {finding:.0f} s",
+        flush=True,
+    )
+    for name, problem in unanswered.items():
+        print(f"!!! {name}: {problem}", file=sys.stderr, flush=True)
     if options.list:
         print("\n".join(one.name for one in everything))
-        return 0
+        return 1 if unanswered else 0
 
     def say(result: Result) -> None:
-        if result.problem or spills(result.row):
-            why = result.problem or f"spills ({result.row})"
+        if result.problem or spills(result.value):
+            why = result.problem or f"spills ({result.value})"
             print(f"!!! {result.name}: {why}", file=sys.stderr, flush=True)
 
     names = [one.name for one in everything]
-    results = compile_all(
+    results = in_processes(
         names, lambda i: everything[i].compile(options.check), options.jobs, options.limit_s, say
     )
-    failed = [result for result in results if result.problem]
-    spilled = [result for result in results if spills(result.row)]
+    failed = {result.name: result.problem for result in results if result.problem} | unanswered
+    spilled = {result.name: spills(result.value) for result in results if spills(result.value)}
+    done = sum(not result.problem for result in results)
     seconds = time.perf_counter() - begin
     print(
-        f"{len(results) - len(failed)} of {len(names)} compiled in {seconds:.0f} s by {options.jobs} processes"
-        f" ({sum(r.seconds for r in results) / max(len(results), 1):.2f} s each)"
+        f"{done} of {len(names)} compiled in {seconds:.0f} s, {options.jobs} at a time,"
+        f" {sum(r.seconds for r in results) / max(len(results), 1):.2f} s each"
         + (f", {len(spilled)} spill" if options.check else "")
     )
     if options.out:
         report = {
             "specialisations": len(names),
-            "failed": {r.name: r.problem for r in failed},
-            "spills": {r.name: spills(r.row) for r in spilled},
-            "checked": options.check,
+            "compiled": done,
+            "failed": failed,
+            "spills": spilled,
             "launchers": hasattr(nvidia, "make_launcher") and has_libcuda(),
             "seconds": round(seconds, 1),
         }

@@ -3,12 +3,13 @@
     python -m benchmarks.torch_headers             against the oldest headers and those of the installed torch
     python -m benchmarks.torch_headers --include F against the headers in folder F alone
 
-The oldest torch is ``IFDD_TORCH_TARGET`` of CMakeLists.txt. Its headers come from the wheel, which is downloaded
-once; they are kept in ``IFDD_HEADERS_CACHE`` or the user's cache. Only where there is no network the check is left
-out, which is the last line printed; ``IFDD_REQUIRE_HEADERS=1`` makes an error of that.
+The oldest torch is ``IFDD_TORCH_TARGET`` of CMakeLists.txt. Its headers come from the wheel, which is
+downloaded once; they are kept in ``IFDD_HEADERS_CACHE`` or the user's cache. Only where there is no
+network the check is left out, which is the last line printed; ``IFDD_REQUIRE_HEADERS=1`` makes an error of
+that.
 
-Commands are those of CMake. What the installed torch compiles anyway is not compiled here again: with its headers,
-only the CUDA sources are.
+Commands are those of CMake. What the installed torch compiles anyway is not compiled here again: with its
+headers, only the CUDA sources are.
 """
 
 from __future__ import annotations
@@ -238,15 +239,15 @@ def _report(include: Path, found: Sequence[Check], how: str, jobs: int) -> bool:
         print(f"{source} with the headers of torch {version_of(include)}:\n{said}", flush=True)
     kinds = [sum(c.source.endswith(end) for c in found) for end in (".cpp", ".cu")]
     print(
-        f"torch {version_of(include)}: {kinds[0]} C++ and {kinds[1]} CUDA sources ({how}), {len(wrong)} refused,"
-        f" {time.perf_counter() - begin:.0f} s",
+        f"torch {version_of(include)}: {kinds[0]} C++ and {kinds[1]} CUDA sources ({how}),"
+        f" {len(wrong)} refused, {time.perf_counter() - begin:.0f} s",
         flush=True,
     )
     return not wrong
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 1 where a source does not compile, or the oldest headers are demanded and not there."""
+    """The command line; 1 where a source does not compile, or oldest headers are demanded and not there."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
