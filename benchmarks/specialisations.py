@@ -62,12 +62,13 @@ LIMIT_S = 120.0
 class Pointer(MockTensor):  # type: ignore[misc]
     """What the compiler sees of a tensor: its dtype, and the place of its first element among 16 bytes.
 
-    Memory that PyTorch allocates starts at a multiple of 512 bytes, so the offset in it decides.
+    Memory that PyTorch allocates starts at a multiple of 512 bytes, so the offset in it decides. An empty
+    tensor has no place: its address is 0.
     """
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__(tensor.dtype)
-        self._place = tensor.storage_offset() * tensor.element_size() % 16
+        self._place = tensor.storage_offset() * tensor.element_size() % 16 if tensor.numel() else 0
 
     def data_ptr(self) -> int:
         """Stands for the address."""
