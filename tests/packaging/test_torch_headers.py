@@ -26,15 +26,16 @@ needs_build = pytest.mark.skipif(
 
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
-    """The installed torch's headers as they would be without the newer macro."""
+    """The installed torch's headers as they would be without the newer macro, which they use themselves."""
     installed = torch_headers.installed_include()
     folder = tmp_path / "include"
     shutil.copytree(installed, folder, copy_function=os.symlink)
-    for name in ("torch/csrc/stable/macros.h", "torch/headeronly/version.h"):
-        (folder / name).unlink()
-        shutil.copy(installed / name, folder / name)
-    macros = folder / "torch" / "csrc" / "stable" / "macros.h"
-    macros.write_text(macros.read_text() + f"\n#undef {NEWER}\n")
+    header = installed / "torch" / "headeronly" / "version.h"
+    users = [f for f in (installed / "torch").rglob("*.h") if NEWER in f.read_text(errors="replace")]
+    for file in (header, *users):
+        copy = folder / file.relative_to(installed)
+        copy.unlink()
+        copy.write_text(file.read_text().replace(NEWER, "IFDD_TEST_OTHER_NAME"))
     return folder
 
 
