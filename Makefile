@@ -3,6 +3,8 @@
 #   make test     install with the test tools and run the tests, coverage floor included
 #   make lint     style, types, C++ format           make format   apply the style
 #   make bench    measure this CPU (under 10 minutes)    make gpu-check   build, test and measure on a machine with a GPU
+#   make check-headers   syntax of all sources against the oldest supported torch
+#   make rehearse-gpu    the versions of the GPU machine, without its GPU (downloads gigabytes; docs/rehearsal.md)
 # Variables: TORCH (a pip requirement), PIP_ARGS (options for installing torch, e.g. an index with CPU or CUDA builds),
 # IFDD_CUDA and the other build variables of setup.py.
 PYTHON ?= python3
@@ -12,6 +14,9 @@ VENV ?= .venv
 WORKERS ?= 2
 IFDD_CUDA ?= OFF
 export IFDD_CUDA
+PYTHON312 ?= python3.12
+# An environment that is there already is used as it is: make rehearse-gpu REHEARSAL_VENV=folder
+REHEARSAL_VENV ?= build/rehearsal/venv
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -21,7 +26,7 @@ NATIVE_SOURCES := setup.py pyproject.toml CMakeLists.txt $(CPP_SOURCES)
 # cmake and ninja are those of the environment; an activated one of the user must not decide.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint format bench gpu-check emulator-sanitizers clean
+.PHONY: demo test lint format bench gpu-check check-headers rehearse-gpu emulator-sanitizers clean
 .DELETE_ON_ERROR:
 
 # Stamps: a second run installs nothing; changed native sources or metadata reinstall.
@@ -60,6 +65,10 @@ emulator-sanitizers: $(VENV)/.tools
 	$(SANITIZE) address,undefined tests/emulator --ignore tests/emulator/test_emulator.py -k "not caught and not noticed"
 	$(SANITIZE) thread tests/emulator/test_shapes.py -k anywhere
 
+# The wheel of the oldest torch is downloaded once, its headers are kept in the user's cache (IFDD_HEADERS_CACHE).
+check-headers: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.torch_headers
+
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -77,6 +86,20 @@ bench: $(VENV)/.installed
 # With the Python that is there, its torch and its tools: nothing is installed. GPU_BUDGET_S: seconds of wall time.
 gpu-check:
 	PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu_check
+
+# With one command for all of it: a package must not bring another version of one that came before.
+build/rehearsal/venv/.ready: benchmarks/rehearsal.py
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null || { \
+	  echo "make rehearse-gpu needs Python 3.12, the GPU machine's; '$(PYTHON312)' is not there or another version." \
+	    "Install it, or say where it is: make rehearse-gpu PYTHON312=/path/to/python3.12" >&2; exit 1; }
+	test -x $(@D)/bin/python || $(PYTHON312) -m venv $(@D)
+	$(@D)/bin/python benchmarks/rehearsal.py --requirements > build/rehearsal/requirements.txt
+	$(@D)/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) -r build/rehearsal/requirements.txt
+	touch $@
+
+# ONLY: stages to run again, e.g. ONLY=ops,triton
+rehearse-gpu: $(if $(filter build/rehearsal/venv,$(REHEARSAL_VENV)),build/rehearsal/venv/.ready)
+	$(REHEARSAL_VENV)/bin/python -m benchmarks.rehearsal $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis .benchmarks
