@@ -5,10 +5,11 @@
     python -m benchmarks.specialisations --arch 90 --list      only say what there is
 
 Found by running the host code of the Triton kernels on tensors without memory: for every sample of the
-registry, in all dtypes and the default configuration, as the tests run them; for every case of the
-benchmarks' GPU plan, which has a training step of the network, in every configuration that tuning tries.
-Triton compiles a kernel anew for integers that are 1 or a multiple of 16 and for pointers that are: those
-are told from the arguments as a launch tells them.
+registry and every call of the network, in all dtypes and the default configuration, as the tests run them;
+for the calls that tests run in every configuration; for every case of the benchmarks' GPU plan, which has a
+training step of the network, in every configuration that tuning tries. Triton compiles a kernel anew for
+integers that are 1 or a multiple of 16 and for pointers that are: those are told from the arguments as a
+launch tells them.
 
 What was compiled through the stand-in driver for an architecture is what a launch on such a GPU looks for.
 Not found here: what TorchInductor compiles of these kernels, for it compiles by its own rules and in
@@ -45,9 +46,10 @@ from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver
 from triton.runtime.jit import MockTensor, compute_cache_key
 
-from benchmarks import ours, plan
+from benchmarks import network_calls, ours, plan
 from benchmarks.cases import Case
 from benchmarks.contender import DeviceMaker, prepare
+from benchmarks.network_calls import Instance
 from benchmarks.precision import PRECISIONS
 from benchmarks.triton_resources import Compilation, StandIn, instructions, launches_of
 from ifdd_kernels._operator import NAMESPACE, OPERATORS
@@ -57,6 +59,8 @@ from ifdd_kernels.triton._tuning import Config
 
 #: Seconds one compilation may take before it counts as hung.
 LIMIT_S = 120.0
+#: Of the tests that run every configuration. float16 has those of bfloat16.
+CONFIGURED_BATCH, CONFIGURED_DTYPES = 2, (torch.bfloat16, torch.float32)
 
 
 class Pointer(MockTensor):  # type: ignore[misc]
@@ -185,16 +189,53 @@ Question = Callable[[int], Iterator[Found]]
 
 
 def of_tests() -> list[Question]:
-    """Samples of the registry, forward and backward."""
+    """Samples of the registry and calls of the network, forward and backward."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     written = [op for op, operator in OPERATORS.items() if "triton" in operator.twins]
-    return [functools.partial(_of_samples, op, dtype) for op in written for dtype in dtypes]
+    return [
+        *(functools.partial(_of_samples, op, dtype) for op in written for dtype in dtypes),
+        *(functools.partial(_of_calls, op, *tested) for op in written for tested in network_calls.TESTED),
+        *(functools.partial(_of_configurations, op, dtype) for op in written for dtype in CONFIGURED_DTYPES),
+    ]
 
 
 def _of_samples(op: str, dtype: torch.dtype, architecture: int) -> Iterator[Found]:
     for sample in REGISTRY[op].samples(Maker(dtype, "meta")):
         label = f"sample {sample.label}, {str(dtype)[6:]}"
         yield Found(label, op, launches_of(OPERATORS[op], sample.args, architecture), every=False)
+
+
+def _of_calls(op: str, dtype: torch.dtype, batch: int, architecture: int) -> Iterator[Found]:
+    for call in network_calls.instances(plan.NETWORK):
+        if call.op == op:
+            label = f"{call.label}, B = {batch}, {str(dtype)[6:]}"
+            arguments = call.empty(batch, dtype, "meta")
+            yield Found(label, op, launches_of(OPERATORS[op], arguments, architecture), every=False)
+
+
+def _of_configurations(op: str, dtype: torch.dtype, architecture: int) -> Iterator[Found]:
+    for call in configured_calls(op, architecture):
+        label = f"{call.label}, {str(dtype)[6:]}"
+        arguments = call.empty(CONFIGURED_BATCH, dtype, "meta")
+        yield Found(label, op, launches_of(OPERATORS[op], arguments, architecture), every=True)
+
+
+def configured_calls(op: str, architecture: int) -> list[Instance]:
+    """Calls that tests on a GPU run in every configuration.
+
+    The one of the network whose kernels have the most, the smallest of such, and a ragged one.
+    """
+
+    def configurations(call: Instance) -> int:
+        most: dict[str, int] = {}
+        arguments = call.empty(CONFIGURED_BATCH, torch.bfloat16, "meta")
+        for launch in launches_of(OPERATORS[op], arguments, architecture):
+            most[launch.kernel.name] = max(most.get(launch.kernel.name, 0), len(launch.configs))
+        return sum(count for count in most.values() if count > 1)
+
+    calls = [call for call in network_calls.instances(plan.NETWORK) if call.op == op]
+    largest = min(calls, key=lambda call: (-configurations(call), call.largest))
+    return [largest, *(call for call in network_calls.ragged() if call.op == op)]
 
 
 def of_plan() -> list[Question]:

@@ -26,11 +26,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.network_calls import Instance, instances
 from ifdd_kernels.registry import REGISTRY, Entry
 from ifdd_kernels.testing import full_float32, poisoned_memory, precision_error_bound, relative_error
 from ops.cases import differentiable_outputs, outputs_of
 from ops.devices import NETWORKS, affordable, call_of, devices, parameter
-from ops.network import Instance, instances
 from ops.twins import GRADIENT_FACTOR, has_gradients
 
 #: PyTorch's matrix products: no offsets of ours, and no promise of bits.

@@ -19,19 +19,23 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from triton.runtime.errors import OutOfResources
 
+from benchmarks.network_calls import Instance
+from benchmarks.specialisations import CONFIGURED_BATCH, CONFIGURED_DTYPES, configured_calls
 from ifdd_kernels._operator import OPERATORS, Gradient
 from ifdd_kernels.registry import REGISTRY, Maker, Sample
-from ifdd_kernels.triton._runtime import Kernel, Launch, captured_launches, forced_configuration
+from ifdd_kernels.triton._runtime import (
+    Kernel,
+    Launch,
+    architecture,
+    captured_launches,
+    forced_configuration,
+)
 from ifdd_kernels.triton._tuning import Config
 from ops.cases import outputs_of
-from ops.devices import NETWORKS, call_of, devices, parameter, short
-from ops.network import Instance, instances, ragged
+from ops.devices import call_of, devices, parameter, short
 from ops.twins import check_call, lowered
 
 WRITTEN = [name for name, operator in OPERATORS.items() if "triton" in operator.twins]
-BATCH = 2
-#: float16 has the configurations of bfloat16.
-PRECISIONS = (torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ def _of_call(call: Instance) -> Case:
     return Case(
         call.op,
         call.label,
-        lambda dtype: call.empty(BATCH, dtype, "meta"),
-        lambda dtype, device: call.sample(BATCH, dtype, device),
+        lambda dtype: call.empty(CONFIGURED_BATCH, dtype, "meta"),
+        lambda dtype, device: call.sample(CONFIGURED_BATCH, dtype, device),
     )
 
 
@@ -87,7 +91,7 @@ def choices(case: Case, dtype: torch.dtype) -> dict[str, int]:
 
 
 def selection(device: str, op: str) -> Iterator[Case]:
-    """The network's call with the most configurations, the smallest of such, and a ragged one.
+    """The calls that are compiled ahead in every configuration.
 
     The interpreter, to which tiles for a device are dear, gets the smallest of the registry's samples in
     which the most kernels have a choice.
@@ -100,13 +104,7 @@ def selection(device: str, op: str) -> Iterator[Case]:
             key=lambda case: (-len(choices(case, torch.bfloat16)), case.empty(torch.bfloat16)[0].numel()),
         )
         return
-    calls = [call for call in instances(NETWORKS[device]) if call.op == op]
-    yield _of_call(min(calls, key=lambda call: (-_configurations(_of_call(call)), call.largest)))
-    yield from (_of_call(call) for call in ragged() if call.op == op)
-
-
-def _configurations(case: Case) -> int:
-    return sum(choices(case, torch.bfloat16).values())
+    yield from (_of_call(call) for call in configured_calls(op, architecture()))
 
 
 def _cases(device: str) -> Iterator[Any]:
@@ -114,7 +112,7 @@ def _cases(device: str) -> Iterator[Any]:
     seen: set[str] = set()
     for op in WRITTEN:
         for case in selection(device, op):
-            for dtype in PRECISIONS if device == "cuda" else PRECISIONS[:1]:
+            for dtype in CONFIGURED_DTYPES if device == "cuda" else CONFIGURED_DTYPES[:1]:
                 for kernel, count in choices(case, dtype).items():
                     if device == "cpu" and kernel in seen:
                         continue

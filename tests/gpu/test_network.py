@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from benchmarks.network_calls import RECORDED_BATCH, TESTED, Instance, instances
 from ifdd import IFDDConfig
 from ifdd_kernels._operator import OPERATORS, Gradient
 from ifdd_kernels.backends import LIBRARY_OPS, can_run
@@ -30,18 +31,10 @@ from ops.devices import (
     parameter,
     short,
 )
-from ops.network import RECORDED_BATCH, Instance, instances
 from ops.twins import check_call
 
 #: Whole steps are public functions over other ops and have no definition of their own.
 OPS = {name for name, entry in REGISTRY.items() if entry.operator is not None}
-#: dtypes and clips: one clip, which kernels are specialised for, in the precision of inference.
-PRECISIONS = (
-    (torch.float32, 2),
-    (torch.bfloat16, 1),
-    (torch.bfloat16, 2),
-    (torch.float16, 2),
-)
 
 
 def _calls(device: str) -> Iterator[Any]:
@@ -49,7 +42,7 @@ def _calls(device: str) -> Iterator[Any]:
         for backend in BACKENDS:
             if not _wanted(call, backend, device):
                 continue
-            for dtype, batch in PRECISIONS if device == "cuda" else PRECISIONS[:1]:
+            for dtype, batch in TESTED if device == "cuda" else TESTED[:1]:
                 name = f"{call.op}-{backend}-{call.label}-{short(dtype)}-B={batch}"
                 yield parameter(device, call, backend, dtype, batch, name=name)
 
