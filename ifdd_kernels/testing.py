@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 def _double(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(t.detach().to(torch.float64).cpu().flatten() for t in tensors)
+    """All on the device of the last one: what is large there is not copied to be compared."""
+    device = tensors[-1].device
+    return tuple(t.detach().to(device, torch.float64).flatten() for t in tensors)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import cases, cuda, datasheet, machine, ours, overhead, plan, profile, results, small_shapes
+from benchmarks import cases, cuda, datasheet, machine, ours, overhead, place, plan, profile, results, small_shapes
 from benchmarks.contender import prepare
 from benchmarks.runner import Session
 from ifdd import IFDDConfig
@@ -181,8 +181,8 @@ def test_datasheets() -> None:
 
 
 def test_folder_names() -> None:
-    assert machine.slug("cuda", "NVIDIA GeForce RTX 4090") == "nvidia-geforce-rtx-4090"
-    assert machine.slug("cpu", "Intel(R) Xeon(R) Processor (model 207)").startswith(
+    assert place.slug("cuda", "NVIDIA GeForce RTX 4090") == "nvidia-geforce-rtx-4090"
+    assert place.slug("cpu", "Intel(R) Xeon(R) Processor (model 207)").startswith(
         "intel-xeon-processor-model-207-"
     )
 
@@ -193,7 +193,7 @@ def test_cases_run_under_pytest_benchmark() -> None:
     command = (sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
     done = subprocess.run(
         (*command, "-k", "frame_correlation", "-W", "ignore"),
-        cwd=machine.ROOT,
+        cwd=place.ROOT,
         # In a worker of pytest-xdist the plugin switches measuring off.
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True,
