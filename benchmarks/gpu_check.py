@@ -216,7 +216,9 @@ def _check_ops(machine: Machine) -> Step:
         sources=sources.digest(),
     )
     # What it does not compile is compiled where it is first called: slower, and no less right.
-    return Step("native ops", estimate, stages, at_once=AT_ONCE, background=[compile_ahead])
+    return Step(
+        "native ops", estimate, stages, at_once=min(AT_ONCE, machine.cores), background=[compile_ahead]
+    )
 
 
 def _pytest(machine: Machine) -> tuple[str, ...]:
@@ -336,9 +338,14 @@ def prepare(runner: Runner, machine: Machine) -> str:
         built = runner.run(library.build(machine.capability, BUILD_LIMIT_S))
         if built.status != "ok":
             return f"no native library: {found.problem}, and the build: {built.status}, {built.detail}"
-    command = (PYTHON, "-m", "benchmarks.library", "--device", machine.device)
-    outcome = runner.run(Stage("library", command, 60, sources=sources.digest()))
+    outcome = runner.run(look_at_library(machine))
     return "" if outcome.status == "ok" else outcome.detail
+
+
+def look_at_library(machine: Machine) -> Stage:
+    """The stage that loads the library beside PyTorch, and ends the check where CUDA kernels are missing."""
+    command = (PYTHON, "-m", "benchmarks.library", "--device", machine.device)
+    return Stage("library", command, 60, sources=sources.digest())
 
 
 def first_line(machine: Machine) -> dict[str, object]:

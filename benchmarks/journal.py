@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from benchmarks import results
 from benchmarks.results import Row, Writer
@@ -43,6 +44,8 @@ class Journal:
         own = [r for r in rows if r.get("stage") == stage and r.get("sources", "") == sources]
         self._rows = [row for row in own if row["kind"] == "finished" and row["status"] != "cut"]
         libraries = [row for row in rows if row["kind"] == "library" and "facts" in row]
+        #: Where the timer of :meth:`start` shows where the process stands; a descriptor or a file.
+        self.stacks: int | TextIO | None = sys.__stderr__
         #: What the machine is, as the first process of the check found out; None outside of a check.
         self.facts: Row | None = libraries[-1]["facts"] if libraries else None
 
@@ -71,12 +74,18 @@ class Journal:
         if self._writer is None:
             return
         self._writer.write(
-            "started", stage=self.stage, item=item, part=part, limit_s=limit_s, at=time.time(),
+            "started", stage=self.stage, item=item, part=part, limit_s=limit_s, at_ms=_now_ms(),
             pid=os.getpid(), sources=self.sources,
         )  # fmt: skip
         if limit_s is not None:
-            # A thread of C: it works where Python's main thread waits inside a call that never returns.
-            faulthandler.dump_traceback_later(limit_s, exit=True, file=sys.__stderr__)
+            self.guard(limit_s)
+
+    def guard(self, limit_s: float) -> None:
+        """Ends the process after so many seconds, until the next item ends.
+
+        By a thread of C: it works where Python waits inside a call that never returns, lock and all.
+        """
+        faulthandler.dump_traceback_later(limit_s, exit=True, file=self.stacks or sys.stderr)
 
     def finish(self, item: str, status: str = "ok", detail: str = "", part: str = "") -> None:
         """The item is over: "ok", or "failed" with the reason. A part: the item goes on without it."""
@@ -158,9 +167,18 @@ class Tail:
 
     def overdue(self, grace_s: float) -> bool:
         """Whether something runs that should have ended itself."""
-        now = time.time()
-        limits = [(row["at"], row["limit_s"]) for row in self.running.values() if row["limit_s"] is not None]
-        return any(now > begin + limit + grace_s for begin, limit in limits)
+        limits = [(row, row["limit_s"]) for row in self.running.values() if row["limit_s"] is not None]
+        return any(seconds_since(row) > limit + grace_s for row, limit in limits)
+
+
+def _now_ms() -> int:
+    """A clock that all processes share and nobody sets; a whole number, which rows keep as it is."""
+    return int(1000 * time.monotonic())
+
+
+def seconds_since(started: Row) -> float:
+    """Seconds since a row ``started`` was written."""
+    return 1e-3 * (_now_ms() - int(started["at_ms"]))
 
 
 def name(row: Row) -> str:

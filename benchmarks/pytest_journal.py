@@ -2,12 +2,13 @@
 
 Tests that the log already has are deselected, so that a run which was cut off goes on. A test that hangs is
 ended by pytest-timeout together with its worker; the worker's successor takes the rest, and the test is
-named. Without pytest-timeout the journal ends the process, and without xdist that is all of pytest, which
-the check then starts again.
+named. A timer of C does the same where a test does not even let go of Python's lock. Without xdist it is all
+of pytest that ends, and the check starts it again.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import time
 from typing import Any
@@ -17,6 +18,9 @@ import pytest
 from benchmarks.journal import Journal
 
 LIMIT_S = 25.0
+"""Of a test, where pytest-timeout does not say."""
+_STDERR = os.dup(2)
+"""Standard error before pytest captures it."""
 
 
 class Plugin:
@@ -24,9 +28,11 @@ class Plugin:
 
     def __init__(self, config: pytest.Config) -> None:
         self._journal = Journal.of_process()
+        self._journal.stacks = _STDERR
         self._writes = "PYTEST_XDIST_WORKER" not in os.environ
         # Under xdist the controller has no test to wait for, and the timer would end it.
-        self._limit = None if config.getoption("numprocesses", None) else LIMIT_S
+        self._hung_s = float(config.getoption("timeout", None) or LIMIT_S)
+        self._limit = None if config.getoption("numprocesses", None) else self._hung_s
         self._begun: dict[str, float] = {}
         self._reasons: dict[str, str] = {}
 
@@ -41,8 +47,15 @@ class Plugin:
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """A test begins, here or in a worker."""
         if self._writes:
-            self._begun[nodeid] = time.time()
+            self._begun[nodeid] = time.monotonic()
             self._journal.start(nodeid, limit_s=self._limit)
+        else:
+            self._journal.guard(self._hung_s + 1)  # after pytest-timeout, which says more
+
+    def pytest_runtest_logfinish(self) -> None:
+        """A test is over."""
+        if not self._writes:
+            faulthandler.cancel_dump_traceback_later()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """A phase of a test ended; xdist reports the death of a worker as a phase of its own."""
@@ -50,9 +63,9 @@ class Plugin:
             return
         if report.failed:
             text = str(report.longrepr).strip()
-            seconds = time.time() - self._begun.get(report.nodeid, time.time())
+            seconds = time.monotonic() - self._begun.get(report.nodeid, time.monotonic())
             if report.when not in ("setup", "call", "teardown"):
-                status = "hung" if seconds > 0.9 * LIMIT_S else "crashed"
+                status = "hung" if seconds > 0.9 * self._hung_s else "crashed"
                 self._journal.finish(report.nodeid, status, f"{text.splitlines()[-1]} ({seconds:.0f} s)")
                 return
             self._reasons[report.nodeid] = _reason(report, text)

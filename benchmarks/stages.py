@@ -283,8 +283,9 @@ def _end(process: subprocess.Popen[bytes], polite: bool) -> None:
 
 def _verdict(row: Row, code: int, how: str) -> tuple[str, str]:
     """Status and detail of an item whose process is gone."""
-    seconds, limit = time.time() - row["at"], row["limit_s"]
-    if how == "hung" or (limit is not None and seconds > 0.95 * limit):
+    seconds, limit = journal.seconds_since(row), row["limit_s"]
+    # The code is that of faulthandler's timer and of pytest-timeout.
+    if how == "hung" or (code == 1 and limit is not None and seconds > 0.95 * limit):
         return "hung", f"did not come back within {limit:g} s"
     return "crashed", f"the process ended ({_ending(code)}) after {seconds:.1f} s"
 

@@ -11,7 +11,19 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import cases, cuda, datasheet, machine, ours, overhead, place, plan, profile, results, small_shapes
+from benchmarks import (
+    cases,
+    cuda,
+    datasheet,
+    machine,
+    ours,
+    overhead,
+    place,
+    plan,
+    profile,
+    results,
+    small_shapes,
+)
 from benchmarks.contender import prepare
 from benchmarks.runner import Session
 from ifdd import IFDDConfig
