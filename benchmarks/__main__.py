@@ -33,6 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--labels", help="only these labels, e.g. 'block 0,block 1'")
     parser.add_argument("--contenders", help="only these beside the original, e.g. native,rewrite")
     parser.add_argument("--alone", action="store_true", help="these contenders without the original")
+    parser.add_argument("--configurations", action="store_true", help="also each of Triton's kernels")
     parser.add_argument("--check-only", action="store_true", help="compare with float64, time nothing")
     parser.add_argument("--modes", default="graph,eager", help="on a GPU: graph (what can be), eager or both")
     parser.add_argument("--batch", help="only these batch sizes, e.g. 1,16")
@@ -101,11 +102,12 @@ def main(arguments: list[str] | None = None) -> int:
     session = Session(
         options.device,
         writer,
-        None if options.check_only else _rates(writer, journal, options.device, clock),
+        None if options.check_only else _rates(writer, journal, options, clock),
         clock,
         deadline=start + options.budget_s,
         row_budget_s=options.row_budget_s,
         modes=tuple(options.modes.split(",")),
+        configurations=options.configurations,
         journal=journal,
         say=lambda line: print(line, flush=True),
     )
@@ -127,13 +129,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if session.failures else 0
 
 
-def _rates(writer: Writer, journal: Journal, device: str, clock: str) -> Rates:
+def _rates(writer: Writer, journal: Journal, options: argparse.Namespace, clock: str) -> Rates:
     """Measured now, or by an earlier process of the same check of a GPU."""
     if journal.path is not None and writer.path.exists():
         for row in reversed(results.read(writer.path, "machine")):
             if all(row.get(name) == writer.common.get(name) for name in ("device", "driver", "commit")):
                 return Rates(row["copy"], row["products"])
-    rates = machine.measure_rates(device, clock)
+    rates = machine.measure_rates(options.device, clock, small=options.preset == "small")
     writer.write("machine", copy=rates.copy, products=rates.products, load=machine.load_average())
     return rates
 

@@ -49,12 +49,12 @@ KERNELS = (
 )
 #: Ops that are measured beside their rivals, in this order, and the seconds that is expected to take.
 RIVALS = {
-    "pool_tokens": 30.0,
+    "pool_tokens": 26.0,
     "issm": 8.0,
     "lifting_attention": 7.0,
     "split_frames": 7.0,
     "split_index": 8.0,
-    "pooled_attention": 28.0,
+    "pooled_attention": 18.0,
 }
 AT_ONCE = 8
 """Processes that check native ops beside each other; the other cores compile Triton kernels."""
@@ -143,9 +143,10 @@ def plan(machine: Machine) -> list[Step]:
         _network(machine, "training step", 35, "16", "training"),
         _counters(machine),
         *(_rivals(machine, op, estimate) for op, estimate in RIVALS.items()),
+        _configurations(machine),
         _network(machine, "inference, 16 clips", 14, "16", "inference"),
         _network(machine, "inference, 1 clip", 12, "1", "inference"),
-        _tests(machine, "other tests", 30, "not native", ("network", "batch")),
+        _tests(machine, "other tests", 25, "not native", ("network", "batch")),
     ]
 
 
@@ -271,10 +272,21 @@ def _network(machine: Machine, name: str, estimate: float, batch: str, passes: s
 
 
 def _rivals(machine: Machine, op: str, estimate: float) -> Step:
-    """An op beside its rivals, and every configuration of its Triton kernels."""
+    """An op beside its rivals, without those that have to be compiled."""
     options = ("--ops", op, "--batch", "16", "--precision", "bf16", "--modes", "graph")
     names = "native,triton,reference,rewrite,sdpa"
     return _measure(machine, f"rivals of {op}", estimate, (*options, "--contenders", names), op)
+
+
+def _configurations(machine: Machine) -> Step:
+    """Every configuration of each Triton kernel of the two heaviest ops, one after the other."""
+    options = ("--ops", "pooled_attention,pool_tokens", "--labels", "block 0,block 1,block 4-7")
+    same = ("--batch", "16", "--precision", "bf16", "--passes", "training", "--modes", "graph")
+    skip = "Triton does not run on a CPU" if machine.device == "cpu" else _absent(machine, "triton")
+    step = _measure(
+        machine, "configurations", 24, (*options, *same, "--contenders", "triton", "--configurations")
+    )
+    return replace(step, stages=[replace(stage, skip=skip) for stage in step.stages])
 
 
 def _counters(machine: Machine) -> Step:

@@ -81,15 +81,15 @@ class Rates:
         return max(bytes_moved / self.copy, flops / self.products[precision])
 
 
-def measure_rates(device: str, clock_name: str, budget_s: float = 20.0) -> Rates:
+def measure_rates(device: str, clock_name: str, budget_s: float = 20.0, small: bool = False) -> Rates:
     """Best of a few readings each: what the machine can do, not what it does on average.
 
-    By the clock of the benchmarks: rates by one clock are no roof for times by another.
+    ``small``: quick and too low, to try a run. By the clock of the benchmarks: rates by one clock are no roof for times by another.
     """
     clock = CLOCKS[clock_name]
     deadline = time.perf_counter() + budget_s
-    copy = _copy_rate(1 << (28 if device == "cuda" else 26), device, clock, deadline)
-    side = 8192 if device == "cuda" else 2048
+    count, side = (1 << 20, 256) if small else (1 << 28, 8192) if device == "cuda" else (1 << 26, 2048)
+    copy = _copy_rate(count, device, clock, deadline)
     products = {
         name: _product_rate(precision, side, device, clock, deadline)
         for name, precision in PRECISIONS.items()

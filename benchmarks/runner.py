@@ -54,6 +54,8 @@ class Session:
     fewest: int = 3
     most: int = 25
     modes: tuple[str, ...] = MODES
+    #: Whether every configuration of Triton kernels takes part.
+    configurations: bool = False
     say: Callable[[str], None] = print
     #: What the process is at, for whoever started it.
     journal: Journal = field(default_factory=Journal)
@@ -93,6 +95,10 @@ class Session:
         if what in self.journal.finished():
             return
         self.say(what)
+        if self.configurations:
+            from benchmarks.configurations import with_configurations
+
+            case = with_configurations(case, precision.activations)
         lost = self.journal.lost(what)
         case = self._without(case, lost, identity)
         if not case.contenders:

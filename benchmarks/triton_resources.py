@@ -179,7 +179,7 @@ def compilations(only: str | None = None) -> Iterator[Compilation]:
         if "triton" not in operator.twins:
             continue
         for architecture in ARCHITECTURES:
-            for launch in _launches(operator, arguments, architecture):
+            for launch in launches_of(operator, arguments, architecture):
                 for config in launch.configs:
                     found = Compilation(op, label, architecture, launch.kernel, launch.arguments, config)
                     if found.digest not in seen:
@@ -188,7 +188,8 @@ def compilations(only: str | None = None) -> Iterator[Compilation]:
                             yield found
 
 
-def _launches(operator: Operator, arguments: tuple[Any, ...], architecture: int) -> list[Launch]:
+def launches_of(operator: Operator, arguments: tuple[Any, ...], architecture: int) -> list[Launch]:
+    """Launches of an op and its backward on arguments of the meta device."""
     module = importlib.import_module(f"ifdd_kernels.triton.{operator.name}")
     with captured_launches(architecture) as launches:
         outputs = module.forward(*arguments)

@@ -76,12 +76,14 @@ class Kernel:
         if _captured is not None:
             _captured.append(Launch(self, arguments, self.configs(arguments)))
             return
+        forced = None if _forced is None else _forced(self, self.configs(arguments))
         if INTERPRET:
-            tiles = (
-                self.interpreter(arguments)
-                if self.interpreter is not None
-                else self.configs(arguments)[0].tiles
-            )
+            if forced is not None:
+                tiles = forced.tiles
+            elif self.interpreter is not None:
+                tiles = self.interpreter(arguments)
+            else:
+                tiles = self.configs(arguments)[0].tiles
             self.function[grid({**arguments, **tiles})](**arguments, **tiles)
             return
         tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
@@ -97,7 +99,7 @@ class Kernel:
             function[grid(values)](**values, **options)
 
         with contextlib.nullcontext() if traced else _on(tensor.device):
-            launch(_tuning.choose(self, arguments, tensor.device, launch, may_time=not traced))
+            launch(forced or _tuning.choose(self, arguments, tensor.device, launch, may_time=not traced))
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
@@ -123,6 +125,24 @@ def captured_launches(architecture: int | None = None) -> Iterator[list[Launch]]
         yield _captured
     finally:
         _captured, _captured_for = None, None
+
+
+_forced: Callable[[Kernel, Sequence[Config]], Config | None] | None = None
+
+
+@contextlib.contextmanager
+def forced_configuration(choose: Callable[[Kernel, Sequence[Config]], Config | None]) -> Iterator[None]:
+    """Kernels launched inside run in the configuration that ``choose`` picks of theirs.
+
+    Nothing is timed, looked up or kept for it, and the interpreter takes its tiles too. None leaves a kernel
+    to the usual choice. A configuration that the device cannot run raises what Triton raises.
+    """
+    global _forced
+    before, _forced = _forced, choose
+    try:
+        yield
+    finally:
+        _forced = before
 
 
 def architecture() -> int:

@@ -210,7 +210,7 @@ def test_a_missing_package_costs_its_own_stages() -> None:
 
     assert skips() == {}
     assert skips("ncu") == {"counters": "ncu is not installed"}
-    assert skips("triton") == {"compile Triton": "triton is not installed"}
+    assert set(skips("triton")) == {"compile Triton", "configurations"}
     assert set(skips("compute-sanitizer")) == {"memcheck", "racecheck"}
     assert {"native tests", "other tests"} <= set(skips("pytest"))
     without = gpu_check._pytest(replace(H200, missing=frozenset({"pytest-xdist", "pytest-timeout"})))
