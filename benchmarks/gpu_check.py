@@ -144,8 +144,8 @@ def plan(machine: Machine) -> list[Step]:
         _counters(machine),
         *(_rivals(machine, op, estimate) for op, estimate in RIVALS.items()),
         _configurations(machine),
-        _network(machine, "inference, 16 clips", 14, "16", "inference"),
-        _network(machine, "inference, 1 clip", 12, "1", "inference"),
+        _network(machine, "inference of 16", 14, "16", "inference"),
+        _network(machine, "inference of 1", 12, "1", "inference"),
         _tests(machine, "other tests", 25, "not native", ("network", "batch")),
     ]
 

@@ -84,7 +84,8 @@ class Rates:
 def measure_rates(device: str, clock_name: str, budget_s: float = 20.0, small: bool = False) -> Rates:
     """Best of a few readings each: what the machine can do, not what it does on average.
 
-    ``small``: quick and too low, to try a run. By the clock of the benchmarks: rates by one clock are no roof for times by another.
+    By the clock of the benchmarks: rates by one clock are no roof for times by another. ``small`` is quick
+    and too low, to try a run.
     """
     clock = CLOCKS[clock_name]
     deadline = time.perf_counter() + budget_s

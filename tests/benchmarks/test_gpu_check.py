@@ -316,8 +316,9 @@ def test_the_plan_in_its_order_fits_the_budget(capsys: pytest.CaptureFixture[str
     assert [s.name for s in steps[right].background] == ["compile Triton"]
     # What runs Triton kernels waits for them to be compiled.
     assert steps[names.index("network tests")].waits
-    sixteen, one = names.index("inference, 16 clips"), names.index("inference, 1 clip")
+    sixteen, one = names.index("inference of 16"), names.index("inference of 1")
     assert sixteen < one
+    assert not [name for name in names if "," in name]  # --only separates them by commas
     gpu_check.main(["--dry-run"])
     lines = capsys.readouterr().out.splitlines()
     assert [line[:28].strip() for line in lines if not line.startswith("build")] == [
