@@ -15,7 +15,7 @@ from benchmarks.machine import Rates
 from benchmarks.plan import Task
 from benchmarks.precision import PRECISIONS
 from benchmarks.results import Writer
-from benchmarks.runner import MODES, PASSES, Session
+from benchmarks.runner import LIMIT_S, MODES, PASSES, Session
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -108,6 +108,8 @@ def main(arguments: list[str] | None = None) -> int:
         row_budget_s=options.row_budget_s,
         modes=tuple(options.modes.split(",")),
         configurations=options.configurations,
+        # A CPU is where the check is tried, beside whatever else it does.
+        limit_s=10 * LIMIT_S if on_cpu else LIMIT_S,
         journal=journal,
         say=lambda line: print(line, flush=True),
     )

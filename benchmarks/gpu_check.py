@@ -56,6 +56,10 @@ RIVALS = {
     "split_index": 8.0,
     "pooled_attention": 18.0,
 }
+NETWORK = {"cuda": "mvit_xs 16x224x224", "cpu": "mvit_nano 16x64x64"}
+"""Label of the network that is measured; the plan has others, of more frames and other sizes, behind it."""
+NETWORK_TESTS = ("tests/gpu/test_network.py", "tests/gpu/test_batch.py")
+"""All instances that the network runs, and batches whose offsets need 64 bits."""
 AT_ONCE = 8
 """Processes that check native ops beside each other; the other cores compile Triton kernels."""
 IMPORT_S = 10.0
@@ -137,8 +141,8 @@ def plan(machine: Machine) -> list[Step]:
     """The first call: what it does, in order."""
     return [
         _check_ops(machine),
-        _tests(machine, "native tests", 25, "native", ("network", "batch")),
-        _files(machine, "network tests", 40, ("tests/gpu/test_network.py", "tests/gpu/test_batch.py")),
+        _tests(machine, "native tests", 25, ("-k", "native", "tests/gpu", *_ignored(NETWORK_TESTS))),
+        _tests(machine, "network tests", 25, ("-k", "native", *NETWORK_TESTS), NETWORK_TESTS),
         _native_times(machine),
         _network(machine, "training step", 35, "16", "training"),
         _counters(machine),
@@ -146,7 +150,7 @@ def plan(machine: Machine) -> list[Step]:
         _configurations(machine),
         _network(machine, "inference of 16", 14, "16", "inference"),
         _network(machine, "inference of 1", 12, "1", "inference"),
-        _tests(machine, "other tests", 25, "not native", ("network", "batch")),
+        _tests(machine, "other tests", 40, ("-k", "not native", "tests/gpu")),
     ]
 
 
@@ -229,32 +233,25 @@ def _pytest(machine: Machine) -> tuple[str, ...]:
     return (*PYTEST, *timeout, *workers)
 
 
-def _tests(machine: Machine, name: str, estimate: float, words: str, without: Sequence[str]) -> Step:
-    ignored = [f"--ignore=tests/gpu/test_{stem}.py" for stem in without]
-    command = (*_pytest(machine), "-k", words, "tests/gpu", *ignored)
-    return Step(name, estimate, [_test_stage(machine, name, estimate, command)])
+def _ignored(files: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"--ignore={file}" for file in files)
 
 
-def _files(machine: Machine, name: str, estimate: float, files: Sequence[str]) -> Step:
-    there = [file for file in files if (ROOT / file).is_file()]
-    absent = "" if there else f"there is no {' or '.join(files)}"
-    stage = _test_stage(machine, name, estimate, (*_pytest(machine), *there), absent)
-    # These shapes are those that are compiled ahead.
-    return Step(name, estimate, [stage], waits=True)
-
-
-def _test_stage(
-    machine: Machine, name: str, estimate: float, command: Sequence[str], absent: str = ""
-) -> Stage:
-    return Stage(
+def _tests(
+    machine: Machine, name: str, estimate: float, options: Sequence[str], needs: Sequence[str] = ()
+) -> Step:
+    absent = [file for file in needs if not (ROOT / file).is_file()]
+    stage = Stage(
         name,
-        command,
+        (*_pytest(machine), *options),
         _limit(machine, estimate),
-        skip=("needs a GPU" if machine.device == "cpu" else "") or absent or machine.lacks_pytest,
+        skip=("needs a GPU" if machine.device == "cpu" else "")
+        or (f"there is no {' or '.join(absent)}" if absent else machine.lacks_pytest),
         accepted={5: "no test was left to run"},
         items=True,
         sources=sources.digest(),
     )
+    return Step(name, estimate, [stage])
 
 
 def _native_times(machine: Machine) -> Step:
@@ -266,14 +263,18 @@ def _native_times(machine: Machine) -> Step:
 
 
 def _network(machine: Machine, name: str, estimate: float, batch: str, passes: str) -> Step:
-    options = ("--ops", "model", "--batch", batch, "--precision", "bf16", "--passes", passes)
+    options = (
+        *("--ops", "model", "--labels", NETWORK[machine.device]),
+        *("--batch", batch, "--precision", "bf16", "--passes", passes),
+    )
     step = _measure(machine, name, estimate, (*options, "--contenders", "ifdd"))
     return Step(step.name, estimate, step.stages, waits=True)
 
 
 def _rivals(machine: Machine, op: str, estimate: float) -> Step:
     """An op beside its rivals, without those that have to be compiled."""
-    options = ("--ops", op, "--batch", "16", "--precision", "bf16", "--modes", "graph")
+    labels = ("--labels", "8 frames") if op == "issm" else ()
+    options = ("--ops", op, *labels, "--batch", "16", "--precision", "bf16", "--modes", "graph")
     names = "native,triton,reference,rewrite,sdpa"
     return _measure(machine, f"rivals of {op}", estimate, (*options, "--contenders", names), op)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.ours import backends
-from benchmarks.runner import LIMIT_S, Session
+from benchmarks.runner import Session
 from benchmarks.timing import CLOCKS, summary
 from ifdd_kernels.registry import REGISTRY, Maker
 
@@ -55,7 +55,7 @@ def _measure(session: Session) -> None:
         item = f"overhead of {op}, {backend}"
         if item in session.journal.finished() or session.left < 0:
             continue
-        session.journal.start(item, limit_s=LIMIT_S)
+        session.journal.start(item, limit_s=session.limit_s)
         for _ in range(3):
             function()
         times = summary([clock(function, CALLS) for _ in range(ROUNDS)])

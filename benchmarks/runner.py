@@ -27,7 +27,7 @@ PASSES = {"inference": False, "training": True}
 MODES = ("graph", "eager")
 """How a GPU runs a step: as a replayed graph, and launch by launch."""
 LIMIT_S = 30.0
-"""Seconds that a contender, or float64, may take in a check of a GPU; a compiled one three times that."""
+"""Seconds of a contender in a check of a GPU, see :attr:`Session.limit_s`."""
 
 
 def device_answers() -> bool:
@@ -57,6 +57,8 @@ class Session:
     #: Whether every configuration of Triton kernels takes part.
     configurations: bool = False
     say: Callable[[str], None] = print
+    #: Seconds that one contender, or float64, may take where a journal watches; a compiled one thrice.
+    limit_s: float = LIMIT_S
     #: What the process is at, for whoever started it.
     journal: Journal = field(default_factory=Journal)
     #: Whether the device still answers; a process that lost it leaves.
@@ -115,7 +117,7 @@ class Session:
             return
         failures = self.failures
         try:
-            self.journal.start(what, "inputs", LIMIT_S)
+            self.journal.start(what, "inputs", self.limit_s)
             with precision.context(self.device):
                 self._measure(case, precision, PASSES[pass_name], identity, what)
         except Exception as error:  # one case must not take the others with it
@@ -145,6 +147,9 @@ class Session:
         gone = {part.partition(",")[0] for part in lost}
         return case.only(names - gone if gone <= names else ())
 
+    def _limit(self, contender: Contender) -> float:
+        return self.limit_s if contender.compiled is None else 3 * self.limit_s
+
     def _fail(self, reason: str, identity: dict[str, Any], contender: str | None = None) -> None:
         self.failures += 1
         own = {} if contender is None else {"contender": contender}
@@ -170,7 +175,7 @@ class Session:
     ) -> None:
         dtype = case.dtype or precision.activations
         inputs = case.make(DeviceMaker(dtype, self.device))
-        self.journal.start(what, "float64", LIMIT_S)
+        self.journal.start(what, "float64", self.limit_s)
         truth = self._truth_of(case, inputs, training, dtype)
         cost = case.cost(inputs, precision.activations, training)
         keys = ours.choice_fields(case.name, inputs, precision.activations)
@@ -178,7 +183,7 @@ class Session:
         facts: dict[str, dict[str, Any]] = {}
         eager: Errors | None = None
         for contender in case.contenders:
-            self.journal.start(what, contender.name, _limit(contender))
+            self.journal.start(what, contender.name, self._limit(contender))
             try:
                 bounds = Gate(precision.eps, eager, case.discontinuous)
                 step, errors, peak = checked(case, contender, inputs, training, truth, bounds, self.device)
@@ -208,7 +213,7 @@ class Session:
             if not calls:
                 continue
             # Each has run before, so what hangs here is not known by its contender.
-            self.journal.start(what, f"times, {mode}", LIMIT_S + 2 * self.row_budget_s * len(calls))
+            self.journal.start(what, f"times, {mode}", self.limit_s + 2 * self.row_budget_s * len(calls))
             budget = min(self.row_budget_s * len(calls), self.left)
             readings = interleave(calls, CLOCKS[self.clock], budget, self.fewest, self.most)
             for name, values in readings.items():
@@ -254,7 +259,7 @@ class Session:
             self._leave_if_lost(what, name, reason)
 
         def begin(name: str) -> None:
-            self.journal.start(what, f"{name}, graph", LIMIT_S)
+            self.journal.start(what, f"{name}, graph", self.limit_s)
 
         return cuda.modes(passed, inputs, training, cost.bytes, self.modes, begin, refused)
 
@@ -284,10 +289,6 @@ class Session:
         if self.device == "cpu":
             fields["load"] = load_average()
         return fields
-
-
-def _limit(contender: Contender) -> float:
-    return LIMIT_S if contender.compiled is None else 3 * LIMIT_S
 
 
 def _quantity(case: Case, training: bool) -> tuple[Any, ...]:

@@ -158,6 +158,14 @@ def test_the_library_is_the_one_of_these_sources(tmp_path: Path) -> None:
     assert "other sources" in library.find(tmp_path).problem
 
 
+def test_the_library_of_this_checkout_is_of_its_sources() -> None:
+    """setup.py writes the digest into it."""
+    found = library.find()
+    if found.path is None:
+        pytest.skip("there is no native library in this checkout")
+    assert not found.problem, f"{found.problem}: install again"
+
+
 def test_a_missing_library_is_built_and_one_that_does_not_build_stops(
     log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,9 +321,10 @@ def test_the_plan_in_its_order_fits_the_budget(capsys: pytest.CaptureFixture[str
     assert checked == {name for name in library.expected_ops() if not name.endswith("_backward")}
     assert len(library.expected_ops()) == 17
     assert set(steps[times].stages[0].command[6].split(",")) == checked
+    assert all("-k native" in " ".join(step.stages[0].command) for step in steps[1:times])
     assert [s.name for s in steps[right].background] == ["compile Triton"]
     # What runs Triton kernels waits for them to be compiled.
-    assert steps[names.index("network tests")].waits
+    assert steps[training].waits
     sixteen, one = names.index("inference of 16"), names.index("inference of 1")
     assert sixteen < one
     assert not [name for name in names if "," in name]  # --only separates them by commas

@@ -42,12 +42,11 @@ def fault():
 
 case = replace(case, contenders=(original, planted("hangs", hang), planted("faults", fault), native))
 # On a busy machine the honest ones may take their time.
-runner._limit = lambda contender: 2.0 if contender.name == "hangs" else 100.0
-runner.LIMIT_S = 100.0
+runner.Session._limit = lambda self, contender: 2.0 if contender.name == "hangs" else 100.0
 own = Journal.of_process()
 session = runner.Session(
     "cpu", Writer(own.path, {"device": "imagined"}), Rates(1e10, {"fp32": 1e11}), "cpu",
-    deadline=time.perf_counter() + 300, row_budget_s=0.05, most=3, journal=own, answers=lambda: not lost,
+    deadline=time.perf_counter() + 300, row_budget_s=0.05, most=3, journal=own, limit_s=100.0, answers=lambda: not lost,
 )
 session.run(case, "fp32", "inference")
 sys.exit(session.failures > 0)
