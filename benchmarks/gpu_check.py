@@ -161,7 +161,13 @@ def second_plan(machine: Machine) -> list[Step]:
     which = ("--ops", "pool_tokens,pooled_attention,issm,ladm,model", "--batch", "16")
     options = (*which, "--precision", "fp32,tf32", "--modes", "graph")
     more = _measure(machine, "fp32 and tf32", 60, (*options, "--contenders", "native,triton,rewrite,ifdd"))
-    profile = (PYTHON, "-m", "benchmarks.profile", *_device(machine), "--passes", "training")
+    profile = Stage(
+        "profile",
+        (PYTHON, "-m", "benchmarks.profile", "--passes", "training"),
+        _limit(machine, 20),
+        skip="needs a GPU" if machine.device == "cpu" else "",
+        sources=sources.digest(),
+    )
     overhead = _measure(machine, "overhead", 15, ("--ops", "overhead"))
     return [
         first,
@@ -169,7 +175,7 @@ def second_plan(machine: Machine) -> list[Step]:
         *rest,
         more,
         _sanitizer(machine, "racecheck", 45),
-        Step("profile", 20, [Stage("profile", profile, _limit(machine, 20), sources=sources.digest())]),
+        Step("profile", 20, [profile]),
         overhead,
     ]
 

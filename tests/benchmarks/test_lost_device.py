@@ -46,7 +46,8 @@ runner.Session._limit = lambda self, contender: 2.0 if contender.name == "hangs"
 own = Journal.of_process()
 session = runner.Session(
     "cpu", Writer(own.path, {"device": "imagined"}), Rates(1e10, {"fp32": 1e11}), "cpu",
-    deadline=time.perf_counter() + 300, row_budget_s=0.05, most=3, journal=own, limit_s=100.0, answers=lambda: not lost,
+    deadline=time.perf_counter() + 300, row_budget_s=0.05, most=3,
+    journal=own, limit_s=100.0, answers=lambda: not lost,
 )
 session.run(case, "fp32", "inference")
 sys.exit(session.failures > 0)

@@ -30,6 +30,7 @@ from benchmarks.configurations import configurations, with_configurations
 from benchmarks.contender import DeviceMaker, prepare
 from benchmarks.runner import Session
 from benchmarks.shapes import NetworkShape
+from benchmarks.timing import CLOCKS
 from ifdd import IFDDConfig
 from ifdd_kernels.registry import REGISTRY, Maker
 
@@ -150,7 +151,18 @@ def test_plans_cover_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_overhead_of_every_op_and_backend(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "CALLS", 2)
+    monkeypatch.delenv("IFDD_TRITON_TUNE", raising=False)
+    tuning: set[str | None] = set()
+    clock = CLOCKS["cpu"]
+
+    def clocked(call: Any, repeats: int) -> float:
+        tuning.add(os.environ.get("IFDD_TRITON_TUNE"))
+        return clock(call, repeats)
+
+    monkeypatch.setitem(CLOCKS, "cpu", clocked)
     overhead.measure(session)
+    assert tuning == {"0"}
+    assert "IFDD_TRITON_TUNE" not in os.environ
     rows = results.read(session.writer.path, "overhead")
     assert {row["case"] for row in rows} == {"relu"} | {n for n, e in REGISTRY.items() if e.operator}
     assert all(0 < row["microseconds"] < 1e5 for row in rows)
