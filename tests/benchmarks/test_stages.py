@@ -218,6 +218,20 @@ def test_overdue_is_what_runs_beyond_its_limit(tmp_path: Path) -> None:
     assert not tail.overdue(-1000)
 
 
+def test_a_line_in_the_making_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    Journal(log, "s").start("a")
+    whole = log.read_bytes()
+    log.write_bytes(whole[:40])
+    tail = journal.Tail(log, "s")
+    tail._place = 0
+    tail.update()
+    assert not tail.running
+    log.write_bytes(whole)
+    tail.update()
+    assert list(tail.running) == ["a"]
+
+
 def test_nothing_is_known_outside_of_a_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(journal.LOG, raising=False)
     monkeypatch.chdir(tmp_path)
