@@ -195,9 +195,7 @@ def _measure(
     limit = _limit(machine, estimate)
     # The process stops before it is stopped: then a case is left out, and not cut in two.
     own = ("--row-budget-s", "0.15", "--budget-s", f"{limit - IMPORT_S:.0f}")
-    stage = Stage(
-        name, _command(machine, *options, *own), limit, items=True, sources=sources.digest(op)
-    )  # fmt: skip
+    stage = Stage(name, _command(machine, *options, *own), limit, items=True, sources=sources.digest(op))
     return Step(name, estimate, [stage])
 
 
@@ -392,10 +390,7 @@ def done(log: Path, steps: Sequence[Step]) -> list[Step]:
     def left(stages: Sequence[Stage]) -> list[Stage]:
         return [stage for stage in stages if (stage.name, stage.sources) not in ok]
 
-    kept = [
-        Step(s.name, s.estimate_s, left(s.stages), s.at_once, s.background, s.waits)
-        for s in steps
-    ]  # fmt: skip
+    kept = [replace(step, stages=left(step.stages)) for step in steps]
     if not any(step.stages for step in kept):
         return []
     # What runs beside a step is for those that follow, on a machine that keeps nothing.

@@ -98,9 +98,7 @@ class Text:
 class Runner:
     """Runs stages within a budget and writes a row for each."""
 
-    def __init__(
-        self, log: Path, text: Path, budget_s: float, say: Callable[[str], None] = print
-    ) -> None:  # fmt: skip
+    def __init__(self, log: Path, text: Path, budget_s: float, say: Callable[[str], None] = print) -> None:
         self.log, self.budget_s, self.say = log, budget_s, say
         self.writer, self.text = Writer(log), Text(text)
         self.begin = time.perf_counter()
