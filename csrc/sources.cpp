@@ -1,5 +1,5 @@
-// What the library was built from: csrc/digest.py writes it, whoever has to tell a stale library from a fresh one reads it
-// in the file, without loading it.
+// What the library was built from: csrc/digest.py writes it, whoever has to tell a stale library from a fresh one reads
+// it in the file, without loading it.
 #ifndef IFDD_SOURCES
 #define IFDD_SOURCES "unknown"
 #endif
