@@ -83,9 +83,10 @@ format: $(VENV)/.tools
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks --preset short --budget-s 540
 
-# With the Python that is there, its torch and its tools: nothing is installed. GPU_BUDGET_S: seconds of wall time.
+# With the Python that is there, its torch and its tools: nothing is installed. OUT: folder of the log; GPU_BUDGET_S: seconds
+# of wall time (340); RESUME=LOG: a second call after the log of the first; IFDD_COMMIT: where there is no git.
 gpu-check:
-	PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu_check
+	PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu_check $(if $(RESUME),--resume $(RESUME))
 
 # With one command for all of it: a package must not bring another version of one that came before.
 build/rehearsal/venv/.ready: benchmarks/rehearsal.py

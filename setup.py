@@ -13,6 +13,7 @@ Environment variables:
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,7 @@ class CMakeBuild(build_ext):
             "IFDD_CUDA": os.environ.get("IFDD_CUDA", "AUTO"),
             "IFDD_WERROR": "ON" if os.environ.get("IFDD_WERROR") == "1" else "OFF",
             "IFDD_SANITIZE": sanitize,
+            "IFDD_SOURCES": runpy.run_path(str(ROOT / "csrc" / "digest.py"))["digest"](ROOT),
         }
         if architectures := os.environ.get("IFDD_CUDA_ARCHS"):
             options["IFDD_CUDA_ARCHS"] = architectures

@@ -9,23 +9,33 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine, memory, overhead, plan
+from benchmarks import machine, memory, overhead, plan, results
+from benchmarks.journal import Journal
+from benchmarks.machine import Rates
 from benchmarks.plan import Task
 from benchmarks.precision import PRECISIONS
 from benchmarks.results import Writer
-from benchmarks.runner import PASSES, Session
+from benchmarks.runner import LIMIT_S, MODES, PASSES, Session
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--preset", choices=("table", "short"), default="table", help="short: make bench")
+    parser.add_argument(
+        "--preset",
+        choices=("table", "short", "gpu", "small"),
+        help="table: of the device; short: make bench; gpu: the GPU's table; small: that of a small network",
+    )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
     )
-    parser.add_argument("--ops", help="only these cases, e.g. issm,pool_tokens,model")
+    parser.add_argument("--ops", help="only these cases, e.g. issm,pool_tokens,model, or overhead")
     parser.add_argument("--labels", help="only these labels, e.g. 'block 0,block 1'")
     parser.add_argument("--contenders", help="only these beside the original, e.g. native,rewrite")
+    parser.add_argument("--alone", action="store_true", help="these contenders without the original")
+    parser.add_argument("--configurations", action="store_true", help="also each of Triton's kernels")
+    parser.add_argument("--check-only", action="store_true", help="compare with float64, time nothing")
+    parser.add_argument("--modes", default="graph,eager", help="on a GPU: graph (what can be), eager or both")
     parser.add_argument("--batch", help="only these batch sizes, e.g. 1,16")
     parser.add_argument("--precision", help=f"only these of {','.join(PRECISIONS)}")
     parser.add_argument("--passes", help=f"only these of {','.join(PASSES)}")
@@ -34,16 +44,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a shared machine")
     parser.add_argument("--out", type=Path, help="result file, appended to")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.preset = options.preset or ("gpu" if options.device == "cuda" else "table")
+    if options.alone and not options.contenders:
+        parser.error("--alone needs --contenders")
+    if not set(options.modes.split(",")) <= set(MODES):
+        parser.error(f"--modes must be of {','.join(MODES)}, got {options.modes}")
+    return options
+
+
+def _tasks(options: argparse.Namespace) -> Iterator[Task]:
+    if options.preset in ("table", "short") and options.device == "cpu":
+        return plan.cpu(options.preset == "short")
+    return plan.gpu(options.device, plan.SMALL if options.preset == "small" else plan.NETWORK)
 
 
 def selected(options: argparse.Namespace) -> Iterator[Task]:
     """The tasks of the preset that the options leave."""
-    tasks = plan.gpu() if options.device == "cuda" else plan.cpu(options.preset == "short")
-    for task in tasks:
+    for task in _tasks(options):
         case = task.case
         if not (
-            _wanted(options.ops, case.name)
+            options.device in PRECISIONS[task.precision].devices
+            and _wanted(options.ops, case.name)
             and _wanted(options.labels, case.label)
             and _wanted(options.batch, str(case.batch))
             and _wanted(options.precision, task.precision)
@@ -51,9 +73,10 @@ def selected(options: argparse.Namespace) -> Iterator[Task]:
         ):
             continue
         if options.contenders:
-            case = case.only((case.anchor, *options.contenders.split(",")))
-            if {contender.name for contender in case.contenders} <= {case.anchor}:
+            names = options.contenders.split(",")
+            if not {contender.name for contender in case.contenders} & (set(names) - {case.anchor}):
                 continue
+            case = case.only(names if options.alone else (case.anchor, *names))
         yield Task(case, task.precision, task.pass_name)
 
 
@@ -66,33 +89,57 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    facts = machine.describe(options.device, options.threads)
+    journal = Journal.of_process()
+    facts = journal.facts or machine.describe(options.device, options.threads)
     on_cpu = options.device == "cpu"
     facts["freed_memory_kept"] = on_cpu and memory.keep_freed()
     name = f"{options.preset}-{facts['commit'].rstrip('+')}.jsonl"
-    path = options.out or machine.results_folder(options.device) / name
+    path = options.out or journal.path or machine.results_folder(options.device) / name
     writer = Writer(path, facts)
     if on_cpu:
         memory.limit_to_free()
     clock = "cuda" if options.device == "cuda" else options.clock
-    rates = machine.measure_rates(options.device, clock)
-    writer.write("machine", copy=rates.copy, products=rates.products, load=machine.load_average())
     session = Session(
         options.device,
         writer,
-        rates,
+        None if options.check_only else _rates(writer, journal, options, clock),
         clock,
         deadline=start + options.budget_s,
         row_budget_s=options.row_budget_s,
+        modes=tuple(options.modes.split(",")),
+        configurations=options.configurations,
+        # A CPU is where the check is tried, beside whatever else it does.
+        limit_s=10 * LIMIT_S if on_cpu else LIMIT_S,
+        journal=journal,
         say=lambda line: print(line, flush=True),
     )
     session.say(f"{facts['device']}, {options.threads} threads, {facts['commit']} -> {path}")
-    if options.ops is None:
+    calls = _wanted(options.ops, "overhead") and not options.check_only
+    # On a GPU it is the least of all that is asked.
+    if calls and on_cpu:
         overhead.measure(session)
+    tasks = 0
     for task in selected(options):
         session.run(task.case, task.precision, task.pass_name)
+        tasks += 1
+    if not tasks and not calls:
+        print("these options leave nothing of the plan to measure")
+        return 2
+    if calls and not on_cpu:
+        overhead.measure(session)
     session.say(f"{time.perf_counter() - start:.0f} s, {session.failures} failed -> {path}")
     return 1 if session.failures else 0
+
+
+def _rates(writer: Writer, journal: Journal, options: argparse.Namespace, clock: str) -> Rates:
+    """Measured now, or by an earlier process of the same check of a GPU."""
+    if journal.path is not None and writer.path.exists():
+        for row in reversed(results.read(writer.path, "machine")):
+            if all(row.get(name) == writer.common.get(name) for name in ("device", "driver", "commit")):
+                return Rates(row["copy"], row["products"])
+    rates = machine.measure_rates(options.device, clock, small=options.preset == "small")
+    writer.write("machine", copy=rates.copy, products=rates.products, load=machine.load_average())
+    return rates
 
 
 if __name__ == "__main__":

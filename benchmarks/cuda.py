@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from benchmarks.contender import Inputs, Step, prepare
-from benchmarks.results import Writer
 from benchmarks.timing import Call
 
 MOST_COPIES = 16
@@ -32,10 +30,21 @@ def modes(
     inputs: Inputs,
     training: bool,
     bytes_moved: int,
-    writer: Writer,
-    identity: dict[str, Any],
+    wanted: Sequence[str],
+    begin: Callable[[str], None],
+    refused: Callable[[str, str], None],
 ) -> dict[str, dict[str, Call]]:
-    """Calls of every contender in both modes; a contender that no graph can hold has a "failed" row."""
+    """Calls of every contender in the modes that are wanted.
+
+    Args:
+        passed: contenders by name; what no graph can hold is called launch by launch where graphs are wanted.
+        inputs: shared by all.
+        training: whether gradients are taken.
+        bytes_moved: of one call, which tells how many sets of inputs find the cache cold.
+        wanted: "graph", "eager" or both.
+        begin: told the name of each contender before it is captured.
+        refused: told the name and the reason of one whose capture failed.
+    """
     cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     copies = copies_for(bytes_moved, cache)
     eager: dict[str, Call] = {}
@@ -43,16 +52,18 @@ def modes(
     sets = [inputs, *(inputs.copy() for _ in range(copies - 1))]
     for name, step in passed.items():
         steps = [step, *(prepare(step.contender, other, training, step.bound) for other in sets[1:])]
-        eager[name] = rotation(steps)
-        if not step.contender.capturable:
-            continue
-        try:
-            graphs[name] = rotation([capture(one) for one in steps])
-        except RuntimeError as error:
-            writer.write(
-                "failed", **identity, contender=name, mode="graph", reason=f"not captured: {error}"[:300]
-            )
-            torch.cuda.synchronize()
+        capturable = step.contender.capturable
+        if "eager" in wanted or not capturable:
+            eager[name] = rotation(steps)
+        if "graph" in wanted and capturable:
+            begin(name)
+            try:
+                graphs[name] = rotation([capture(one) for one in steps])
+                graphs[name]()
+                torch.cuda.synchronize()
+            except RuntimeError as error:
+                graphs.pop(name, None)
+                refused(name, f"not captured: {error}")
     return {"graph": graphs, "eager": eager}
 
 

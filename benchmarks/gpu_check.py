@@ -1,297 +1,504 @@
-"""``make gpu-check``: everything that needs a GPU, in one command and one time budget.
+"""``make gpu-check``: what a GPU can tell in a few minutes, in the order of what matters most.
 
-Builds the native library in place, runs the GPU tests, compute-sanitizer on small shapes, the benchmarks in
-order of importance and a profile. Each stage is a process of its own with its own log and limit: one that
-fails or hangs leaves the others alone, and a run that is cut off leaves what it measured. Nothing is
-downloaded; pytest plugins other than pytest itself are not needed.
+The machine is taken as it is: nothing is downloaded or installed, and what it lacks is named in the first
+line. A native library that was carried along is checked and used, else one is built for this GPU. Then every
+native op is compared with float64 at the network's shapes, tested, and timed; after that the training step,
+counters, rivals, inference, Triton. Each stage is a process with a limit; a kernel that hangs or faults is
+named and costs itself alone. Every row is in the log as soon as it is known, and ``--resume`` goes on after
+what a log has.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
 import os
-import shutil
+import platform
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import machine
-from benchmarks.results import Writer
+from benchmarks import library, place, results, sources
+from benchmarks.library import STOP, tool
+from benchmarks.place import ROOT
+from benchmarks.stages import Outcome, Runner, Stage
 
-ROOT = machine.ROOT
 PYTHON = sys.executable
-#: pytest without the plugins (and the strictness about their options) that pyproject.toml expects.
-PYTEST = (PYTHON, "-m", "pytest", "-o", "addopts=-ra --import-mode=importlib", "-p", "no:cacheprovider")
-GRACE_S = 5.0
+BUDGET_S = 340.0
+"""Of one call: two of them, with the machine's own start, fit into fifteen minutes."""
+#: pytest without what pyproject.toml expects of plugins, and with the journal of the check.
+PYTEST = (
+    *(PYTHON, "-m", "pytest", "-v", "-o", "addopts=-ra --import-mode=importlib"),
+    *("-p", "no:cacheprovider", "-p", "benchmarks.pytest_journal", "-m", "gpu"),
+)
+PACKAGES = (
+    *("torch", "triton", "torchvision", "numpy", "pytest", "pytest-xdist", "pytest-timeout", "hypothesis"),
+    *("safetensors", "timm", "cmake", "ninja", "pybind11", "setuptools"),
+)
+"""What the check or its tests use, by the name it is installed under."""
+TOOLS = ("nvcc", "ncu", "compute-sanitizer", "git", "nvidia-smi")
+#: Kernels whose counters are read: the slowest of each op at the network's shapes.
+KERNELS = (
+    *("pool_tokens_kernel", "pool_tokens_norm_kernel", "pool_tokens_input_kernel", "split_frames_kernel"),
+    *("split_frames_backward_kernel", "split_index_kernel", "forward_kernel", "key_value_kernel"),
+)
+#: Ops that are measured beside their rivals, in this order, and the seconds that is expected to take.
+RIVALS = {
+    "pool_tokens": 26.0,
+    "issm": 8.0,
+    "lifting_attention": 7.0,
+    "split_frames": 7.0,
+    "split_index": 8.0,
+    "pooled_attention": 18.0,
+}
+NETWORK = {"cuda": "mvit_xs 16x224x224", "cpu": "mvit_nano 16x64x64"}
+"""Label of the network that is measured; the plan has others, of more frames and other sizes, behind it."""
+NETWORK_TESTS = ("tests/gpu/test_network.py", "tests/gpu/test_batch.py")
+"""All instances that the network runs, and batches whose offsets need 64 bits."""
+AT_ONCE = 8
+"""Processes that check native ops beside each other; the other cores compile Triton kernels."""
+IMPORT_S = 10.0
+"""Seconds from the start of a process until it measures, at most."""
+TOLERANCE = 1.6
+"""Times its estimate that a stage may take before it is stopped, and some seconds to start."""
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One process: its command, and the share of the whole budget it may take at most."""
+class Step:
+    """Stages that run one after the other, or beside each other, and the seconds that should take."""
 
     name: str
-    command: Sequence[str]
-    share: float
-    environment: Mapping[str, str] = field(default_factory=dict)
-    #: Runs in place of the command if that fails.
-    fallback: Stage | None = None
-    #: Why it is left out; empty if it runs.
-    skip: str = ""
-    #: Exit codes that are no failure, and what they mean.
-    accepted: Mapping[int, str] = field(default_factory=dict)
-    #: Whether it is told its limit, so that it ends by itself.
-    takes_budget: bool = False
+    estimate_s: float
+    stages: Sequence[Stage]
+    at_once: int = 1
+    #: Started here, and not waited for before a step asks.
+    background: Sequence[Stage] = ()
+    waits: bool = False
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a stage ended: "ok", "failed", "timeout" or "skipped"."""
+class Machine:
+    """What the plan depends on; found out without importing torch."""
 
-    name: str
-    status: str
-    seconds: float
-    detail: str
+    device: str = "cuda"
+    name: str = "unknown"
+    capability: str = "9.0"
+    driver: str = ""
+    cores: int = 1
+    missing: frozenset[str] = frozenset()
+    #: Times its usual limit that a stage may take, where the budget is more than one call's.
+    patience: float = 1.0
 
-
-def gpu_tests(folder: Path) -> list[str]:
-    """Test files that mention the marker: others need not be importable on the GPU machine."""
-    files = sorted(folder.rglob("test_*.py"))
-    return [str(path) for path in files if "mark.gpu" in path.read_text() or "gpu" in path.stem]
-
-
-def _tool(name: str) -> str | None:
-    """A program of the CUDA toolkit, which is not always on the path."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return shutil.which(name) or shutil.which(name, path=str(Path(home) / "bin"))
+    @property
+    def lacks_pytest(self) -> str:
+        """Why no test can run; empty if tests can."""
+        return "pytest is not installed" if "pytest" in self.missing else ""
 
 
-def stages(out: Path, *, has_gpu: bool, capability: tuple[int, int] = (9, 0)) -> list[Stage]:
-    """What the check runs, in order; the benchmarks write to ``out``."""
-    compiler, sanitizer = _tool("nvcc"), _tool("compute-sanitizer")
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    tests = gpu_tests(ROOT / "tests")
-    no_gpu = "" if has_gpu else "no CUDA device"
-    missing_triton = "" if (ROOT / "tests" / "triton").is_dir() else "there are no tests of Triton kernels"
-    small = (PYTHON, "-m", "benchmarks.small_shapes")
-    no_tool = no_gpu or ("" if sanitizer else "compute-sanitizer is not installed")
+def look(device: str) -> Machine:
+    """This machine, and which of :data:`PACKAGES` and :data:`TOOLS` it lacks."""
+    absent = {name for name in PACKAGES if _version(name) is None}
+    # Distributions of a system do not always have metadata.
+    absent -= {name for name in absent if importlib.util.find_spec(name.replace("-", "_")) is not None}
+    missing = frozenset(absent | {name for name in TOOLS if tool(name) is None})
+    name, capability, driver = "CPU", "9.0", ""
+    if device == "cuda":
+        found = _query("name,compute_cap,driver_version")
+        name, capability, driver = found if len(found) == 3 else ("unknown GPU", "9.0", "")
+    return Machine(device, name, capability, driver, os.cpu_count() or 1, missing)
 
-    def sanitize(tool: str) -> Stage:
-        command = (sanitizer or "compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *small)
-        # With PyTorch's own cache off, an access beyond a tensor is one beyond an allocation.
-        return Stage(tool, command, 0.08, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, skip=no_tool)
 
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _query(fields: str) -> list[str]:
+    command = ("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+    lines = place.output(*command, timeout_s=15).splitlines()
+    return [field.strip() for field in lines[0].split(",")] if lines else []
+
+
+def native_ops() -> list[str]:
+    """Ops with CUDA kernels, without their backward halves; the most important first."""
+    found = {name for name in library.expected_ops() if not name.endswith("_backward")}
+    first = [op for op in RIVALS if op in found]
+    return [*first, *sorted(found - set(first))]
+
+
+def _limit(machine: Machine, estimate_s: float) -> float:
+    return machine.patience * (TOLERANCE * estimate_s + 15.0)
+
+
+def plan(machine: Machine) -> list[Step]:
+    """The first call: what it does, in order."""
     return [
-        _build(compiler, bool(sources), capability),
-        Stage(
-            "tests",
-            (*PYTEST, "-m", "gpu", *tests),
-            0.2,
-            skip=no_gpu or ("" if tests else "no test is marked gpu"),
-            accepted={5: "no test was selected"},
-        ),
-        # The interpreter's tests, on the device that is there.
-        Stage("triton", (*PYTEST, "tests/triton"), 0.15, skip=no_gpu or missing_triton),
-        sanitize("memcheck"),
-        sanitize("racecheck"),
-        Stage(
-            "benchmarks",
-            (PYTHON, "-m", "benchmarks", "--device", "cuda", "--row-budget-s", "0.5", "--out", str(out)),
-            1.0,
-            skip=no_gpu,
-            takes_budget=True,
-        ),
-        Stage("profile", (PYTHON, "-m", "benchmarks.profile", "--out", str(out)), 1.0, skip=no_gpu),
-        # What "auto" should choose here: a proposal, which the package does not follow unasked.
-        Stage(
-            "fastest",
-            (PYTHON, "-m", "benchmarks.fastest", str(out), "--out", str(proposal(out))),
-            1.0,
-            skip=no_gpu,
-        ),
+        _check_ops(machine),
+        _tests(machine, "native tests", 25, ("-k", "native", "tests/gpu", *_ignored(NETWORK_TESTS))),
+        _tests(machine, "network tests", 25, ("-k", "native", *NETWORK_TESTS), NETWORK_TESTS),
+        _native_times(machine),
+        _network(machine, "training step", 35, "16", "training"),
+        _counters(machine),
+        *(_rivals(machine, op, estimate) for op, estimate in RIVALS.items()),
+        _configurations(machine),
+        _network(machine, "inference of 16", 14, "16", "inference"),
+        _network(machine, "inference of 1", 12, "1", "inference"),
+        _tests(machine, "other tests", 40, ("-k", "not native", "tests/gpu")),
     ]
 
 
-def proposal(out: Path) -> Path:
-    """The table of the fastest backends, beside the result file it comes from."""
-    return out.with_name(f"{out.stem}-fastest.json")
+def second_plan(machine: Machine) -> list[Step]:
+    """What a second call adds: before what the first one did not reach, and after it."""
+    first, rest = plan(machine)[0], plan(machine)[1:]
+    # Times of the same plan in other precisions; what is there is passed over.
+    which = ("--ops", "pool_tokens,pooled_attention,issm,ladm,model", "--batch", "16")
+    options = (*which, "--precision", "fp32,tf32", "--modes", "graph")
+    more = _measure(machine, "fp32 and tf32", 60, (*options, "--contenders", "native,triton,rewrite,ifdd"))
+    profile = Stage(
+        "profile",
+        (PYTHON, "-m", "benchmarks.profile", "--passes", "training"),
+        _limit(machine, 20),
+        skip="needs a GPU" if machine.device == "cpu" else "",
+        sources=sources.digest(),
+    )
+    overhead = _measure(machine, "overhead", 15, ("--ops", "overhead"))
+    return [
+        first,
+        _sanitizer(machine, "memcheck", 35),
+        *rest,
+        more,
+        _sanitizer(machine, "racecheck", 45),
+        Step("profile", 20, [profile]),
+        overhead,
+    ]
 
 
-def _build(compiler: str | None, has_sources: bool, capability: tuple[int, int]) -> Stage:
-    command = (PYTHON, "setup.py", "build_ext", "--inplace")
-    major, minor = capability
-    # Kernels that use the matrix unit of one generation need its own ("a") target.
-    own = f"{major}{minor}a-real" if major >= 9 else f"{major}{minor}-real"
-    jobs = {"MAX_JOBS": str(os.cpu_count() or 1), "IFDD_NATIVE": "1"}
-    path = os.pathsep.join((*([str(Path(compiler).parent)] if compiler else []), os.environ.get("PATH", "")))
-    without = Stage("build", command, 0.3, {**jobs, "IFDD_CUDA": "OFF"})
-    if compiler is None or not has_sources:
-        missing = "nvcc" if compiler is None else "a CUDA source (csrc/cuda/*.cu)"
-        print(f"!!! building WITHOUT CUDA kernels: there is no {missing}", flush=True)
-        return without
-    architectures = os.environ.get("IFDD_CUDA_ARCHS", own)
-    with_cuda = {**jobs, "IFDD_CUDA": "ON", "IFDD_CUDA_ARCHS": architectures, "PATH": path}
-    return Stage("build", command, 0.5, with_cuda, fallback=without)
+def _device(machine: Machine) -> tuple[str, ...]:
+    small = ("--preset", "small", "--clock", "cpu") if machine.device == "cpu" else ()
+    return ("--device", machine.device, *small)
 
 
-class Runner:
-    """Runs stages within a budget and writes a row and a log for each."""
+def _command(machine: Machine, *options: str) -> tuple[str, ...]:
+    return (PYTHON, "-m", "benchmarks", *_device(machine), *options)
 
-    def __init__(
-        self,
-        folder: Path,
-        writer: Writer,
-        budget_s: float,
-        reserve: Mapping[str, float] | None = None,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        self.folder, self.writer, self.budget_s, self.say = folder, writer, budget_s, say
-        #: Seconds that are kept for a later stage.
-        self.reserve = dict(reserve or {})
-        self.start = time.perf_counter()
-        self._process: subprocess.Popen[bytes] | None = None
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
 
-    @property
-    def left(self) -> float:
-        """Seconds until the budget ends."""
-        return self.budget_s - (time.perf_counter() - self.start)
+def _measure(
+    machine: Machine, name: str, estimate: float, options: Sequence[str], op: str | None = None
+) -> Step:
+    limit = _limit(machine, estimate)
+    # The process stops before it is stopped: then a case is left out, and not cut in two.
+    own = ("--row-budget-s", "0.15", "--budget-s", f"{limit - IMPORT_S:.0f}")
+    stage = Stage(name, _command(machine, *options, *own), limit, items=True, sources=sources.digest(op))
+    return Step(name, estimate, [stage])
 
-    def limit(self, stage: Stage) -> float:
-        """Seconds a stage may take: its share, what is left, and not what later ones are promised."""
-        self.reserve.pop(stage.name, None)
-        return min(stage.share * self.budget_s, self.left - sum(self.reserve.values()))
 
-    def run(self, stage: Stage) -> Outcome:
-        """Runs one stage, and its fallback if it fails; never raises because of it."""
-        outcome = self._run(stage)
-        if outcome.status in ("failed", "timeout") and stage.fallback is not None:
-            self.say(f"!!! {stage.name} {outcome.status}; trying again without what failed")
-            outcome = self._run(stage.fallback)
-        return outcome
-
-    def _run(self, stage: Stage) -> Outcome:
-        begin = time.perf_counter()
-        limit = self.limit(stage)
-        if stage.skip:
-            outcome = Outcome(stage.name, "skipped", 0.0, stage.skip)
-        elif limit < 1:
-            outcome = Outcome(stage.name, "skipped", 0.0, "the budget is used up")
-        else:
-            command = list(stage.command)
-            if stage.takes_budget:
-                command += ["--budget-s", f"{max(limit - 2 * GRACE_S, 1):.0f}"]
-            self.say(f"--- {stage.name} (at most {limit:.0f} s): {' '.join(command)}")
-            status, detail = self._execute(stage, command, limit)
-            outcome = Outcome(stage.name, status, time.perf_counter() - begin, detail)
-        self.say(f"--- {outcome.name}: {outcome.status} after {outcome.seconds:.0f} s. {outcome.detail}")
-        self.writer.write(
-            "stage", stage=outcome.name, status=outcome.status, seconds=outcome.seconds, detail=outcome.detail
+def _check_ops(machine: Machine) -> Step:
+    """Every native op once at every shape of the network, one clip: values and gradients against float64."""
+    estimate, limit = 30.0, machine.patience * 75.0
+    stages = [
+        Stage(
+            f"check {op}",
+            _command(
+                machine,
+                *("--ops", op, "--batch", "1", "--contenders", "native", "--passes", "training,inference"),
+                *("--precision", "bf16,fp32", "--check-only"),
+            ),
+            limit,
+            items=True,
+            sources=sources.digest(op),
         )
-        return outcome
-
-    def _execute(self, stage: Stage, command: list[str], limit: float) -> tuple[str, str]:
-        log = self.folder / "logs" / f"{stage.name}.log"
-        paths = (".", "python", os.environ.get("PYTHONPATH", ""))
-        environment = {
-            **os.environ,
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        }
-        environment.update(stage.environment)
-        with log.open("ab") as file:
-            try:
-                # A session of its own, so that what the stage started ends with it.
-                self._process = subprocess.Popen(
-                    command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
-                )
-            except OSError as error:
-                return "failed", f"cannot start: {error}"
-            try:
-                code = self._process.wait(limit)
-            except subprocess.TimeoutExpired:
-                self.stop()
-                return "timeout", f"stopped at its limit; log: {log.name}"
-            finally:
-                self._process = None
-        if code == 0:
-            return "ok", _last_line(log)
-        if code in stage.accepted:
-            return "ok", stage.accepted[code]
-        return "failed", f"exit code {code}; log: {log.name}; {_last_line(log)}"
-
-    def stop(self) -> None:
-        """Ends the running stage with everything it started: politely, then not."""
-        process = self._process
-        if process is None:
-            return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(process.pid, number)
-                process.wait(GRACE_S)
-                return
-            except subprocess.TimeoutExpired:
-                continue
-            except ProcessLookupError:
-                return
+        for op in native_ops()
+    ]
+    jobs = max(1, machine.cores - AT_ONCE)
+    compile_ahead = Stage(
+        "compile Triton",
+        (PYTHON, "-m", "benchmarks.specialisations", "--jobs", str(jobs)),
+        limit_s=90,
+        skip="needs a GPU" if machine.device == "cpu" else _absent(machine, "triton"),
+        sources=sources.digest(),
+    )
+    # What it does not compile is compiled where it is first called: slower, and no less right.
+    return Step(
+        "native ops", estimate, stages, at_once=min(AT_ONCE, machine.cores), background=[compile_ahead]
+    )
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n")
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
+def _pytest(machine: Machine) -> tuple[str, ...]:
+    timeout = () if "pytest-timeout" in machine.missing else ("--timeout=25", "--timeout-method=thread")
+    # A few workers: they share the GPU, and each takes seconds to import what it tests.
+    workers = () if "pytest-xdist" in machine.missing else ("-n", str(max(1, min(6, machine.cores))))
+    return (*PYTEST, *timeout, *workers)
+
+
+def _ignored(files: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"--ignore={file}" for file in files)
+
+
+def _tests(
+    machine: Machine, name: str, estimate: float, options: Sequence[str], needs: Sequence[str] = ()
+) -> Step:
+    absent = [file for file in needs if not (ROOT / file).is_file()]
+    stage = Stage(
+        name,
+        (*_pytest(machine), *options),
+        _limit(machine, estimate),
+        skip=("needs a GPU" if machine.device == "cpu" else "")
+        or (f"there is no {' or '.join(absent)}" if absent else machine.lacks_pytest),
+        accepted={5: "no test was left to run"},
+        items=True,
+        sources=sources.digest(),
+    )
+    return Step(name, estimate, [stage])
+
+
+def _native_times(machine: Machine) -> Step:
+    """Of all native ops, B = 16, bf16, without anybody beside them."""
+    options = ("--ops", ",".join(native_ops()), "--batch", "16", "--precision", "bf16")
+    return _measure(
+        machine, "native times", 25, (*options, "--contenders", "native", "--alone", "--modes", "graph")
+    )
+
+
+def _network(machine: Machine, name: str, estimate: float, batch: str, passes: str) -> Step:
+    options = (
+        *("--ops", "model", "--labels", NETWORK[machine.device]),
+        *("--batch", batch, "--precision", "bf16", "--passes", passes),
+    )
+    step = _measure(machine, name, estimate, (*options, "--contenders", "ifdd"))
+    return Step(step.name, estimate, step.stages, waits=True)
+
+
+def _rivals(machine: Machine, op: str, estimate: float) -> Step:
+    """An op beside its rivals, without those that have to be compiled."""
+    labels = ("--labels", "8 frames") if op == "issm" else ()
+    options = ("--ops", op, *labels, "--batch", "16", "--precision", "bf16", "--modes", "graph")
+    names = "native,triton,reference,rewrite,sdpa"
+    return _measure(machine, f"rivals of {op}", estimate, (*options, "--contenders", names), op)
+
+
+def _configurations(machine: Machine) -> Step:
+    """Every configuration of each Triton kernel of the two heaviest ops, one after the other."""
+    options = ("--ops", "pooled_attention,pool_tokens", "--labels", "block 0,block 1,block 4-7")
+    same = ("--batch", "16", "--precision", "bf16", "--passes", "training", "--modes", "graph")
+    skip = "Triton does not run on a CPU" if machine.device == "cpu" else _absent(machine, "triton")
+    step = _measure(
+        machine, "configurations", 24, (*options, *same, "--contenders", "triton", "--configurations")
+    )
+    return replace(step, stages=[replace(stage, skip=skip) for stage in step.stages])
+
+
+def _counters(machine: Machine) -> Step:
+    """The profiler's view of the first launch of each kernel; its clocks are left as they are."""
+    ops = "pool_tokens,split_frames,split_index,lifting_attention"
+    command = (
+        *(tool("ncu") or "ncu", "--clock-control", "none", "--target-processes", "all"),
+        *("--kernel-id", f"::regex:^({'|'.join(KERNELS)})$:1"),
+        *("--section", "SpeedOfLight", "--section", "MemoryWorkloadAnalysis", "--section", "Occupancy"),
+        *("--section", "LaunchStats"),
+        *_command(
+            machine, "--ops", ops, "--labels", "block 0,network", "--batch", "16", "--precision", "bf16"
+        ),
+        *("--passes", "training", "--contenders", "native", "--alone", "--check-only"),
+    )
+    skip = "needs a GPU" if machine.device == "cpu" else _absent(machine, "ncu")
+    stage = Stage("counters", command, machine.patience * 40, skip=skip, sources=sources.digest())
+    return Step("counters", 18, [stage])
+
+
+def _sanitizer(machine: Machine, name: str, estimate: float) -> Step:
+    """Native kernels on small shapes, without PyTorch's cache: beyond a tensor is beyond its memory."""
+    program = tool("compute-sanitizer") or "compute-sanitizer"
+    command = (program, "--tool", name, "--error-exitcode", "9", PYTHON, "-m", "benchmarks.small_shapes")
+    skip = "needs a GPU" if machine.device == "cpu" else _absent(machine, "compute-sanitizer")
+    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    stage = Stage(name, command, _limit(machine, estimate), environment, skip=skip, sources=sources.digest())
+    return Step(name, estimate, [stage])
+
+
+def _absent(machine: Machine, name: str) -> str:
+    return f"{name} is not installed" if name in machine.missing else ""
+
+
+START_S, BUILD_S, BUILD_LIMIT_S = 12.0, 45.0, 150.0
+"""Seconds expected to look at the library, and to build one where none was carried."""
+
+
+def table(steps: Sequence[Step], builds: bool) -> str:
+    """The steps with their estimates, and the sum."""
+    rows = [("library", START_S, "versions, the device, all CUDA ops")]
+    if builds:
+        rows.insert(0, ("build", BUILD_S, "no library of these sources was carried"))
+    for step in steps:
+        skips = [stage.skip for stage in step.stages] or ["done before"]
+        what = " ".join(step.stages[0].command[1:]) if step.stages else ""
+        if all(skips):
+            what = f"NOT HERE, {skips[0]}: {what}"
+        beside = f" [{len(step.stages)} processes, {step.at_once} at once]" if len(step.stages) > 1 else ""
+        behind = "".join(f"; beside it: {stage.name}" for stage in step.background)
+        rows.append((step.name, step.estimate_s, f"{what}{beside}{behind}"))
+    lines = [f"{name:28s} {seconds:5.0f} s  {what}" for name, seconds, what in rows]
+    return "\n".join([*lines, f"{'in all':28s} {sum(seconds for _, seconds, _ in rows):5.0f} s"])
+
+
+def prepare(runner: Runner, machine: Machine) -> str:
+    """The native library, carried or built, loaded once: why nothing can be measured, or nothing."""
+    found = library.find()
+    if machine.device == "cuda" and found.problem:
+        runner.say(f"!!! native library: {found.problem}; building one")
+        built = runner.run(library.build(machine.capability, BUILD_LIMIT_S))
+        if built.status != "ok":
+            return f"no native library: {found.problem}, and the build: {built.status}, {built.detail}"
+    outcome = runner.run(look_at_library(machine))
+    return "" if outcome.status == "ok" else outcome.detail
+
+
+def look_at_library(machine: Machine) -> Stage:
+    """The stage that loads the library beside PyTorch, and ends the check where CUDA kernels are missing."""
+    command = (PYTHON, "-m", "benchmarks.library", "--device", machine.device)
+    return Stage("library", command, 60, sources=sources.digest())
+
+
+def first_line(machine: Machine) -> dict[str, object]:
+    """Where this is: versions by package, the device, and what is missing by name."""
+    versions = {name: _version(name) for name in PACKAGES if name not in machine.missing}
+    return {
+        "device": machine.name,
+        "capability": machine.capability if machine.device == "cuda" else None,
+        "driver": machine.driver,
+        "cores": machine.cores,
+        "python": platform.python_version(),
+        "versions": versions,
+        "missing": sorted(machine.missing),
+        "commit": place.commit(),
+        "sources": sources.digest(),
+        "library": library.find().problem or "carried, of these sources",
+    }
+
+
+def done(log: Path, steps: Sequence[Step]) -> list[Step]:
+    """The steps without the stages that the log has as done, with the sources as they are now."""
+    rows = results.read(log, "stage") if log.exists() else []
+    ok = {(row["stage"], row["sources"]) for row in rows if row["status"] == "ok"}
+
+    def left(stages: Sequence[Stage]) -> list[Stage]:
+        return [stage for stage in stages if (stage.name, stage.sources) not in ok]
+
+    kept = [replace(step, stages=left(step.stages)) for step in steps]
+    if not any(step.stages for step in kept):
+        return []
+    # What runs beside a step is for those that follow, on a machine that keeps nothing.
+    return [step for step in kept if step.stages or step.background]
+
+
+def walk(runner: Runner, steps: Sequence[Step]) -> list[Outcome]:
+    """Runs the steps in order."""
+    outcomes: list[Outcome] = []
+    for step in steps:
+        for stage in step.background:
+            runner.start(stage)
+        if step.waits:
+            outcomes += runner.join()
+        if len(step.stages) > 1:
+            outcomes += runner.together(step.stages, step.at_once)
+        else:
+            outcomes += [runner.run(stage) for stage in step.stages]
+    return outcomes + runner.join()
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    budget = float(os.environ.get("GPU_BUDGET_S", BUDGET_S))
+    out = os.environ.get("OUT")
+    parser.add_argument("--budget-s", type=float, default=budget, help="wall time of everything")
+    parser.add_argument(
+        "--out", type=Path, default=Path(out) if out else None, help="folder of the log (default: $OUT)"
+    )
+    parser.add_argument(
+        "--resume", nargs="?", type=Path, const=Path(), metavar="LOG",
+        help="a second call: what the log in the folder, or another log, does not have, and more",
+    )  # fmt: skip
+    parser.add_argument("--only", help="only these steps, e.g. 'native ops,training step'")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the check itself"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, with estimates")
+    options = parser.parse_args(arguments)
+    if options.device == "cpu" and options.out is None and not options.dry_run:
+        parser.error("--device cpu only tries the check: say with --out where its log goes")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; 1 if a stage failed or was stopped."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
-    budget = float(os.environ.get("GPU_BUDGET_S", "500"))
-    parser.add_argument("--budget-s", type=float, default=budget, help="wall time of everything")
-    parser.add_argument("--results", type=Path, help="folder of results and logs")
-    parser.add_argument("--only", help="only these stages, e.g. build,tests")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run")
-    options = parser.parse_args(arguments)
-    start = time.perf_counter()
-
-    import torch  # not at the top: an import that hangs or fails should come after the options are read
-
-    has_gpu = torch.cuda.is_available()
-    device = "cuda" if has_gpu else "cpu"
-    capability = torch.cuda.get_device_capability() if has_gpu else (9, 0)
-    folder = options.results or machine.results_folder(device)
-    out = folder / f"gpu-check-{machine.commit().rstrip('+')}.jsonl"
-    shares = {"benchmarks": 0.4, "profile": 0.08, "fastest": 0.03}
-    reserve = {stage: share * options.budget_s for stage, share in shares.items()}
-    plan = stages(out, has_gpu=has_gpu, capability=capability)
+    """Entry point; 1 if a stage failed or was stopped, :data:`STOP` where nothing could be measured."""
+    options = parse(arguments)
+    machine = replace(look(options.device), patience=max(1.0, options.budget_s / BUDGET_S))
+    steps = plan(machine) if options.resume is None else second_plan(machine)
     if options.only:
-        plan = [stage for stage in plan if stage.name in options.only.split(",")]
+        wanted = options.only.split(",")
+        unknown = sorted(set(wanted) - {step.name for step in steps})
+        if unknown:
+            raise SystemExit(f"gpu-check: no step {', '.join(map(repr, unknown))}; there are "
+                             f"{', '.join(step.name for step in steps)}")  # fmt: skip
+        steps = [step for step in steps if step.name in wanted]
+    folder = options.out or place.results_folder(machine.device, machine.name)
+    log = folder / "gpu-check.jsonl"
     if options.dry_run:
-        for stage in plan:
-            print(f"{stage.name}: {stage.skip or ' '.join(stage.command)}")
+        print(table(steps, builds=machine.device == "cuda" and bool(library.find().problem)))
         return 0
+    return check(machine, steps, log, options.budget_s, options.resume)
 
-    writer = Writer(out, machine.describe(device, torch.get_num_threads()))
-    runner = Runner(folder, writer, options.budget_s, reserve, say=lambda line: print(line, flush=True))
-    runner.start = start
+
+def check(
+    machine: Machine, steps: Sequence[Step], log: Path, budget_s: float, resume: Path | None = None
+) -> int:
+    """Runs everything that a log does not have yet, and appends to it."""
+    if resume is not None and resume != Path():
+        earlier = resume.read_bytes()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if resume.resolve() != log.resolve():
+            log.write_bytes(earlier)
+    elif resume is None and log.exists():
+        log.rename(log.with_name(f"{log.stem}-{time.strftime('%Y%m%d-%H%M%S')}{log.suffix}"))
+    runner = Runner(log, log.with_suffix(".txt"), budget_s, say=lambda line: print(line, flush=True))
+    facts = first_line(machine)
+    missing = facts["missing"]
+    runner.say(
+        f"{facts['device']}, Python {facts['python']}, "
+        f"{', '.join(f'{name} {version}' for name, version in facts['versions'].items())}; "  # type: ignore[attr-defined]
+        f"missing: {', '.join(missing) or 'nothing'}; commit {facts['commit']}; library {facts['library']}"  # type: ignore[arg-type]
+    )
+    runner.writer.write("start", **facts)
 
     def cut_off(number: int, _: FrameType | None) -> None:
         runner.stop()
-        writer.write("stage", stage="check", status="timeout", seconds=0.0, detail=f"signal {number}")
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, cut_off)
-    outcomes = [runner.run(stage) for stage in plan]
-    for outcome in outcomes:
-        print(f"{outcome.status:8s} {outcome.name:11s} {outcome.seconds:6.0f} s  {outcome.detail}")
-    if proposal(out).exists():
-        print(
-            f"proposed for ifdd_kernels/measured.json ({proposal(out)}):\n{proposal(out).read_text()}", end=""
+        runner.writer.write(
+            "stage", stage="check", status="cut", seconds=0.0, detail=signal.Signals(number).name, sources=""
         )
-    print(f"{time.perf_counter() - start:.0f} s in all; results: {out}")
-    return 1 if any(outcome.status in ("failed", "timeout") for outcome in outcomes) else 0
+
+    before = signal.signal(signal.SIGTERM, cut_off)
+    try:
+        problem = prepare(runner, machine)
+        if problem:
+            runner.say(f"!!! STOP, nothing can be measured: {problem}")
+            return 128 + signal.SIGTERM if runner.stopped else STOP
+        left = steps if resume is None else done(log, steps)
+        outcomes = walk(runner, left)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    for outcome in outcomes:
+        runner.say(f"{outcome.status:8s} {outcome.name:28s} {outcome.seconds:6.0f} s  {outcome.detail[:300]}")
+    runner.say(f"{budget_s - runner.left:.0f} s in all; log: {log}")
+    if runner.stopped:
+        return 128 + signal.SIGTERM
+    return 1 if any(outcome.status not in ("ok", "skipped") for outcome in outcomes) else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,25 +14,9 @@ from typing import Any
 import torch
 
 import ifdd_kernels
+from benchmarks import place
 from benchmarks.precision import PRECISIONS, Precision
 from benchmarks.timing import CLOCKS, Clock
-
-ROOT = Path(__file__).parents[1]
-
-
-def _output(*command: str) -> str:
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
-
-
-def commit() -> str:
-    """Short hash of the checkout, with + where sources differ from it; "unknown" outside of git."""
-    name = _output("git", "rev-parse", "--short=10", "HEAD")
-    changed = _output("git", "status", "--porcelain", "--untracked-files=no", "--", "*.py", "csrc", "*.txt")
-    return name + ("+" if changed else "") if name else os.environ.get("IFDD_COMMIT", "unknown")
 
 
 def _cpu_name() -> str:
@@ -51,23 +34,16 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
 
 
-def slug(device: str, name: str | None = None) -> str:
-    """Folder name of a device."""
-    text = (name or device_name(device)).replace("(R)", "")
-    cores = "" if device == "cuda" else f"-{os.cpu_count()}-cores"
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") + cores
-
-
 def results_folder(device: str) -> Path:
-    """Where result files of a device are kept."""
-    return ROOT / "benchmarks" / "results" / slug(device)
+    """Where result files of this machine's device are kept."""
+    return place.results_folder(device, device_name(device))
 
 
 def describe(device: str, threads: int) -> dict[str, Any]:
     """What a row says of where it was measured."""
     facts: dict[str, Any] = {
         "device": device_name(device),
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or None
+        "driver": place.output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or None
         if device == "cuda"
         else None,
         "os": platform.release(),
@@ -76,7 +52,7 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         "triton": _triton_version(),
         "library": ifdd_kernels.__version__,
         "native": ifdd_kernels.build_info()["native"],
-        "commit": commit(),
+        "commit": place.commit(),
         "threads": threads,
     }
     if device == "cpu":
@@ -105,15 +81,16 @@ class Rates:
         return max(bytes_moved / self.copy, flops / self.products[precision])
 
 
-def measure_rates(device: str, clock_name: str, budget_s: float = 20.0) -> Rates:
+def measure_rates(device: str, clock_name: str, budget_s: float = 20.0, small: bool = False) -> Rates:
     """Best of a few readings each: what the machine can do, not what it does on average.
 
-    By the clock of the benchmarks: rates by one clock are no roof for times by another.
+    By the clock of the benchmarks: rates by one clock are no roof for times by another. ``small`` is quick
+    and too low, to try a run.
     """
     clock = CLOCKS[clock_name]
     deadline = time.perf_counter() + budget_s
-    copy = _copy_rate(1 << (28 if device == "cuda" else 26), device, clock, deadline)
-    side = 8192 if device == "cuda" else 2048
+    count, side = (1 << 20, 256) if small else (1 << 28, 8192) if device == "cuda" else (1 << 26, 2048)
+    copy = _copy_rate(count, device, clock, deadline)
     products = {
         name: _product_rate(precision, side, device, clock, deadline)
         for name, precision in PRECISIONS.items()

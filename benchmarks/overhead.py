@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,7 +19,28 @@ CALLS, ROUNDS = 100, 9
 
 
 def measure(session: Session) -> None:
-    """A row for each op and backend, and for one of PyTorch's own ops to compare with."""
+    """A row for each op and backend, and for one of PyTorch's own ops to compare with.
+
+    Triton kernels run in their default configuration: tuning all of them takes longer than the rest.
+    """
+    with _untuned():
+        _measure(session)
+
+
+@contextmanager
+def _untuned() -> Iterator[None]:
+    before = os.environ.get("IFDD_TRITON_TUNE")
+    os.environ["IFDD_TRITON_TUNE"] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["IFDD_TRITON_TUNE"]
+        else:
+            os.environ["IFDD_TRITON_TUNE"] = before
+
+
+def _measure(session: Session) -> None:
     clock = CLOCKS["wall" if session.device == "cuda" else session.clock]
     x = torch.randn(8, device=session.device)
     functions: dict[tuple[str, str], Callable[[], object]] = {("relu", "aten"): lambda: torch.relu(x)}
@@ -29,9 +52,14 @@ def measure(session: Session) -> None:
             twin = "" if backend == "native" else backend
             functions[op, backend] = functools.partial(entry.operator, twin, *sample.args)
     for (op, backend), function in functions.items():
+        item = f"overhead of {op}, {backend}"
+        if item in session.journal.finished() or session.left < 0:
+            continue
+        session.journal.start(item, limit_s=session.limit_s)
         for _ in range(3):
             function()
         times = summary([clock(function, CALLS) for _ in range(ROUNDS)])
+        session.journal.finish(item)
         session.writer.write(
             "overhead", case=op, contender=backend, microseconds=times.median * 1e6, spread=times.spread
         )

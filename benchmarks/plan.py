@@ -23,6 +23,8 @@ class Task:
 
 BOTH = ("inference", "training")
 NETWORK = IFDDConfig()
+SMALL = IFDDConfig(backbone="mvit_nano", image_size=64)
+"""A network of seconds instead of minutes, to try the GPU's plan on a CPU."""
 
 
 def _tasks(found: list[Case], precisions: tuple[str, ...], passes: tuple[str, ...] = BOTH) -> Iterator[Task]:
@@ -96,9 +98,12 @@ def cpu(shorter: bool = False) -> Iterator[Task]:
     yield from _tasks(_eager([cases.model(NETWORK, 4, "cpu")]), ("fp32",))
 
 
-def gpu() -> Iterator[Task]:
-    """The GPU table; it begins with what no estimate on paper can settle."""
-    shape, device = network_shape(NETWORK), "cuda"
+def gpu(device: str = "cuda", network: IFDDConfig = NETWORK) -> Iterator[Task]:
+    """The GPU table; it begins with what no estimate on paper can settle.
+
+    Sixteen clips always before one: what is chosen or compiled for the first batch may be kept for the next.
+    """
+    shape = network_shape(network)
     every = ("bf16", "fp32", "tf32", "fp16")
     main = ("fp32", "bf16")
     block = {b.label: b for b in shape.blocks}
@@ -111,7 +116,7 @@ def gpu() -> Iterator[Task]:
 
     issm = {batch: [cases.issm(shape, batch, device)] for batch in (1, 4, 16)}
     ladm = {batch: [cases.ladm(shape, batch, device)] for batch in (1, 4, 16)}
-    model = {batch: [cases.model(NETWORK, batch, device)] for batch in (1, 4, 16)}
+    model = {batch: [cases.model(network, batch, device)] for batch in (1, 4, 16)}
     firsts = [next(b for b in shape.blocks if b.stage == stage) for stage in range(4)]
     wide = [block["0"], block["1"]]
 
@@ -121,7 +126,7 @@ def gpu() -> Iterator[Task]:
     yield from _tasks(_eager(pools(16)), main)
     yield from _tasks(_eager(model[16]), ("fp32", "tf32", "bf16"), ("training",))
     yield from _tasks(_eager(attentions(16)), main)
-    yield from _tasks(_eager(model[1] + model[16]), main, ("inference",))
+    yield from _tasks(_eager(model[16] + model[1]), main, ("inference",))
     yield from _tasks(_eager(ladm[16] + ladm[1]), main)
     yield from _tasks(_compiled(issm[16], COMPILED), main)
     compiled = ("original+compile", "rewrite+compile", "shifts+compile")
@@ -130,17 +135,18 @@ def gpu() -> Iterator[Task]:
     yield from _tasks(_compiled(ladm[16], COMPILED), ("bf16",))
     yield from _tasks(_compiled(model[16], COMPILED), ("bf16",), ("training",))
     yield from _tasks(_eager(pools(1) + attentions(1)), main)
-    if vision.available():
+    if device == "cuda" and vision.available():
         yield from _tasks([cases.backbone_s(16)], ("bf16",))
     singles = cases.small_ops(shape, 16, device) + cases.around_attention(shape, 16, device)
     yield from _tasks(_eager(singles), main)
+    yield from _tasks(_eager(cases.small_ops(shape, 1, device)), main)
     yield from _tasks(_eager([cases.block(shape, b, 16, device) for b in firsts]), ("bf16",))
     yield from _tasks(_eager(model[1]), main, ("training",))
     yield from _tasks(_compiled(model[1], COMPILED), ("bf16",), ("inference",))
     yield from _tasks(_eager(issm[16] + pools(16) + attentions(16) + ladm[16]), ("tf32", "fp16"))
     yield from _tasks(_eager(issm[4] + ladm[4] + model[4]), every)
-    sizes = [replace(NETWORK, image_size=size) for size in (128, 160, 320)]
-    yield from _tasks(_eager([cases.model(replace(NETWORK, clip_frames=32), 16, device)]), ("bf16",))
+    sizes = [replace(network, image_size=size) for size in (128, 160, 320)]
+    yield from _tasks(_eager([cases.model(replace(network, clip_frames=32), 16, device)]), ("bf16",))
     yield from _tasks(_eager([cases.model(config, 1, device) for config in sizes]), ("bf16",), ("inference",))
     yield from _tasks(_eager([cases.issm(shape, 16, device, frames) for frames in (16, 32)]), ("bf16",))
     yield from _tasks(_compiled(issm[16], ("original+max-autotune",)), ("bf16",), ("inference",))

@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks import machine, plan
 from benchmarks.cases import Case, model
 from benchmarks.contender import DeviceMaker, Step, prepare
+from benchmarks.journal import Journal
 from benchmarks.precision import PRECISIONS
 from benchmarks.results import Writer
 from benchmarks.runner import PASSES
@@ -223,8 +224,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="result file, appended to")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    path = options.out or machine.results_folder(options.device) / "profile.jsonl"
-    writer = Writer(path, machine.describe(options.device, options.threads))
+    journal = Journal.of_process()
+    path = options.out or journal.path or machine.results_folder(options.device) / "profile.jsonl"
+    writer = Writer(path, journal.facts or machine.describe(options.device, options.threads))
     case = model(plan.NETWORK, options.batch, options.device)
     for pass_name in options.passes.split(","):
         names = options.contenders.split(",")

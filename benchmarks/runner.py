@@ -15,6 +15,7 @@ from benchmarks import datasheet, memory, ours
 from benchmarks.cases import Case
 from benchmarks.contender import Contender, DeviceMaker, Inputs, Step, cotangent, prepare
 from benchmarks.correctness import Errors, Gate, Truth, WrongResultError
+from benchmarks.journal import Journal
 from benchmarks.machine import Rates, load_average
 from benchmarks.precision import PRECISIONS, Precision
 from benchmarks.results import Writer
@@ -23,6 +24,19 @@ from ifdd_kernels.registry import Cost
 
 PASSES = {"inference": False, "training": True}
 """Name of a pass -> whether it computes gradients. Training is forward and backward, no optimiser."""
+MODES = ("graph", "eager")
+"""How a GPU runs a step: as a replayed graph, and launch by launch."""
+LIMIT_S = 30.0
+"""Seconds of a contender in a check of a GPU, see :attr:`Session.limit_s`."""
+
+
+def device_answers() -> bool:
+    """Whether the GPU still works: after an error inside a kernel, every later call of the process fails."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 @dataclass
@@ -31,14 +45,24 @@ class Session:
 
     device: str
     writer: Writer
-    rates: Rates
+    #: What bounds the times; None where results are compared with float64 and nothing is timed.
+    rates: Rates | None
     clock: str
     #: perf_counter value at which the run should be over.
     deadline: float
     row_budget_s: float = 6.0
     fewest: int = 3
     most: int = 25
+    modes: tuple[str, ...] = MODES
+    #: Whether every configuration of Triton kernels takes part.
+    configurations: bool = False
     say: Callable[[str], None] = print
+    #: Seconds that one contender, or float64, may take where a journal watches; a compiled one thrice.
+    limit_s: float = LIMIT_S
+    #: What the process is at, for whoever started it.
+    journal: Journal = field(default_factory=Journal)
+    #: Whether the device still answers; a process that lost it leaves.
+    answers: Callable[[], bool] | None = None
     #: Output error of the eager original in float32, by case and pass: the unit errors are given in.
     unit: dict[tuple[Any, ...], float] = field(default_factory=dict)
     failures: int = 0
@@ -46,6 +70,10 @@ class Session:
     #: blocks from the system in every call: what is timed from there on pays for new pages.
     _lacked: bool = False
     _truth: tuple[tuple[Any, ...], Truth] | None = None
+
+    def __post_init__(self) -> None:
+        if self.answers is None:
+            self.answers = device_answers if self.device == "cuda" else lambda: True
 
     @property
     def left(self) -> float:
@@ -66,7 +94,18 @@ class Session:
             "precision": precision_name,
             "pass": pass_name,
         }
+        if what in self.journal.finished():
+            return
         self.say(what)
+        if self.configurations:
+            from benchmarks.configurations import with_configurations
+
+            case = with_configurations(case, precision.activations)
+        lost = self.journal.lost(what)
+        case = self._without(case, lost, identity)
+        if not case.contenders:
+            self.journal.finish(what, "failed", "; ".join(lost.values()))
+            return
         if self._lacked:
             self._skip("memory ran out before, which slows the allocator down: run it on its own", identity)
             return
@@ -76,22 +115,52 @@ class Session:
                 f"needs about {needed:.0f} s, {max(self.left, 0):.0f} s of the budget are left", identity
             )
             return
+        failures = self.failures
         try:
+            self.journal.start(what, "inputs", self.limit_s)
             with precision.context(self.device):
                 self._measure(case, precision, PASSES[pass_name], identity, what)
         except Exception as error:  # one case must not take the others with it
             if memory.is_lack(error):
                 self._truth = None
                 self._lack(error, identity)
-                return
-            self.failures += 1
-            self.writer.write("failed", **identity, reason=f"{type(error).__name__}: {error}"[:500])
-            self.say(f"  FAILED, {type(error).__name__}: {error}"[:200])
+            else:
+                self._fail(f"{type(error).__name__}: {error}", identity)
+                self._leave_if_lost(what, "", str(error))
         finally:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
             else:
                 memory.release()
+        wrong = self.failures - failures
+        self.journal.finish(
+            what, *(("failed", f"{wrong} contenders or the case, see its rows") if wrong else ())
+        )
+
+    def _without(self, case: Case, lost: dict[str, str], identity: dict[str, Any]) -> Case:
+        """The case without the contenders that an earlier process was lost at; without any where that was at
+        something else.
+        """
+        names = {contender.name for contender in case.contenders}
+        for part, detail in lost.items():
+            self.writer.write("failed", **identity, contender=part.partition(",")[0], reason=detail)
+        gone = {part.partition(",")[0] for part in lost}
+        return case.only(names - gone if gone <= names else ())
+
+    def _limit(self, contender: Contender) -> float:
+        return self.limit_s if contender.compiled is None else 3 * self.limit_s
+
+    def _fail(self, reason: str, identity: dict[str, Any], contender: str | None = None) -> None:
+        self.failures += 1
+        own = {} if contender is None else {"contender": contender}
+        self.writer.write("failed", **identity, **own, reason=reason[:500])
+        self.say(f"  {contender or 'all'}: FAILED, {reason[:200]}")
+
+    def _leave_if_lost(self, what: str, part: str, reason: str) -> None:
+        assert self.answers is not None
+        if not self.answers():
+            self.say("  the device does not answer any more: a new process goes on after this")
+            self.journal.leave(what, part, reason)
 
     def _lack(self, error: Exception, identity: dict[str, Any]) -> None:
         self._skip(f"not enough memory: {error}", identity)
@@ -106,6 +175,7 @@ class Session:
     ) -> None:
         dtype = case.dtype or precision.activations
         inputs = case.make(DeviceMaker(dtype, self.device))
+        self.journal.start(what, "float64", self.limit_s)
         truth = self._truth_of(case, inputs, training, dtype)
         cost = case.cost(inputs, precision.activations, training)
         keys = ours.choice_fields(case.name, inputs, precision.activations)
@@ -113,6 +183,7 @@ class Session:
         facts: dict[str, dict[str, Any]] = {}
         eager: Errors | None = None
         for contender in case.contenders:
+            self.journal.start(what, contender.name, self._limit(contender))
             try:
                 bounds = Gate(precision.eps, eager, case.discontinuous)
                 step, errors, peak = checked(case, contender, inputs, training, truth, bounds, self.device)
@@ -123,10 +194,9 @@ class Session:
                         return
                     continue
                 wrong = isinstance(error, WrongResultError)
-                self.failures += 1
                 text = str(error) if wrong else f"{type(error).__name__}: {error}"
-                self.writer.write("failed", **identity, contender=contender.name, reason=text[:500])
-                self.say(f"  {contender.name}: FAILED, {text[:200]}")
+                self._fail(text, identity, contender.name)
+                self._leave_if_lost(what, contender.name, text)
                 continue
             if contender.name == case.anchor:
                 eager = errors
@@ -134,7 +204,16 @@ class Session:
                     self.unit[_quantity(case, training)] = errors.output
             passed[contender.name] = step
             facts[contender.name] = self._error_fields(case, training, errors) | {"peak_bytes": peak}
-        for mode, calls in self._modes(passed, inputs, training, cost, identity).items():
+        if self.rates is None:
+            for name, found in facts.items():
+                self.writer.write("checked", **identity, contender=name, **keys, **found)
+                self.say(f"  {name:22s} error {found['error']:.1e}")
+            return
+        for mode, calls in self._modes(passed, inputs, training, cost, identity, what).items():
+            if not calls:
+                continue
+            # Each has run before, so what hangs here is not known by its contender.
+            self.journal.start(what, f"times, {mode}", self.limit_s + 2 * self.row_budget_s * len(calls))
             budget = min(self.row_budget_s * len(calls), self.left)
             readings = interleave(calls, CLOCKS[self.clock], budget, self.fewest, self.most)
             for name, values in readings.items():
@@ -163,17 +242,31 @@ class Session:
         return fields
 
     def _modes(
-        self, passed: dict[str, Step], inputs: Inputs, training: bool, cost: Cost, identity: dict[str, Any]
+        self,
+        passed: dict[str, Step],
+        inputs: Inputs,
+        training: bool,
+        cost: Cost,
+        identity: dict[str, Any],
+        what: str,
     ) -> dict[str, dict[str, Call]]:
         if self.device == "cpu":
             return {"eager": dict(passed)}
         from benchmarks import cuda
 
-        return cuda.modes(passed, inputs, training, cost.bytes, self.writer, identity)
+        def refused(name: str, reason: str) -> None:
+            self.writer.write("failed", **identity, contender=name, mode="graph", reason=reason[:300])
+            self._leave_if_lost(what, name, reason)
+
+        def begin(name: str) -> None:
+            self.journal.start(what, f"{name}, graph", self.limit_s)
+
+        return cuda.modes(passed, inputs, training, cost.bytes, self.modes, begin, refused)
 
     def _time_fields(
         self, times: Summary, ratio: Summary | None, cost: Cost, precision: str
     ) -> dict[str, Any]:
+        assert self.rates is not None
         least = self.rates.least_seconds(cost.bytes, cost.flops, precision)
         fields: dict[str, Any] = {
             "clock": self.clock,
@@ -203,9 +296,9 @@ def _quantity(case: Case, training: bool) -> tuple[Any, ...]:
 
 
 def truth_of(case: Case, inputs: Inputs, training: bool, device: str) -> Truth:
-    """The case in float64, without autocast."""
+    """The case in float64, without autocast, and without TF32 in whatever a definition does in float32."""
     wide = inputs.double()
-    with torch.autocast(device, enabled=False):
+    with PRECISIONS["fp32"].context(device), torch.autocast(device, enabled=False):
         if case.clipwise:
             return _truth_by_clips(case, wide, training)
         step = prepare(case.truth, wide, training)
@@ -263,7 +356,12 @@ EAGER_SHARE = 0.5
 
 
 def estimate(case: Case, precision: Precision, training: bool, session: Session) -> float:
-    """Seconds a case will need at least: the truth, the gate and the fewest rounds of every contender."""
+    """Seconds a case will need at least: the truth, the gate and the fewest rounds of every contender.
+
+    Unknown, and 0, without the machine's rates.
+    """
+    if session.rates is None:
+        return 0.0
     inputs = case.make(DeviceMaker(case.dtype or precision.activations, "meta"))
     cost = case.cost(inputs, precision.activations, training)
     once = session.rates.least_seconds(cost.bytes, cost.flops, "fp32") / EAGER_SHARE

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from benchmarks import cases, memory, results
 from benchmarks.cases import Case
-from benchmarks.contender import Bound, Contender, DeviceMaker, Inputs, Outputs
+from benchmarks.contender import Bound, Contender, DeviceMaker, Inputs, Outputs, cotangent
 from benchmarks.correctness import Errors, Gate, Truth, WrongResultError
+from benchmarks.precision import PRECISIONS
 from benchmarks.runner import Session, truth_of
 from benchmarks.shapes import NetworkShape
 
@@ -124,6 +125,62 @@ def test_gradients_that_are_missing_or_zero() -> None:
     assert truth.errors(("out",), (torch.ones(2),), good).gradient == pytest.approx(1e-9, rel=0.01)
     assert truth.errors(("out",), (torch.ones(2),), {"a": torch.ones(3)}).gradients["zero"] == float("inf")
     assert truth.errors(("out",), (), good).output == float("inf")
+
+
+def test_nothing_large_leaves_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of the outputs are drawn, and results compared, where the tensors are."""
+
+    def leaves(*_: Any, **__: Any) -> None:
+        raise AssertionError("copied to the host")
+
+    devices: list[Any] = []
+    generator = torch.Generator
+
+    def recorded(device: Any = "cpu") -> torch.Generator:
+        devices.append(device)
+        return generator("cpu")
+
+    monkeypatch.setattr(torch, "Generator", recorded)
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(
+        torch, "randn", lambda *_, **options: seen.update(options) or torch.empty(3, device="meta")
+    )
+    assert cotangent(torch.empty(3, device="meta", dtype=torch.bfloat16), 0).device.type == "meta"
+    assert [torch.device(device).type for device in devices] == ["meta"]
+    assert seen["device"].type == "meta"
+    monkeypatch.setattr(torch.Tensor, "cpu", leaves)
+    truth = Truth((torch.ones(2),), {"a": torch.ones(3), "zero": torch.full((2,), 1e-12)})
+    good = {"a": torch.ones(3), "zero": torch.full((2,), -1e-9)}
+    assert truth.errors(("out",), (torch.ones(2),), good).output == 0
+
+
+def test_the_same_gradient_in_every_precision() -> None:
+    wide, narrow = (cotangent(torch.empty(4, 5, dtype=dtype), 1) for dtype in (torch.float64, torch.bfloat16))
+    assert torch.equal(wide, narrow.double())
+    assert not torch.equal(wide, cotangent(torch.empty(4, 5, dtype=torch.float64), 2))
+
+
+@pytest.mark.parametrize("clipwise", [False, True])
+def test_the_truth_never_uses_tf32(shape: NetworkShape, clipwise: bool) -> None:
+    case = cases.pool_tokens(shape, shape.blocks[0], 2, "cpu")
+    seen: set[tuple[bool, bool]] = set()
+    honest = case.truth
+
+    def bind(inputs: Inputs) -> Bound:
+        bound = honest.bind(inputs)
+
+        def run(*activations: Tensor) -> Outputs:
+            seen.add((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+            return bound.function(*activations)
+
+        return Bound(run, bound.parameters, bound.rename)
+
+    case = replace(case, truth=Contender("definition", bind), clipwise=clipwise)
+    with PRECISIONS["tf32"].context("cpu"):
+        assert torch.backends.cudnn.allow_tf32
+        truth_of(case, case.make(DeviceMaker(torch.float32)), False, "cpu")
+        assert torch.backends.cudnn.allow_tf32
+    assert seen == {(False, False)}
 
 
 def test_bounds() -> None:

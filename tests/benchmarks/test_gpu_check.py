@@ -1,146 +1,492 @@
-"""The control flow of the GPU check with stages that succeed, fail, hang and run out of budget."""
+"""The GPU check as a whole: its plan, and a run of it on a device that is not there, on a bad day."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_check, results
-from benchmarks.gpu_check import Runner, Stage
-from benchmarks.results import Writer
+from benchmarks import gpu_check, library, place, plan, results, sources
+from benchmarks.gpu_check import Machine, Step
+from benchmarks.library import STOP, Found
+from benchmarks.stages import Runner, Stage
+from ifdd_kernels.registry import REGISTRY
+
+FAKE = str(Path(__file__).parent / "fake_device.py")
+H200 = Machine("cuda", "NVIDIA H200", "9.0", "580.1", cores=16)
 
 
-def python(code: str) -> tuple[str, ...]:
-    return sys.executable, "-c", code
+def fake(name: str, *items: str, limit_s: float = 30.0) -> Stage:
+    return Stage(name, (sys.executable, FAKE, *items), limit_s, items=True)
+
+
+def says(text: str, code: int = 0) -> Stage:
+    return Stage("library", (sys.executable, "-c", f"print({text!r}); raise SystemExit({code})"), 20.0)
+
+
+#: As the real plan: ops beside each other with something in the background, tests, times, the training step.
+STEPS = [
+    Step(
+        "native ops",
+        1.0,
+        [fake("check pools", "pools=ok"), fake("check split", "split=ok"), fake("check loss", "loss=ok")],
+        at_once=2,
+        background=[Stage("compile Triton", (sys.executable, "-c", "print('compiled')"), 20.0)],
+    ),
+    Step("native times", 1.0, [fake("native times", "pools 16=ok", "split 16=ok")]),
+    Step("training step", 1.0, [fake("training step", "training=ok")], waits=True),
+    Step("rivals", 1.0, [fake("rivals", "native=ok", "triton=ok")]),
+]
 
 
 @pytest.fixture
-def runner(tmp_path: Path) -> Runner:
-    return Runner(tmp_path, Writer(tmp_path / "rows.jsonl"), 30.0, say=lambda line: None)
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A log to be, on a machine whose library is fine."""
+    monkeypatch.setattr(library, "find", lambda: Found(Path("_ops.so"), ""))
+    monkeypatch.setattr(gpu_check, "look_at_library", lambda machine: says("17 CUDA ops"))
+    return tmp_path / "out" / "gpu-check.jsonl"
 
 
-def test_stages_do_not_take_each_other_down(runner: Runner, tmp_path: Path) -> None:
-    stages = [
-        Stage("good", python("print('fine')"), 1.0),
-        Stage("bad", python("import sys; print('broken'); sys.exit(3)"), 1.0),
-        Stage("none", python("import sys; sys.exit(5)"), 1.0, accepted={5: "no test was selected"}),
-        Stage("absent", ("/no/such/program",), 1.0),
-        Stage("left out", python("print()"), 1.0, skip="no CUDA device"),
-        Stage("variables", python("import os; print(os.environ['IFDD_X'])"), 1.0, {"IFDD_X": "passed on"}),
-    ]
-    outcomes = [runner.run(stage) for stage in stages]
-    assert [o.status for o in outcomes] == ["ok", "failed", "ok", "failed", "skipped", "ok"]
-    details = {o.name: o.detail for o in outcomes}
-    assert details["good"] == "fine"
-    assert "exit code 3" in details["bad"]
-    assert "broken" in details["bad"]
-    assert details["none"] == "no test was selected"
-    assert details["variables"] == "passed on"
-    rows = results.read(runner.writer.path, "stage")
-    assert [row["stage"] for row in rows] == [stage.name for stage in stages]
-    assert (tmp_path / "logs" / "bad.log").read_text() == "broken\n"
+def with_items(name: str, *items: str) -> list[Step]:
+    """The steps, one stage of them with other items."""
+
+    def changed(stage: Stage) -> Stage:
+        return fake(name, *items) if stage.name == name else stage
+
+    return [replace(step, stages=[changed(stage) for stage in step.stages]) for step in STEPS]
 
 
-def test_a_hanging_stage_is_stopped_with_its_children(runner: Runner, tmp_path: Path) -> None:
-    mark = tmp_path / "child"
-    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(mark)!r}).touch()"
-    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    begin = time.perf_counter()
-    outcome = runner.run(Stage("hangs", python(code), share=1 / 30))
-    assert outcome.status == "timeout"
-    assert time.perf_counter() - begin < 2.5 + gpu_check.GRACE_S
-    time.sleep(max(0, 3.5 - (time.perf_counter() - begin)))
-    assert not mark.exists()
+def ended(log: Path) -> dict[str, str]:
+    return {row["stage"]: row["status"] for row in results.read(log, "stage")}
 
 
-def test_a_failed_build_falls_back(runner: Runner) -> None:
-    without = Stage("build", python("print('without')"), 1.0)
-    outcome = runner.run(Stage("build", python("import sys; sys.exit(1)"), 1.0, fallback=without))
-    assert (outcome.status, outcome.detail) == ("ok", "without")
-    assert [row["status"] for row in results.read(runner.writer.path)] == ["failed", "ok"]
+ALL = [stage.name for step in STEPS for stage in (*step.stages, *step.background)]
 
 
-def test_budget_is_kept_for_what_is_promised_one(runner: Runner) -> None:
-    runner.reserve = {"benchmarks": 20.0, "profile": 5.0}
-    assert runner.limit(Stage("build", (), 1.0)) == pytest.approx(5, abs=0.5)
-    assert runner.limit(Stage("tests", (), 0.1)) == pytest.approx(3)
-    assert runner.limit(Stage("benchmarks", (), 1.0)) == pytest.approx(25, abs=0.5)
-    runner.budget_s = 0.0
-    outcome = runner.run(Stage("late", python("print()"), 1.0))
-    assert (outcome.status, outcome.detail) == ("skipped", "the budget is used up")
-
-
-def test_a_stage_is_told_its_limit(runner: Runner) -> None:
-    stage = Stage("benchmarks", python("import sys; print(sys.argv[1:])"), 1.0, takes_budget=True)
-    outcome = runner.run(stage)
-    assert outcome.detail in ("['--budget-s', '20']", "['--budget-s', '19']")
-
-
-def test_stages_of_a_machine_with_a_gpu(tmp_path: Path) -> None:
-    plan = gpu_check.stages(tmp_path / "out.jsonl", has_gpu=True, capability=(8, 9))
-    by_name = {stage.name: stage for stage in plan}
-    measuring = ["benchmarks", "profile", "fastest"]
-    assert list(by_name) == ["build", "tests", "triton", "memcheck", "racecheck", *measuring]
-    assert by_name["fastest"].command[-1] == str(tmp_path / "out-fastest.json")
-    assert "--write" not in by_name["fastest"].command
-    assert not by_name["benchmarks"].skip
-    assert all(stage.skip for stage in gpu_check.stages(tmp_path, has_gpu=False)[1:])
+def test_all_is_well(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.check(H200, STEPS, log, 60.0) == 0
+    assert ended(log) == dict.fromkeys([*ALL, "library"], "ok")
+    first, *rows = results.read(log)
+    assert (first["kind"], first["device"], first["driver"]) == ("start", "NVIDIA H200", "580.1")
+    assert first["missing"] == []
+    assert len({row["item"] for row in rows if row["kind"] == "finished"}) == 8
+    assert "missing: nothing" in capsys.readouterr().out.splitlines()[0]
+    files = sorted(log.parent.iterdir())
+    assert [file.name for file in files] == ["gpu-check.jsonl", "gpu-check.txt"]
 
 
 @pytest.mark.parametrize(
-    ("capability", "architecture"), [((9, 0), "90a-real"), ((8, 9), "89-real"), ((10, 0), "100a-real")]
+    ("fault", "status", "why"),
+    [("hangs", "hung", "did not come back"), ("faults", "faulted", "illegal memory access")],
 )
-def test_build_is_for_the_device_or_says_that_it_is_not(
-    capability: tuple[int, int], architecture: str, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+def test_a_kernel_that_hangs_or_faults(
+    fault: str, status: str, why: str, log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = with_items("native times", f"pools 16={fault}", "split 16=ok")
+    assert gpu_check.check(H200, steps, log, 60.0) == 1
+    assert ended(log) == {**dict.fromkeys([*ALL, "library"], "ok"), "native times": "failed"}
+    found = {(row["item"], row["part"]): row["status"] for row in results.read(log, "finished")}
+    assert found["pools 16", "kernel"] == status
+    assert [item for (item, _), state in found.items() if state != "ok"] == ["pools 16"] * 2
+    assert found["split 16", ""] == found["training", ""] == "ok"
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("failed")]
+    assert "pools 16 / kernel" in line
+    assert why in line
+
+
+def test_a_library_without_cuda_kernels(
+    log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = says("STOP: _ops.so has 0 of 17 CUDA ops, without pool_tokens", STOP)
+    monkeypatch.setattr(gpu_check, "look_at_library", lambda machine: stop)
+    assert gpu_check.check(H200, STEPS, log, 60.0) == STOP
+    assert ended(log) == {"library": "failed"}
+    assert "0 of 17 CUDA ops, without pool_tokens" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("ops", [["pool_tokens"], []])
+def test_the_real_look_at_a_library_without_cuda_kernels(
+    ops: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    import ifdd_kernels
+
+    monkeypatch.delenv("IFDD_LOG", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    info = {"native": True, "reason": "", "cuda_ops": ops, "cpu_ops": [], "path": "/there/_ops.so"}
+    monkeypatch.setattr(ifdd_kernels, "build_info", lambda: info)
+    assert library.main(["--device", "cuda"]) == STOP
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"STOP: /there/_ops.so has {len(ops)} of 17 CUDA ops, without frame_correlation,")
+    assert ("pool_tokens," in last) == (not ops)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert library.main(["--device", "cuda"]) == STOP
+    assert "finds no CUDA device" in capsys.readouterr().out
+
+
+def test_the_library_is_the_one_of_these_sources(tmp_path: Path) -> None:
+    (tmp_path / "csrc" / "cuda").mkdir(parents=True)
+    (tmp_path / "ifdd_kernels").mkdir()
+    (tmp_path / "CMakeLists.txt").write_text("project()")
+    kernel = tmp_path / "csrc" / "cuda" / "a.cu"
+    kernel.write_text('m.impl("a", x); m.impl("a_backward", y);')
+    assert library.find(tmp_path) == Found(None, "there is none")
+    assert library.expected_ops(tmp_path) == {"a", "a_backward"}
+    file = tmp_path / "ifdd_kernels" / "_ops.so"
+
+    def built(digest: str) -> str:
+        file.write_bytes(b"\x7fELF..." + b"ifdd-sources:" + digest.encode() + b"\0more")
+        return library.find(tmp_path).problem
+
+    own = library._DIGEST["digest"](tmp_path)
+    assert built(own) == ""
+    assert "other sources" in built("0" * 64)
+    assert "does not say" in built("unknown")
+    file.write_bytes(b"\x7fELF...")
+    assert "does not say" in library.find(tmp_path).problem
+    built(own)
+    kernel.write_text(kernel.read_text() + "\n")
+    assert "other sources" in library.find(tmp_path).problem
+
+
+def test_the_library_of_this_checkout_is_of_its_sources() -> None:
+    """setup.py writes the digest into it."""
+    found = library.find()
+    if found.path is None:
+        pytest.skip("there is no native library in this checkout")
+    assert not found.problem, f"{found.problem}: install again"
+
+
+def test_a_missing_library_is_built_and_one_that_does_not_build_stops(
+    log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(library, "find", lambda: Found(None, "there is none"))
+    built = replace(says("built"), name="build")
+    monkeypatch.setattr(library, "build", lambda capability, limit_s: built)
+    assert gpu_check.check(H200, STEPS[1:2], log, 60.0) == 0
+    assert list(ended(log)) == ["build", "library", "native times"]
+    monkeypatch.setattr(library, "build", lambda capability, limit_s: replace(built, skip="there is no nvcc"))
+    assert gpu_check.check(H200, STEPS[1:2], log, 60.0) == STOP
+    assert ended(log) == {"build": "skipped"}
+    assert "there is none, and the build: skipped, there is no nvcc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("capability", "architecture"), [("9.0", "90a-real"), ("8.9", "89-real"), ("10.0", "100a-real")]
+)
+def test_the_build_is_for_the_device(
+    capability: str, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("IFDD_CUDA_ARCHS", raising=False)
-    stage = gpu_check._build("/opt/cuda/bin/nvcc", True, capability)
+    monkeypatch.setattr(library, "tool", lambda name: f"/opt/cuda/bin/{name}")
+    stage = library.build(capability, 100.0)
     assert stage.environment["IFDD_CUDA"] == "ON"
     assert stage.environment["IFDD_CUDA_ARCHS"] == architecture
+    assert stage.environment["MAX_JOBS"] == str(os.cpu_count())
     assert stage.environment["PATH"].startswith("/opt/cuda/bin")
-    assert stage.fallback is not None
-    assert stage.fallback.environment["IFDD_CUDA"] == "OFF"
-    assert not capsys.readouterr().out
-    without = gpu_check._build(None, True, capability)
-    assert without.environment["IFDD_CUDA"] == "OFF"
-    assert "WITHOUT CUDA kernels: there is no nvcc" in capsys.readouterr().out
+    monkeypatch.setattr(library, "tool", lambda name: None)
+    assert library.build(capability, 100.0).skip == "there is no nvcc"
 
 
-def test_only_files_with_gpu_tests_are_collected(tmp_path: Path) -> None:
-    (tmp_path / "test_a.py").write_text("import nothing_that_exists\n")
-    (tmp_path / "test_b.py").write_text("@pytest.mark.gpu\ndef test(): pass\n")
-    assert gpu_check.gpu_tests(tmp_path) == [str(tmp_path / "test_b.py")]
+def test_what_is_missing_is_named_in_the_first_line(
+    log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_check, "PACKAGES", ("pytest", "no-such-package", "torch"))
+    monkeypatch.setattr(gpu_check, "TOOLS", ("no-such-tool",))
+    machine = gpu_check.look("cpu")
+    assert machine.missing == {"no-such-package", "no-such-tool"}
+    assert gpu_check.check(machine, STEPS, log, 60.0) == 0
+    assert "missing: no-such-package, no-such-tool;" in capsys.readouterr().out.splitlines()[0]
+    assert results.read(log)[0]["missing"] == ["no-such-package", "no-such-tool"]
 
 
-def test_cut_off_from_outside(tmp_path: Path) -> None:
-    """SIGTERM while a stage runs: the stage ends too, and the file says what happened."""
-    code = f"""
+def test_a_missing_package_costs_its_own_stages() -> None:
+    def skips(*missing: str) -> dict[str, str]:
+        steps = gpu_check.second_plan(replace(H200, missing=frozenset(missing)))
+        every = [stage for step in steps for stage in (*step.stages, *step.background)]
+        # The tests of whole networks may be absent from this checkout.
+        return {s.name: s.skip for s in every if s.skip and not s.skip.startswith("there is no tests/")}
+
+    assert skips() == {}
+    assert skips("ncu") == {"counters": "ncu is not installed"}
+    assert set(skips("triton")) == {"compile Triton", "configurations"}
+    assert set(skips("compute-sanitizer")) == {"memcheck", "racecheck"}
+    assert {"native tests", "other tests"} <= set(skips("pytest"))
+    without = gpu_check._pytest(replace(H200, missing=frozenset({"pytest-xdist", "pytest-timeout"})))
+    assert not [word for word in without if word == "-n" or "timeout" in word]
+    whole = gpu_check._pytest(H200)
+    assert whole[whole.index("-n") + 1] == "6"
+    assert {"--timeout=25", "--timeout-method=thread"} <= set(whole)
+
+
+def test_a_cut_at_the_budget_keeps_what_was_measured_and_is_resumed(log: Path, tmp_path: Path) -> None:
+    steps = with_items("training step", "warm=ok", "training=ok:60")
+    assert gpu_check.check(H200, steps, log, 8.0) == 1
+    status = ended(log)
+    assert status["training step"] == "timeout"
+    assert status["rivals"] == "skipped"
+    assert status["native times"] == status["check pools"] == "ok"
+    # Another machine, where nothing is but the log of the first call; what was finished would crash now.
+    later = tmp_path / "second" / "gpu-check.jsonl"
+    resumed = [
+        replace(step, stages=[replace(s, command=(sys.executable, FAKE, "never=exits")) for s in step.stages])
+        for step in STEPS[:2]
+    ] + with_items("training step", "warm=exits", "training=ok")[2:]
+    assert gpu_check.check(H200, resumed, later, 60.0, resume=log) == 0
+    assert later.read_bytes().startswith(log.read_bytes())
+    second = [row["stage"] for row in results.read(later, "stage")][len(results.read(log, "stage")) :]
+    assert sorted(second) == sorted(["library", "compile Triton", "training step", "rivals"])
+
+
+SCRIPT = """
 import sys
 from pathlib import Path
-from benchmarks import gpu_check
-gpu_check.stages = lambda *a, **k: [gpu_check.Stage("long", (sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"), 1.0)]
-gpu_check.main(["--budget-s", "100", "--results", {str(tmp_path)!r}])
-"""  # noqa: E501
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
-    log = tmp_path / "logs" / "long.log"
+sys.path.insert(0, {folder!r})
+from benchmarks import gpu_check, library
+from test_gpu_check_steps import STEPS, says
+library.find = lambda: library.Found(Path("_ops.so"), "")
+gpu_check.look_at_library = lambda machine: says("17 CUDA ops")
+sys.exit(gpu_check.check(gpu_check.Machine(), STEPS, Path({log!r}), 60.0))
+"""
+STEPS_FILE = """
+import sys
+from benchmarks.gpu_check import Step
+from benchmarks.stages import Stage
+def says(text):
+    return Stage("library", (sys.executable, "-c", f"print({text!r})"), 20.0)
+def stage(name, *items):
+    return Stage(name, (sys.executable, FAKE, *items), 50.0, items=True)
+STEPS = [Step("a", 1.0, [stage("a", "quick=ok")]), Step("b", 1.0, [stage("b", "next=ok", "long=ok:50")]),
+         Step("c", 1.0, [stage("c", "never=ok")])]
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_cut_off_from_outside(number: signal.Signals, tmp_path: Path) -> None:
+    """What was measured is in the log, every line of it readable, and nothing is left running."""
+    log = tmp_path / "gpu-check.jsonl"
+    (tmp_path / "test_gpu_check_steps.py").write_text(f"FAKE = {FAKE!r}\n{STEPS_FILE}")
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(folder=str(tmp_path), log=str(log))],
+        cwd=place.ROOT, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
     deadline = time.perf_counter() + 60
-    while not (log.exists() and log.read_text()) and time.perf_counter() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
-    (file,) = tmp_path.glob("gpu-check-*.jsonl")
-    (row,) = results.read(file, "stage")
-    assert (row["stage"], row["status"]) == ("check", "timeout")
+    pid = None
+    while pid is None and time.perf_counter() < deadline:
+        rows = results.read(log, "started") if log.exists() else []
+        pid = next((row["pid"] for row in rows if row["item"] == "long"), None)
+        time.sleep(0.05)
+    assert pid is not None
+    process.send_signal(number)
+    assert process.wait(30) == (128 + number if number == signal.SIGTERM else -number)
+    for line in log.read_bytes().splitlines():
+        assert json.loads(line)["kind"] in results.KINDS
+    assert {"quick": "ok", "next": "ok"}.items() <= {
+        row["item"]: row["status"] for row in results.read(log, "finished")
+    }.items()
+    if number == signal.SIGTERM:
+        assert ended(log) == {"library": "ok", "a": "ok", "b": "cut", "c": "skipped", "check": "cut"}
+    deadline = time.perf_counter() + 10
+    while Path(f"/proc/{pid}").exists() and time.perf_counter() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
 
 
-def test_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert gpu_check.main(["--dry-run", "--results", str(tmp_path)]) == 0
-    assert "benchmarks:" in capsys.readouterr().out
-    assert not os.listdir(tmp_path)  # noqa: PTH208
+def test_a_second_run_does_not_write_over_the_first(log: Path) -> None:
+    gpu_check.check(H200, STEPS[1:2], log, 60.0)
+    first = log.read_bytes()
+    gpu_check.check(H200, STEPS[1:2], log, 60.0)
+    (kept,) = [file for file in log.parent.glob("*.jsonl") if file != log]
+    assert kept.read_bytes() == first
+
+
+def test_the_plan_in_its_order_fits_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = gpu_check.plan(H200)
+    names = [step.name for step in steps]
+    right, times, training = (names.index(n) for n in ("native ops", "native times", "training step"))
+    assert names[:right] == []
+    assert (times, training) == (3, 4)
+    assert all("test" in name for name in names[1:times])
+    assert gpu_check.START_S + sum(step.estimate_s for step in steps) <= gpu_check.BUDGET_S
+    checked = {re.search(r"--ops (\S+)", " ".join(s.command))[1] for s in steps[right].stages}  # type: ignore[index]
+    assert checked == {name for name in library.expected_ops() if not name.endswith("_backward")}
+    assert len(library.expected_ops()) == 17
+    assert set(steps[times].stages[0].command[6].split(",")) == checked
+    assert all("-k native" in " ".join(step.stages[0].command) for step in steps[1:times])
+    assert [s.name for s in steps[right].background] == ["compile Triton"]
+    # What runs Triton kernels waits for them to be compiled.
+    assert steps[training].waits
+    sixteen, one = names.index("inference of 16"), names.index("inference of 1")
+    assert sixteen < one
+    assert not [name for name in names if "," in name]  # --only separates them by commas
+    gpu_check.main(["--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:28].strip() for line in lines if not line.startswith("build")] == [
+        "library",
+        *names,
+        "in all",
+    ]
+
+
+def test_the_second_call_adds_what_the_review_asks() -> None:
+    names = [step.name for step in gpu_check.second_plan(H200)]
+    assert names[:2] == ["native ops", "memcheck"]
+    assert names[-4:] == ["fp32 and tf32", "racecheck", "profile", "overhead"]
+    assert set(names) >= {step.name for step in gpu_check.plan(H200)}
+
+
+def test_every_measurement_of_the_plan_finds_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import __main__ as command
+    from benchmarks import ours
+
+    monkeypatch.setattr(ours, "backends", lambda op, device: ["native", "triton", "reference"])
+    tasks = list(plan.gpu())
+    monkeypatch.setattr(plan, "gpu", lambda *_: iter(tasks))
+    for step in gpu_check.second_plan(H200):
+        for stage in step.stages:
+            if "benchmarks" not in stage.command or "overhead" in stage.command:
+                continue
+            words = stage.command[list(stage.command).index("benchmarks") + 1 :]
+            found = list(command.selected(command.parse(list(words))))
+            assert found, stage.name
+            assert all(task.case.batch == 16 for task in found) or "--batch 1" in " ".join(words)
+            assert "native" not in words or all(
+                "native" in {c.name for c in task.case.contenders} for task in found
+            )
+
+
+def test_sixteen_clips_come_before_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import ours
+
+    monkeypatch.setattr(ours, "backends", lambda op, device: ["native", "triton", "reference"])
+    seen: dict[tuple[str, str, str, str], list[int]] = {}
+    for task in plan.gpu():
+        key = (task.case.name, task.case.label, task.precision, task.pass_name)
+        seen.setdefault(key, []).append(task.case.batch)
+    for key, batches in seen.items():
+        if 16 in batches and 1 in batches:
+            assert batches.index(16) < batches.index(1), key
+
+
+def test_counters_are_of_kernels_that_exist() -> None:
+    text = "".join(file.read_text() for file in (place.ROOT / "csrc" / "cuda").glob("*.cu"))
+    assert len(gpu_check.KERNELS) == 8
+    for kernel in gpu_check.KERNELS:
+        assert re.search(rf"\b{kernel}\(", text), kernel
+
+
+def test_digests_follow_what_an_op_depends_on(tmp_path: Path) -> None:
+    for name in (
+        "csrc/cuda/a.cu",
+        "csrc/cuda/b.cu",
+        "csrc/cuda/rows.h",
+        "csrc/cpu/a.cpp",
+        "ifdd_kernels/x.py",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+
+    def digests() -> list[str]:
+        sources.digest.cache_clear()
+        return [sources.digest(op, tmp_path) for op in ("a", "b", "c", None)]
+
+    def changed(name: str) -> list[bool]:
+        before = digests()
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "!")
+        return [a != b for a, b in zip(before, digests(), strict=True)]
+
+    assert changed("csrc/cuda/a.cu") == [True, False, True, True]
+    assert changed("csrc/cuda/rows.h") == [True] * 4
+    assert changed("ifdd_kernels/x.py") == [True] * 4
+    assert changed("csrc/cpu/a.cpp") == [False] * 4
+    sources.digest.cache_clear()
+    assert all(len(sources.digest(op)) == 16 for op in REGISTRY)
+
+
+def test_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no step 'nothing'; there are native ops, native tests,"):
+        gpu_check.main(["--only", "nothing"])
+    monkeypatch.delenv("OUT", raising=False)
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--device", "cpu"])
+    assert "--out" in capsys.readouterr().err
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setenv("GPU_BUDGET_S", "200")
+    options = gpu_check.parse([])
+    assert (options.out, options.budget_s, options.resume) == (tmp_path, 200.0, None)
+
+
+def test_the_commit_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(place, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("IFDD_COMMIT", "abc1234")
+    assert place.commit() == "abc1234"
+    monkeypatch.delenv("IFDD_COMMIT")
+    assert place.commit() == "unknown"
+
+
+PYTEST_FILE = """
+import ctypes, os, signal, pytest
+pytestmark = pytest.mark.gpu
+def test_a(): pass
+def test_hangs(): ctypes.PyDLL(None).sleep(600)
+def test_b(): pass
+def test_crashes(): os.kill(os.getpid(), signal.SIGKILL)
+def test_c(): pass
+def test_fails(): assert 1 == 2
+def test_skips(): pytest.skip("not here")
+def test_d(): pass
+"""
+
+
+@pytest.mark.parametrize("missing", [(), ("pytest-xdist",), ("pytest-xdist", "pytest-timeout")])
+def test_tests_that_hang_or_crash_are_named_and_passed_over(
+    missing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import pytest_journal
+
+    (tmp_path / "tests").mkdir()
+    file = tmp_path / "tests" / "test_it.py"
+    file.write_text(PYTEST_FILE)
+    command = list(gpu_check._pytest(replace(H200, cores=2, missing=frozenset(missing))))
+    if "--timeout=25" in command:
+        command[command.index("--timeout=25")] = "--timeout=3"
+    # Only what matters here: importing the other plugins takes longer than the tests.
+    modules = {"pytest-xdist": "xdist.plugin", "pytest-timeout": "pytest_timeout"}
+    plugins = [word for name, module in modules.items() if name not in missing for word in ("-p", module)]
+    # The limit of a journal without pytest-timeout is a constant.
+    (tmp_path / "short.py").write_text(
+        "from benchmarks import pytest_journal\npytest_journal.LIMIT_S = 3.0\n"
+    )
+    assert pytest_journal.LIMIT_S == 25.0
+    environment = {
+        "PYTHONPATH": os.pathsep.join((str(tmp_path), str(place.ROOT))),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    runner = Runner(tmp_path / "log.jsonl", tmp_path / "log.txt", 100.0, say=lambda line: None)
+    stage = Stage("tests", (*command, "-p", "short", *plugins, str(file)), 90.0, environment, items=True)
+    outcome = runner.run(stage)
+    found = {row["item"].rpartition("::")[2]: row["status"] for row in results.read(runner.log, "finished")}
+    assert {f"test_{name}" for name in ("a", "b", "c", "d", "skips")} <= {
+        n for n, s in found.items() if s == "ok"
+    }
+    assert found["test_hangs"] == "hung", runner.text.path.read_text()
+    assert found["test_crashes"] == "crashed"
+    assert found["test_fails"] == "failed"
+    assert outcome.status == "failed"
+    assert all(f"::test_{name}: " in outcome.detail for name in ("hangs", "crashes", "fails"))
+    assert "assert 1 == 2" in outcome.detail
+    if not missing:
+        # Nothing of it runs again in a second call.
+        again = runner.run(replace(stage, accepted={5: "no test was left to run"}))
+        assert (again.status, again.detail) == ("ok", "no test was left to run")

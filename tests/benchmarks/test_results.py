@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,20 @@ def test_a_cut_line_costs_only_itself(tmp_path: Path) -> None:
     Writer(path).write("skipped", reason="later")
     assert [row["kind"] for row in results.read(path)] == ["machine", "skipped"]
     assert results.read(path, "machine") == [{"kind": "machine", "copy": 1.23457, "device": "x"}]
+
+
+def test_a_row_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of the file: rows of several processes stand in it one after the other."""
+    writes: list[bytes] = []
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, line: writes.append(line) or write(file, line))
+    first, second = (Writer(tmp_path / "rows.jsonl") for _ in range(2))
+    first.write("machine", text="x" * 100_000)
+    second.write("skipped")
+    first.write("skipped")
+    assert len(writes) == 3
+    assert (tmp_path / "rows.jsonl").read_bytes() == b"".join(writes)
+    assert [row["kind"] for row in results.read(first.path)] == ["machine", "skipped", "skipped"]
 
 
 def test_unknown_kinds_are_refused(tmp_path: Path) -> None:

@@ -5,22 +5,39 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import cases, cuda, datasheet, machine, ours, overhead, plan, profile, results, small_shapes
-from benchmarks.contender import prepare
+from benchmarks import (
+    cases,
+    cuda,
+    datasheet,
+    machine,
+    ours,
+    overhead,
+    place,
+    plan,
+    profile,
+    results,
+    small_shapes,
+)
+from benchmarks.configurations import configurations, with_configurations
+from benchmarks.contender import DeviceMaker, prepare
 from benchmarks.runner import Session
+from benchmarks.shapes import NetworkShape
+from benchmarks.timing import CLOCKS
 from ifdd import IFDDConfig
 from ifdd_kernels.registry import REGISTRY, Maker
 
 
 def test_one_op_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = machine.Rates(1e10, {"fp32": 1e11, "bf16": 1e11})
-    monkeypatch.setattr(machine, "measure_rates", lambda *_: rates)
+    monkeypatch.setattr(machine, "measure_rates", lambda *_, **__: rates)
     out = tmp_path / "rows.jsonl"
     arguments = [
         "--ops",
@@ -134,7 +151,18 @@ def test_plans_cover_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_overhead_of_every_op_and_backend(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "CALLS", 2)
+    monkeypatch.delenv("IFDD_TRITON_TUNE", raising=False)
+    tuning: set[str | None] = set()
+    clock = CLOCKS["cpu"]
+
+    def clocked(call: Any, repeats: int) -> float:
+        tuning.add(os.environ.get("IFDD_TRITON_TUNE"))
+        return clock(call, repeats)
+
+    monkeypatch.setitem(CLOCKS, "cpu", clocked)
     overhead.measure(session)
+    assert tuning == {"0"}
+    assert "IFDD_TRITON_TUNE" not in os.environ
     rows = results.read(session.writer.path, "overhead")
     assert {row["case"] for row in rows} == {"relu"} | {n for n, e in REGISTRY.items() if e.operator}
     assert all(0 < row["microseconds"] < 1e5 for row in rows)
@@ -181,8 +209,8 @@ def test_datasheets() -> None:
 
 
 def test_folder_names() -> None:
-    assert machine.slug("cuda", "NVIDIA GeForce RTX 4090") == "nvidia-geforce-rtx-4090"
-    assert machine.slug("cpu", "Intel(R) Xeon(R) Processor (model 207)").startswith(
+    assert place.slug("cuda", "NVIDIA GeForce RTX 4090") == "nvidia-geforce-rtx-4090"
+    assert place.slug("cpu", "Intel(R) Xeon(R) Processor (model 207)").startswith(
         "intel-xeon-processor-model-207-"
     )
 
@@ -193,7 +221,7 @@ def test_cases_run_under_pytest_benchmark() -> None:
     command = (sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
     done = subprocess.run(
         (*command, "-k", "frame_correlation", "-W", "ignore"),
-        cwd=machine.ROOT,
+        cwd=place.ROOT,
         # In a worker of pytest-xdist the plugin switches measuring off.
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True,
@@ -201,3 +229,31 @@ def test_cases_run_under_pytest_benchmark() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "frame_correlation (network), B=1, training" in done.stdout
+
+
+def test_every_configuration_is_a_contender(shape: NetworkShape) -> None:
+    triton = pytest.importorskip("ifdd_kernels.triton._runtime")
+    case = cases.pooled_attention(shape, shape.blocks[0], 1, "cpu")
+    case = replace(case, contenders=(*case.contenders, ours.op_contender(case.name, "triton")))
+    found = [c for c in with_configurations(case, torch.bfloat16).contenders if c.name.startswith("triton: ")]
+    kernels = {contender.name.split()[1] for contender in found}
+    assert len(kernels) >= 3  # forward, and the gradients of queries and keys
+    assert len({contender.name for contender in found}) == len(found) > len(kernels)
+    # Each forces its own kernel into its own configuration, and leaves the others alone.
+    chosen: dict[str, set[str]] = {}
+
+    def launched(self: Any, grid: Any, **arguments: Any) -> None:
+        config = triton._forced(self, self.configs(arguments))
+        chosen.setdefault(current, set()).add(f"{self.name} {config.tiles if config else None}")
+
+    inputs = case.make(DeviceMaker(torch.bfloat16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton.Kernel, "__call__", launched)
+        current = found[0].name
+        prepare(found[0], inputs, True)()
+    own = found[0].name.split()[1]
+    (forced,) = [entry for entry in chosen[current] if entry.startswith(own)]
+    (config,) = [c for _, name, c in configurations(case.name, inputs) if name == current]
+    assert forced == f"{own} {config.tiles}"
+    assert all(entry.endswith(" None") for entry in chosen[current] if not entry.startswith(own))
+    assert with_configurations(cases.model(IFDDConfig(), 1, "cpu"), torch.bfloat16).name == "model"
