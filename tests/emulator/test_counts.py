@@ -1,5 +1,5 @@
-"""What warps touch in memory, counted by the emulator: the counters on patterns whose counts are known, and the
-counts of today's kernels at shapes like the network's.
+"""What warps touch in memory, counted by the emulator: the counters on patterns whose counts are known, and
+the counts of today's kernels at shapes like the network's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(bool(build.SANITIZE), reason="accesses are counted without sanitizers"),
 ]
 
-KERNELS = "load store store_vectors half ragged shared shared_vectors matrices".split()
+KERNELS = ["load", "store", "store_vectors", "half", "ragged", "shared", "shared_vectors", "matrices"]
 
 
 def count(kernel: str, stride: int) -> Counts:

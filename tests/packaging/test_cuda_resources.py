@@ -58,14 +58,15 @@ __global__ void __launch_bounds__(1024, 2) spill_kernel(const float* x, float* y
 """
 
 
-#: Kernels that read, and kernels that write, rows in vectors of as many elements as 16 bytes hold, which is their
-#: second template argument. The others in vectors write single numbers.
+#: Kernels that read, and kernels that write, rows in vectors of as many elements as 16 bytes hold, which is
+#: their second template argument. The others in vectors write single numbers.
 READERS = re.compile(r"(split_frames|topk|frame_tokens)\w*_kernel<\w+, [48]>")
 WRITERS = re.compile(
     r"(split_frames|split_frames_backward|frame_tokens_input|frame_tokens_weight|lifting_residual_backward)"
     r"_kernel<\w+, [48]>"
 )
-#: Attention chooses vectors where it runs. A tensor it writes has one store of an element, for heads that fit no vector.
+#: Attention chooses vectors where it runs. A tensor it writes has one store of an element, for heads that fit
+#: no vector.
 ATTENTION = {"forward": 1, "query": 1, "key_value": 2}
 
 
@@ -73,8 +74,8 @@ def broken_vectors(rows: Sequence[Row]) -> list[str]:
     """What contradicts that vectors are read and written in one access of 16 bytes.
 
     A launcher picks vectors only where all rows consist of them, so these kernels have no tails. Their single
-    numbers (statistics, partial sums) are floats: eight elements of 16 bits admit no two-byte store at all, and four
-    floats no more four-byte stores than the 16-bit instance of the kernel has.
+    numbers (statistics, partial sums) are floats: eight elements of 16 bits admit no two-byte store, and
+    four floats no more four-byte stores than the 16-bit instance of the kernel has.
     """
     by_key = {(row.kernel, row.architecture): row for row in rows}
     broken = []
