@@ -104,6 +104,7 @@ def write() -> None:
                     writer.writerow(
                         {"op": name, "dtype": str(dtype).removeprefix("torch."), **asdict(counts)}
                     )
+            stream.flush()
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def worst_of_many_rows(op: EmulatedOp) -> float:
 
 
 def test_float_sums_do_not_drift(op: EmulatedOp) -> None:
-    """Tensor cores cut sums off: a row's error must not grow with its tiles, as it does in one accumulator."""
+    """Tensor cores cut sums off: an error must not grow with the tiles, as it does in one accumulator."""
     assert worst_of_many_rows(op) <= 1
     header = "ifdd/cuda/mma.h"
     text = (build.ROOT / "csrc" / "include" / header).read_text().replace("#pragma once", "")
