@@ -69,10 +69,14 @@ class Row:
     #: Blocks that fit on a multiprocessor, and the share of its warps that they are.
     blocks: int
     occupancy: float
-    #: Counts of instructions: tensor cores, 16-byte loads, asynchronous copies to shared memory.
+    #: Counts of instructions: tensor cores, asynchronous copies to shared memory, and accesses of global
+    #: memory by width; those of 8 bytes are left out.
     tensor_core: int
-    load_16_bytes: int
     copy_async: int
+    load_16_bytes: int
+    store_16_bytes: int
+    store_4_bytes: int
+    store_2_bytes: int
 
 
 #: (kernel, architecture) -> threads and dynamic shared memory of a block; others have none and the threads of
@@ -155,8 +159,12 @@ def read(files: Sequence[Path], launches: Launches) -> list[Row]:
     counts: dict[tuple[str, str], dict[str, int]] = {}
     patterns = {
         "tensor_core": r"\bH?GMMA|\bHMMA",
-        "load_16_bytes": r"\bLDG\.\S*128",
         "copy_async": r"\bLDGSTS",
+        "load_16_bytes": r"\bLDG\.\S*128",
+        # Stores whose address could lie anywhere (ST) count as well: global memory is where they go.
+        "store_16_bytes": r"\bSTG?\.\S*\b128",
+        "store_4_bytes": r"\bSTG?\.(?!\S*\b([US]8|[US]?16|64|128)\b)",
+        "store_2_bytes": r"\bSTG?\.\S*\b[US]?16\b",
     }
     lines = iter(text.splitlines())
     for line in lines:

@@ -70,26 +70,28 @@ struct Backward {
 // The head and the rows that a block owns; blocks of one head are neighbours, which share its tiles in the second-level
 // cache.
 struct Place {
-  int64_t batch, head;
-  int first;  // row of the block
+  unsigned batch, head;  // without a sign to extend to 64 bits, which would take two registers of the last few
+  int first;             // row of the block
   int lane, warp;
-  int64_t statistics;  // of the head, in (B, h, M)
 
   IFDD_DEVICE explicit Place(const Sizes& size) {
-    const int blocks = (size.tokens + kRows - 1) / kRows;
-    const int64_t unit = blockIdx.x / blocks;
-    batch = unit / size.heads;
-    head = unit % size.heads;
+    const unsigned blocks = static_cast<unsigned>((size.tokens + kRows - 1) / kRows);
+    const unsigned unit = blockIdx.x / blocks, heads = static_cast<unsigned>(size.heads);
+    batch = unit / heads;
+    head = unit % heads;
     first = static_cast<int>(blockIdx.x % blocks) * kRows;
     lane = lane_index();
     warp = warp_index();
-    statistics = unit * size.tokens;
   }
   // First row of this warp.
   IFDD_DEVICE int row() const { return first + warp * kWarpRows; }
+  // Start of the head in (B, h, M).
+  IFDD_DEVICE int64_t statistics(const Sizes& size) const {
+    return (static_cast<int64_t>(batch) * size.heads + head) * size.tokens;
+  }
   // Start of the head in a dense (B, M, h, d) tensor.
   IFDD_DEVICE int64_t dense(const Sizes& size) const {
-    return (batch * size.tokens * size.heads + head) * size.channels;
+    return (static_cast<int64_t>(batch) * size.tokens * size.heads + head) * size.channels;
   }
 };
 
@@ -170,17 +172,18 @@ IFDD_DEVICE void add_rows(float (&d)[D / 8][4], const T* head, int64_t stride, i
 }
 
 // Streams the tiles of two tensors through a ring of one or two stages: body(first row, tile of a, tile of b).
-// `passes` times over all rows. The block's other copies, started before, have arrived when the first tile has.
-template <int Tile, int D, class T, class Body>
-IFDD_DEVICE void stream(const T* a, int64_t stride_a, const T* b, int64_t stride_b, T* ring, int stages, int passes,
+// `Passes` times over all rows. The block's other copies, started before, have arrived when the first tile has.
+template <int Tile, int D, int Passes, class T, class Body>
+IFDD_DEVICE void stream(const T* a, int64_t stride_a, const T* b, int64_t stride_b, T* ring, int stages,
                         const Sizes& size, const Body& body) {
   constexpr int kTileElements = Tile * kRowStride<T, D>;
-  const int tiles = (size.tokens + Tile - 1) / Tile, count = tiles * passes;
+  const int tiles = (size.tokens + Tile - 1) / Tile, count = tiles * Passes;
+  const auto row = [&](int i) { return (Passes == 1 ? i : i % tiles) * Tile; };
   const auto start = [&](int i) {
     if (i < count) {
       T* stage = ring + i % stages * 2 * kTileElements;
-      load_rows<Tile, D>(stage, a, stride_a, i % tiles * Tile, size);
-      load_rows<Tile, D>(stage + kTileElements, b, stride_b, i % tiles * Tile, size);
+      load_rows<Tile, D>(stage, a, stride_a, row(i), size);
+      load_rows<Tile, D>(stage + kTileElements, b, stride_b, row(i), size);
     }
     copy_async_commit();  // an empty group too: the wait below counts groups
   };
@@ -194,7 +197,7 @@ IFDD_DEVICE void stream(const T* a, int64_t stride_a, const T* b, int64_t stride
     }
     __syncthreads();
     const T* stage = ring + i % stages * 2 * kTileElements;
-    body(i, i % tiles * Tile, stage, stage + kTileElements);
+    body(i, row(i), stage, stage + kTileElements);
     __syncthreads();  // the next copy overwrites the stage
     if (stages == 1) start(i + 1);
   }
@@ -213,42 +216,43 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const __grid_const
   const bool works = at.row() < size.tokens;  // the others only help to load
   float o[D / 8][4] = {};
   float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};  // of rows g and g + 8
-  stream<kTile, D>(call.key.of(at.batch, at.head), call.key.token, value, call.value.token, queries + kRows * kStride,
-                   call.stages, 1, size, [&](int, int first, const T* keys, const T* values) {
-                     if (!works) return;
-                     float s[kTile / 8][4] = {};
-                     multiply_rows<T, D>(s, own, keys, kStride, at.lane);
-                     float before[2] = {largest[0], largest[1]};
+  stream<kTile, D, 1>(call.key.of(at.batch, at.head), call.key.token, value, call.value.token,
+                      queries + kRows * kStride, call.stages, size,
+                      [&](int, int first, const T* keys, const T* values) {
+                        if (!works) return;
+                        float s[kTile / 8][4] = {};
+                        multiply_rows<T, D>(s, own, keys, kStride, at.lane);
+                        float before[2] = {largest[0], largest[1]};
 #pragma unroll
-                     for (int n = 0; n < kTile / 8; ++n) {
+                        for (int n = 0; n < kTile / 8; ++n) {
 #pragma unroll
-                       for (int i = 0; i < 4; ++i) {
-                         const int column = first + n * 8 + accumulator_column(at.lane) + i % 2;
-                         s[n][i] = column < size.tokens ? s[n][i] * call.scale : -INFINITY;
-                         largest[i / 2] = Max{}(largest[i / 2], s[n][i]);
-                       }
-                     }
+                          for (int i = 0; i < 4; ++i) {
+                            const int column = first + n * 8 + accumulator_column(at.lane) + i % 2;
+                            s[n][i] = column < size.tokens ? s[n][i] * call.scale : -INFINITY;
+                            largest[i / 2] = Max{}(largest[i / 2], s[n][i]);
+                          }
+                        }
 #pragma unroll
-                     for (int r = 0; r < 2; ++r) {
-                       largest[r] = warp_max<4>(largest[r]);
-                       const float factor = exponential(before[r] - largest[r]);
-                       sum[r] *= factor;
+                        for (int r = 0; r < 2; ++r) {
+                          largest[r] = warp_max<4>(largest[r]);
+                          const float factor = exponential(before[r] - largest[r]);
+                          sum[r] *= factor;
 #pragma unroll
-                       for (int n = 0; n < D / 8; ++n) {
-                         o[n][2 * r] *= factor;
-                         o[n][2 * r + 1] *= factor;
-                       }
-                     }
+                          for (int n = 0; n < D / 8; ++n) {
+                            o[n][2 * r] *= factor;
+                            o[n][2 * r + 1] *= factor;
+                          }
+                        }
 #pragma unroll
-                     for (int n = 0; n < kTile / 8; ++n) {
+                        for (int n = 0; n < kTile / 8; ++n) {
 #pragma unroll
-                       for (int i = 0; i < 4; ++i) {
-                         s[n][i] = exponential(s[n][i] - largest[i / 2]);
-                         sum[i / 2] += s[n][i];
-                       }
-                     }
-                     multiply_accumulators<T>(o, s, values, kStride, at.lane);
-                   });
+                          for (int i = 0; i < 4; ++i) {
+                            s[n][i] = exponential(s[n][i] - largest[i / 2]);
+                            sum[i / 2] += s[n][i];
+                          }
+                        }
+                        multiply_accumulators<T>(o, s, values, kStride, at.lane);
+                      });
   if (!works) return;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -261,7 +265,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const __grid_const
     }
     const int row = at.row() + accumulator_row(at.lane) + 8 * r;
     if (at.lane % 4 == 0 && row < size.tokens) {
-      call.log_sum[at.statistics + row] = largest[r] + logf(sum[r]);
+      call.log_sum[at.statistics(size) + row] = largest[r] + logf(sum[r]);
     }
   }
   add_rows<D>(o, value, call.value.token, at.row(), at.lane, size);
@@ -288,40 +292,40 @@ __global__ void __launch_bounds__(kThreads, 2) query_kernel(const __grid_constan
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = at.row() + accumulator_row(at.lane) + 8 * r;
-    log_sum[r] = row < size.tokens ? call.log_sum[at.statistics + row] : 0;
+    log_sum[r] = row < size.tokens ? call.log_sum[at.statistics(size) + row] : 0;
   }
   float dq[D / 8][4] = {};
-  stream<kTile, D>(call.key.of(at.batch, at.head), call.key.token, call.value.of(at.batch, at.head), call.value.token,
-                   grads + kRows * kStride, call.stages, 2, size,
-                   [&](int step, int first, const T* keys, const T* values) {
-                     if (!works) return;
-                     float s[kTile / 8][4] = {}, dp[kTile / 8][4] = {};
-                     multiply_rows<T, D>(s, own_query, keys, kStride, at.lane);
-                     multiply_rows<T, D>(dp, own_grad, values, kStride, at.lane);
-                     if (step == tiles) {
-                       delta[0] = warp_sum<4>(delta[0]);
-                       delta[1] = warp_sum<4>(delta[1]);
-                     }
+  stream<kTile, D, 2>(
+      call.key.of(at.batch, at.head), call.key.token, call.value.of(at.batch, at.head), call.value.token,
+      grads + kRows * kStride, call.stages, size, [&](int step, int first, const T* keys, const T* values) {
+        if (!works) return;
+        float s[kTile / 8][4] = {}, dp[kTile / 8][4] = {};
+        multiply_rows<T, D>(s, own_query, keys, kStride, at.lane);
+        multiply_rows<T, D>(dp, own_grad, values, kStride, at.lane);
+        if (step == tiles) {
+          delta[0] = warp_sum<4>(delta[0]);
+          delta[1] = warp_sum<4>(delta[1]);
+        }
 #pragma unroll
-                     for (int n = 0; n < kTile / 8; ++n) {
+        for (int n = 0; n < kTile / 8; ++n) {
 #pragma unroll
-                       for (int i = 0; i < 4; ++i) {
-                         const int column = first + n * 8 + accumulator_column(at.lane) + i % 2;
-                         const float p = column < size.tokens ? exponential(s[n][i] * call.scale - log_sum[i / 2]) : 0;
-                         if (step < tiles) {
-                           delta[i / 2] += p * dp[n][i];
-                         } else {
-                           s[n][i] = p * (dp[n][i] - delta[i / 2]) * call.scale;
-                         }
-                       }
-                     }
-                     if (step >= tiles) multiply_accumulators<T>(dq, s, keys, kStride, at.lane);
-                   });
+          for (int i = 0; i < 4; ++i) {
+            const int column = first + n * 8 + accumulator_column(at.lane) + i % 2;
+            const float p = column < size.tokens ? exponential(s[n][i] * call.scale - log_sum[i / 2]) : 0;
+            if (step < tiles) {
+              delta[i / 2] += p * dp[n][i];
+            } else {
+              s[n][i] = p * (dp[n][i] - delta[i / 2]) * call.scale;
+            }
+          }
+        }
+        if (step >= tiles) multiply_accumulators<T>(dq, s, keys, kStride, at.lane);
+      });
   if (!works) return;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = at.row() + accumulator_row(at.lane) + 8 * r;
-    if (at.lane % 4 == 0 && row < size.tokens) call.delta[at.statistics + row] = delta[r];
+    if (at.lane % 4 == 0 && row < size.tokens) call.delta[at.statistics(size) + row] = delta[r];
   }
   store_rows<D>(call.grad_query + at.dense(size), dq, own_query, at.row(), at.lane, size);
 }
@@ -342,27 +346,28 @@ __global__ void __launch_bounds__(kThreads, 2) key_value_kernel(const __grid_con
 
   const bool works = at.row() < size.tokens;
   float dk[D / 8][4] = {}, dv[D / 8][4] = {};
-  stream<kTile, D>(call.query.of(at.batch, at.head), call.query.token, grad, call.grad.token, values + kRows * kStride,
-                   call.stages, 1, size, [&](int, int first, const T* queries, const T* grads) {
-                     if (!works) return;
-                     float p[kTile / 8][4] = {}, ds[kTile / 8][4] = {};
-                     multiply_rows<T, D>(p, own_key, queries, kStride, at.lane);
-                     multiply_rows<T, D>(ds, own_value, grads, kStride, at.lane);
+  stream<kTile, D, 1>(call.query.of(at.batch, at.head), call.query.token, grad, call.grad.token,
+                      values + kRows * kStride, call.stages, size,
+                      [&](int, int first, const T* queries, const T* grads) {
+                        if (!works) return;
+                        float p[kTile / 8][4] = {}, ds[kTile / 8][4] = {};
+                        multiply_rows<T, D>(p, own_key, queries, kStride, at.lane);
+                        multiply_rows<T, D>(ds, own_value, grads, kStride, at.lane);
 #pragma unroll
-                     for (int n = 0; n < kTile / 8; ++n) {
+                        for (int n = 0; n < kTile / 8; ++n) {
 #pragma unroll
-                       for (int i = 0; i < 4; ++i) {
-                         const int column = first + n * 8 + accumulator_column(at.lane) + i % 2;
-                         const bool valid = column < size.tokens;
-                         const float log_sum = valid ? call.log_sum[at.statistics + column] : 0;
-                         const float delta = valid ? call.delta[at.statistics + column] : 0;
-                         p[n][i] = valid ? exponential(p[n][i] * call.scale - log_sum) : 0;
-                         ds[n][i] = p[n][i] * (ds[n][i] - delta) * call.scale;
-                       }
-                     }
-                     multiply_accumulators<T>(dv, p, grads, kStride, at.lane);
-                     multiply_accumulators<T>(dk, ds, queries, kStride, at.lane);
-                   });
+                          for (int i = 0; i < 4; ++i) {
+                            const int column = first + n * 8 + accumulator_column(at.lane) + i % 2;
+                            const bool valid = column < size.tokens;
+                            const float log_sum = valid ? call.log_sum[at.statistics(size) + column] : 0;
+                            const float delta = valid ? call.delta[at.statistics(size) + column] : 0;
+                            p[n][i] = valid ? exponential(p[n][i] * call.scale - log_sum) : 0;
+                            ds[n][i] = p[n][i] * (ds[n][i] - delta) * call.scale;
+                          }
+                        }
+                        multiply_accumulators<T>(dv, p, grads, kStride, at.lane);
+                        multiply_accumulators<T>(dk, ds, queries, kStride, at.lane);
+                      });
   if (!works) return;
   store_rows<D>(call.grad_key + at.dense(size), dk, own_key, at.row(), at.lane, size);
   add_rows<D>(dv, grad, call.grad.token, at.row(), at.lane, size);  // when dk has left the registers

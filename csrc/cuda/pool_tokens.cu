@@ -83,8 +83,9 @@ struct ForwardPart {
         convolve<T, Step>(ring, place_in_tile, o, [&](int tap, int i) { return weight[tap][i]; }, sum);
 #pragma unroll
         for (int j = 0; j < kStrip<Step>; ++j) {
-          store(results + (place_in_tile.group * kStrip<Step> + j) * shape.result_pitch() + 2 * place_in_tile.pair,
-                sum[j]);
+          store_shared(
+              results + (place_in_tile.group * kStrip<Step> + j) * shape.result_pitch() + 2 * place_in_tile.pair,
+              sum[j]);
         }
       }
       __syncthreads();
@@ -217,7 +218,7 @@ struct BackwardPart {
               ring, here, o, [&](int tap, int i) { return weights[tap * pitch + 2 * here.pair + i]; }, sum);
 #pragma unroll
           for (int j = 0; j < kStrip<Step>; ++j) {
-            store(results + (here.group * kStrip<Step> + j) * pitch + 2 * here.pair, sum[j]);
+            store_shared(results + (here.group * kStrip<Step> + j) * pitch + 2 * here.pair, sum[j]);
           }
         }
         __syncthreads();
@@ -231,7 +232,7 @@ struct BackwardPart {
             const int64_t at = (tile.b * part.cells_out() + cell) * shape.heads + tile.head;
             row.write(op.grad_u[place] + at * shape.d, shape.d, even);
           }
-          row.write(results + i * pitch, shape.d, true);  // zeros outside the grid
+          row.write_shared(results + i * pitch, shape.d);  // zeros outside the grid
         }
         __syncthreads();
         if (works) {

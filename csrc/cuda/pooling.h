@@ -219,6 +219,7 @@ struct WarpChannels {
       }
     }
   }
+  // Writes a row of T in global memory, in the same way.
   template <class T>
   IFDD_DEVICE void write(T* row, int d, bool in_pairs) const {
 #pragma unroll
@@ -229,6 +230,18 @@ struct WarpChannels {
       } else {
         if (c < d) row[c] = narrow<T>(value[turn][0]);
         if (c + 1 < d) row[c + 1] = narrow<T>(value[turn][1]);
+      }
+    }
+  }
+  // Writes a row in shared memory, which begins at an even element.
+  IFDD_DEVICE void write_shared(float* row, int d) const {
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int c = (turn * kWarp + lane_index()) * 2;
+      if (c + 1 < d) {
+        store_shared(row + c, value[turn]);
+      } else if (c < d) {
+        row[c] = value[turn][0];
       }
     }
   }

@@ -27,7 +27,7 @@ from ifdd_kernels._operator import OPERATORS
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 CACHE = ROOT / "build" / "emulator"
-MACHINE = tuple(HERE / "source" / f"{name}.cpp" for name in ("fiber", "machine", "warp"))
+MACHINE = tuple(HERE / "source" / f"{name}.cpp" for name in ("fiber", "machine", "warp", "count"))
 HEADERS = (HERE / "include", ROOT / "csrc" / "include", ROOT / "csrc" / "common", ROOT / "csrc" / "cuda")
 FLAGS = (
     *("-std=c++17", "-O1", "-fPIC", "-fno-gnu-unique", "-fvisibility=hidden", "-ffp-contract=off"),
@@ -38,6 +38,10 @@ TORCH = ("-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY")
 SANITIZE = os.environ.get("IFDD_EMULATOR_SANITIZE", "")
 #: What a block may use on sm_86 and sm_89, sm_80 and sm_90.
 SHARED_BYTES = (99 * 1024, 163 * 1024, 227 * 1024)
+
+#: Builds that count accesses: the emulator is told so, and kernels call it at each access.
+COUNT = "-DIFDD_EMULATOR_COUNT"
+COUNT_KERNELS = (COUNT, "-fsanitize=thread")
 
 compiler = shutil.which(os.environ.get("CXX", "g++"))
 
@@ -100,21 +104,25 @@ def _base_hash() -> str:
     assert compiler is not None, "no C++ compiler"
     digest = hashlib.sha256()
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    digest.update("\0".join([version, torch.__version__, SANITIZE, *FLAGS, *TORCH]).encode())
+    digest.update("\0".join([version, torch.__version__, SANITIZE, *FLAGS, *TORCH, *COUNT_KERNELS]).encode())
     files = [*MACHINE, *(f for folder in HEADERS for f in sorted(folder.rglob("*.h")))]
     for file in files:
         digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 
-def _machine_objects() -> list[Path]:
+def _machine_objects(counting: bool) -> list[Path]:
     """The emulator itself: once for all kernels. The race detector must not see it at work."""
     assert compiler is not None
     objects = []
     races = SANITIZE == "thread"
     flags = ["-DIFDD_EMULATOR_RACES"] if races else _sanitizer_flags()
+    if counting:
+        flags.append(COUNT)
     for source in MACHINE:
-        target = CACHE / f"{source.stem}-{_base_hash()[:16]}.o"
+        if source.stem == "count" and not counting:
+            continue
+        target = CACHE / f"{source.stem}{'-counting' * counting}-{_base_hash()[:16]}.o"
         if not target.exists():
             CACHE.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=CACHE) as folder:
@@ -124,6 +132,29 @@ def _machine_objects() -> list[Path]:
                 output.replace(target)
         objects.append(target)
     return objects
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the warps of a launch touched; a request is one load or store of a warp."""
+
+    kernel: str
+    load_requests: int
+    #: 32-byte sectors of global memory, and the distinct bytes asked for.
+    load_sectors: int
+    load_bytes: int
+    store_requests: int
+    store_sectors: int
+    store_bytes: int
+    #: Shared memory: loads and stores together, the times its banks were taken for them, and the least times.
+    shared_requests: int
+    shared_passes: int
+    shared_least: int
+
+    @property
+    def bank_conflicts(self) -> int:
+        """Passes beyond those that the width of the requests needs."""
+        return self.shared_passes - self.shared_least
 
 
 @dataclass(frozen=True)
@@ -157,40 +188,58 @@ class Library:
 
     def listed(self) -> list[Launch]:
         """The launches since the last call that were listed instead of run."""
-        function = ctypes.CDLL(str(self.path)).ifdd_emulator_listed
-        row = (ctypes.c_int64 * 3)()
+        return [Launch(*row) for row in self._rows("ifdd_emulator_listed", 3)]
+
+    def counted(self) -> list[Counts]:
+        """What the launches since the last call touched; of builds that count."""
+        return [Counts(*row) for row in self._rows("ifdd_emulator_counted", 10)]
+
+    def _rows(self, function: str, columns: int) -> list[tuple[Any, ...]]:
+        """What the library has written down: kernel and numbers."""
+        take = getattr(ctypes.CDLL(str(self.path)), function)
+        row = (ctypes.c_int64 * columns)()
         rows = []
-        while function(row):
+        while take(row):
             rows.append(tuple(row))
         if not rows:
             return []
         # 0000000000012345 t void ifdd::cuda::(anonymous namespace)::some_kernel<float, 4>(...)
         symbols = subprocess.run(["nm", "-C", self.path], capture_output=True, text=True, check=True).stdout
         names = {int(line[:16], 16): line[19:] for line in symbols.splitlines() if line[:16].strip()}
-        return [Launch(names[kernel], threads, shared_bytes) for kernel, threads, shared_bytes in rows]
+        return [(names[kernel], *numbers) for kernel, *numbers in rows]
 
 
-def compile_source(source: Path, plants: Sequence[Plant] = ()) -> Library:
-    """Compiles one .cu file, changed by ``plants``, unless that was done before."""
+def compile_source(source: Path, plants: Sequence[Plant] = (), counting: bool = False) -> Library:
+    """Compiles one .cu file, changed by ``plants``, unless that was done before.
+
+    ``counting`` builds are slower and fill :meth:`Library.counted`.
+    """
     assert compiler is not None, "no C++ compiler"
+    assert not (counting and SANITIZE), "accesses are counted without sanitizers"
     text = source.read_text()
     for plant in plants:
         text = plant.apply(text)
-    name = hashlib.sha256(f"{_base_hash()}\0{source.name}\0{text}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{_base_hash()}\0{source.name}\0{counting}\0{text}".encode()).hexdigest()[:16]
     library = Library(CACHE / f"{source.stem}-{name}.so", f"ifdd_emulated_{name}")
     if library.path.exists():
         return library
-    objects = _machine_objects()
+    objects = _machine_objects(counting)
+    kernel_flags = COUNT_KERNELS if counting else _sanitizer_flags()
     directory = _torch_directory()
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         changed = Path(folder) / source.name
         # Messages name the original file.
         changed.write_text(f'#line 1 "{source.relative_to(ROOT)}"\n{text}')
         output = Path(folder) / library.path.name
+        compiled = Path(folder) / "kernels.o"
         _run([
-            compiler, *FLAGS, *_sanitizer_flags(), *TORCH, f"-DIFDD_EMULATOR_NAMESPACE={library.namespace}",
+            compiler, *FLAGS, *kernel_flags, *TORCH, f"-DIFDD_EMULATOR_NAMESPACE={library.namespace}",
             f"-I{HEADERS[0]}", f"-I{HEADERS[1]}", f"-I{ROOT / 'csrc'}", f"-I{source.parent}",
-            "-isystem", directory / "include", "-shared", "-x", "c++", changed, "-x", "none", *objects,
+            "-isystem", directory / "include", "-x", "c++", "-c", changed, "-o", compiled,
+        ])  # fmt: skip
+        # Not with the flag of counting builds: the functions it calls are the emulator's.
+        _run([
+            compiler, *_sanitizer_flags(), "-shared", compiled, *objects,
             f"-L{directory / 'lib'}", "-ltorch", "-ltorch_cpu", "-o", output,
         ])  # fmt: skip
         output.replace(library.path)
@@ -215,9 +264,9 @@ def load(library: Library, schemas: dict[str, str]) -> Any:
 class EmulatedOp:
     """An op on its CUDA kernels: ``forward`` and ``backward`` take the arguments of its schemas."""
 
-    def __init__(self, name: str, plants: Sequence[Plant] = ()) -> None:
+    def __init__(self, name: str, plants: Sequence[Plant] = (), counting: bool = False) -> None:
         self.operator = OPERATORS[name]
-        self.library = compile_source(ROOT / "csrc" / "cuda" / f"{name}.cu", plants)
+        self.library = compile_source(ROOT / "csrc" / "cuda" / f"{name}.cu", plants, counting)
         schemas = {name: self.operator.schema}
         if self.operator.backward is not None:
             schemas[f"{name}_backward"] = self.operator.backward.schema

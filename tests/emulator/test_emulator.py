@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -102,10 +103,48 @@ def test_tensor_cores(ops: Any, dtype: torch.dtype) -> None:
         a, b = (t.half().float() for t in (a, b))
     result = ops.matmul(a, b)
     expected = a.double() @ b.double()
-    # 48 products, exact in float32, summed in it.
-    assert float((result - expected).abs().max()) <= 48 * 2**-24 * float(
-        (a.abs().double() @ b.abs().double()).max()
-    )
+    # 48 exact products in 6 or 12 steps, which cut 9 or 5 addends and a sum off.
+    steps, addends = (6, 9) if dtype != torch.float32 else (12, 5)
+    bound = steps * (addends * 2**-24 + 2**-23) * (a.abs().double() @ b.abs().double())
+    assert bool(((result - expected).abs() <= bound).all())
+
+
+def matmul_of(ops: Any, a: Sequence[float], b: Sequence[float], dtype: torch.dtype) -> float:
+    """a . b on the tensor cores."""
+    row, column = torch.zeros(16, 16 * (len(a) // 16 + 1)), torch.zeros(16 * (len(a) // 16 + 1), 8)
+    row[3, : len(a)], column[: len(b), 5] = torch.tensor(a), torch.tensor(b)
+    return float(ops.matmul(row.to(dtype), column.to(dtype))[3, 5])
+
+
+@pytest.mark.parametrize(("dtype", "together"), [(torch.bfloat16, 8), (torch.float16, 8), (torch.float32, 4)])
+def test_tensor_cores_cut_off(ops: Any, dtype: torch.dtype, together: int) -> None:
+    """As published of Ampere: addends one binary place below a float of the largest, sums as a float."""
+
+    def dot(*factors: tuple[float, float]) -> float:
+        return matmul_of(ops, [x for x, _ in factors], [y for _, y in factors], dtype)
+
+    one, place, below = (1.0, 1.0), (2.0**-12, 2.0**-12), (2.0**-12, 2.0**-13)
+    negative = [(-x, y) for x, y in (one, place, below)]
+    # 2^-24 is an addend's last place, of which a float keeps nothing; two of them are its last.
+    assert dot(one, place) == 1.0
+    assert dot(one, place, place) == 1.0 + 2.0**-23
+    assert dot(one, below, below, below, below) == 1.0  # each is cut off, not their sum
+    assert dot(*negative) == -1.0  # toward zero
+    assert dot(one, (-(2.0**-12), 2.0**-13)) == 1.0  # an addend of the other sign too
+    assert dot(one, (-(2.0**-12), 2.0**-12)) == 1.0 - 2.0**-24
+    # Small numbers before the large one are a step of their own, and add up.
+    apart = [below] * together
+    assert dot(*apart, one) == 1.0 + together * 2.0**-25
+    assert dot(*apart[1:], one) == 1.0
+
+
+def test_tensor_cores_pass_on_what_is_not_finite(ops: Any) -> None:
+    infinity = float("inf")
+    assert matmul_of(ops, [1.0, infinity], [1.0, 1.0], torch.float16) == infinity
+    assert math.isnan(matmul_of(ops, [infinity, -infinity], [1.0, 1.0], torch.float16))
+    assert matmul_of(ops, [3e38, 3e38], [1.0, 1.0], torch.float32) == infinity
+    assert matmul_of(ops, [0.0], [1.0], torch.bfloat16) == 0.0
+    assert matmul_of(ops, [2.0**-100, 2.0**-100], [1.0, 1.0], torch.bfloat16) == 2.0**-99
 
 
 def test_tf32_drops_what_the_tensor_cores_drop(ops: Any) -> None:
@@ -160,6 +199,67 @@ def test_shared_memory_is_limited() -> None:
     ops.memory(numbers(32), 0, 1024)
     with pytest.raises(RuntimeError, match="1028 bytes of dynamic shared memory, the device has 1024"):
         ops.memory(numbers(32), 0, 1028)
+
+
+def test_more_than_48_kb_of_shared_memory_must_be_allowed() -> None:
+    """As run() does; a launch without it fails, and so does one above what an earlier call allowed."""
+    x, (most, more, device) = numbers(32), (48 * 1024, 48 * 1024 + 4, 60 * 1024)
+    library, ops = features()
+    library.configure(0)
+    ops.memory(x, 0, most)
+    ops.memory(x, 0, device)
+    library, ops = features(
+        in_run(Plant("shared_bytes > kWithoutAsking", "shared_bytes > kWithoutAsking + 12 * 1024"))
+    )
+    library.configure(0)
+    ops.memory(x, 0, most)
+    with pytest.raises(RuntimeError, match=r"49156 bytes .* limit is 49152: it must be raised before"):
+        ops.memory(x, 0, more)
+    ops.memory(x, 0, device + 4)
+    ops.memory(x, 0, device)  # the limit stays
+    library, ops = features(
+        in_run(Plant("allow_shared_bytes(kernel, shared_bytes)", f"allow_shared_bytes(kernel, {more})"))
+    )
+    library.configure(0)
+    ops.memory(x, 0, more)
+    with pytest.raises(RuntimeError, match=r"61440 bytes .* limit is 49156"):
+        ops.memory(x, 0, device)
+    library.configure(0, shared_bytes=most)
+    with pytest.raises(RuntimeError, match="49156 bytes of dynamic shared memory, the device has 49152"):
+        ops.memory(x, 0, more)
+
+
+def test_static_shared_memory_counts_toward_the_48_kb() -> None:
+    """Dynamic memory of 48 KB needs no leave; with a kernel's static memory beside it it does."""
+    both = Plant("cell[i + 1] = 0;", "static_shared<Tile>().cell[0][0] = 0;")
+    library, ops = features(both)
+    library.configure(0)
+    ops.memory(numbers(32), 3, 32 * 1024)
+    with pytest.raises(RuntimeError, match="more than 48 KB of static and dynamic shared memory"):
+        ops.memory(numbers(32), 3, 48 * 1024)
+    ops.memory(numbers(32), 3, 48 * 1024 + 4)
+
+
+def test_a_global_store_to_shared_memory_is_refused() -> None:
+    """Written out for global memory, which on a GPU would go elsewhere."""
+    library, ops = features(
+        Plant("store<4>(y + 4 * other, sum);", "store<4>(x != y ? &stages.cell[0][0] : y, sum);")
+    )
+    library.configure(0)
+    with pytest.raises(RuntimeError, match=r"write_global .*vector.h:.* address in shared memory"):
+        ops.pipeline(numbers(512))
+
+
+def in_run(plant: Plant) -> Plant:
+    """A plant in run(), whose header becomes part of the source."""
+    header = "cuda/common/operator.h"
+    text = (
+        (build.ROOT / "csrc" / header)
+        .read_text()
+        .replace("#pragma once", "")
+        .replace("../../common/", "common/")
+    )
+    return Plant(f'#include "{header}"', plant.apply(text))
 
 
 def seen(ops: Any, library: Library, run: Callable[[Any], Tensor], expected: Tensor) -> list[int]:

@@ -76,6 +76,41 @@ def test_many_tokens(op: EmulatedOp) -> None:
     assert relative_error(log_sum, exact_log_sum) <= precision_error_bound(torch.float32, 16)
 
 
+def many_float_rows() -> tuple[Any, ...]:
+    """Sums of 500 terms of one sign in each pass, over many tiles."""
+    query, key, value, scale = arguments(torch.float32, 1, 500, 1, 32)
+    return query, key, value.abs() + 1, scale
+
+
+def worst_of_many_rows(op: EmulatedOp) -> float:
+    """The largest relative error of attention's own sums, in units of the registry's bound for float32."""
+    query, key, value, scale = many_float_rows()
+    grad = torch.rand_like(value, dtype=torch.float64).float() + 1
+    wide = [t.double().requires_grad_() for t in (query, key, value)]
+    op.library.configure(0)
+    out, log_sum = op.forward(query, key, value, scale)
+    exact, _ = op.operator.reference(*wide, scale)
+    grads = op.backward(grad.flatten(2), query, key, value, out, log_sum, scale)
+    exact_grads = torch.autograd.grad(exact, wide, grad.flatten(2).double())
+    # Without the residuals, which hide the error of a sum: they are as large.
+    parts = [
+        (out - value.flatten(2), exact.detach() - value.flatten(2)),
+        (grads[2] - grad, exact_grads[2] - grad),
+    ]
+    return max(relative_error(*part) for part in parts) / precision_error_bound(torch.float32, 16)
+
+
+def test_float_sums_do_not_drift(op: EmulatedOp) -> None:
+    """Tensor cores cut sums off: an error must not grow with the tiles, as it does in one accumulator."""
+    assert worst_of_many_rows(op) <= 1
+    header = "ifdd/cuda/mma.h"
+    text = (build.ROOT / "csrc" / "include" / header).read_text().replace("#pragma once", "")
+    in_place = Plant("if constexpr (is_16_bit<T>) {", "if constexpr (true) {").apply(text)
+    few = Plant("dispatch_at_least<32, 64, 96, 128>", "dispatch_at_least<32>")
+    broken = EmulatedOp(NAME, [few, Plant(f'#include "{header}"', in_place)])
+    assert worst_of_many_rows(broken) > 1
+
+
 def test_rising_scores(op: EmulatedOp) -> None:
     """Every tile holds the largest score so far, far above the ones before."""
     query, key, value, _ = arguments(torch.float32, 1, 150, 1, 32)

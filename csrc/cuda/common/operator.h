@@ -116,7 +116,9 @@ void run(const char* op, const CurrentDevice& device, void (*kernel)(Parameters.
          size_t shared_bytes, Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const Launch how{grid, dim3(static_cast<unsigned>(threads)), shared_bytes, device.stream()};
-  const cudaError_t error = launch(kernel, how, std::forward<Arguments>(arguments)...);
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  cudaError_t error = shared_bytes > kWithoutAsking ? allow_shared_bytes(kernel, shared_bytes) : cudaSuccess;
+  if (error == cudaSuccess) error = launch(kernel, how, std::forward<Arguments>(arguments)...);
   if (error != cudaSuccess) {
     throw std::runtime_error(std::string("ifdd::") + op +
                              ": the kernel was not launched: " + cudaGetErrorString(error));

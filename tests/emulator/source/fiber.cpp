@@ -116,6 +116,11 @@ void switch_context(void** save, void* next) {
 }  // namespace
 #endif
 
+bool Fiber::owns(const void* address) const {
+  const auto* byte = static_cast<const char*>(address);
+  return stack_ != nullptr && byte >= stack_ && byte < stack_ + kStackBytes;
+}
+
 Fiber::~Fiber() {
 #if defined(IFDD_EMULATOR_RACES)
   if (race_context_ != nullptr) __tsan_destroy_fiber(race_context_);

@@ -5,12 +5,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <memory>
 #include <new>
 #include <random>
 #include <sstream>
 #include <vector>
 
+#include "emulator/count.h"
 #include "emulator/fiber.h"
 
 // Where the library begins, by the linker.
@@ -22,6 +24,12 @@ namespace {
 constexpr int kWarp = 32;
 constexpr unsigned kMaxThreads = 1024;
 constexpr size_t kMaxStaticShared = 48 * 1024;
+constexpr size_t kSharedWithoutAsking = 48 * 1024;  // static and dynamic together
+#ifdef IFDD_EMULATOR_COUNT
+constexpr bool kCount = true;
+#else
+constexpr bool kCount = false;
+#endif
 constexpr unsigned char kPoison = 0xff;
 
 struct Copy {
@@ -83,11 +91,13 @@ bool same(const Site& a, const Site& b) {
 // Runs the blocks of one launch, one after the other.
 class Machine {
  public:
-  Machine(Dim grid, Dim size, size_t shared_bytes, const std::function<void()>& body, Bounds& bounds);
+  Machine(Dim grid, Dim size, size_t shared_bytes, bool raised, const std::function<void()>& body, Bounds& bounds);
 
   void run_block(Dim index);
 
   Thread& current() { return *current_; }
+  Space space_of(const void* address) const;
+  size_t number(const Thread& thread) const { return static_cast<size_t>(&thread - threads_.data()); }
   unsigned char* dynamic() { return dynamic_; }
   int barrier(const Site& site, bool value);
   void meet(const Site& site, unsigned mask, void* record, Action action);
@@ -110,6 +120,7 @@ class Machine {
 
   Dim grid_, size_;
   size_t shared_bytes_;
+  bool raised_;  // the kernel's limit of shared memory
   const std::function<void()>& body_;
   Bounds& bounds_;
   uint64_t seed_ = settings().seed;
@@ -145,10 +156,12 @@ void* poisoned(size_t bytes, size_t alignment) {
   return memory;
 }
 
-Machine::Machine(Dim grid, Dim size, size_t shared_bytes, const std::function<void()>& body, Bounds& bounds)
+Machine::Machine(Dim grid, Dim size, size_t shared_bytes, bool raised, const std::function<void()>& body,
+                 Bounds& bounds)
     : grid_(grid),
       size_(size),
       shared_bytes_(shared_bytes),
+      raised_(raised),
       body_(body),
       bounds_(bounds),
       threads_(size.x * size.y * size.z),
@@ -178,6 +191,18 @@ void Machine::reset(Dim index) {
                        grid_,
                        static_cast<int>(i % kWarp)};
   }
+}
+
+Space Machine::space_of(const void* address) const {
+  const auto inside = [&](const void* first, size_t bytes) {
+    return address >= first && address < static_cast<const char*>(first) + bytes;
+  };
+  if (inside(dynamic_, shared_bytes_)) return Space::shared;
+  for (const SharedObject& object : objects_) {
+    if (inside(object.memory, object.bytes)) return Space::shared;
+  }
+  if (inside(threads_.data(), threads_.size() * sizeof(Thread)) || current_->fiber.owns(address)) return Space::own;
+  return Space::global;
 }
 
 void Machine::free_shared() {
@@ -234,6 +259,7 @@ void Machine::run_block(Dim index) {
   reset(index);
   dynamic_ = static_cast<unsigned char*>(poisoned(shared_bytes_, 128));
   rank_threads();
+  if (kCount) count_block(threads_.size());
   race::release(&bounds_.begin);
   for (Thread& thread : threads_) {
     thread.fiber.prepare(&Machine::thread_entry, &thread);
@@ -248,6 +274,7 @@ void Machine::run_block(Dim index) {
     }
   }
   race::acquire(&bounds_.end);
+  if (kCount) count_block_end();
   free_shared();
   race::leave(outside);
   if (!error_.empty()) {
@@ -282,7 +309,9 @@ void Machine::open_barrier() {
   arrived_ = count_ = 0;
   ++barriers_;
   for (Thread& thread : threads_) {
-    if (!thread.ended && thread.site.what != nullptr && thread.mask == 0) wake(thread);
+    if (thread.ended || thread.site.what == nullptr || thread.mask != 0) continue;
+    wake(thread);
+    if (kCount) count_meeting(number(thread));
   }
 }
 
@@ -310,7 +339,9 @@ void Machine::close_if_complete(Warp& warp, size_t number) {
   if (meeting.action != nullptr && meeting.came != 0) meeting.action(meeting.records.data(), meeting.came);
   const size_t first = static_cast<size_t>(&warp - warps_.data()) * kWarp;
   for (size_t lane = 0; lane < kWarp; ++lane) {
-    if (meeting.came >> lane & 1) wake(threads_[first + lane]);
+    if ((meeting.came >> lane & 1) == 0) continue;
+    wake(threads_[first + lane]);
+    if (kCount && meeting.came == warp.alive) count_meeting(first + lane);
   }
 }
 
@@ -393,6 +424,9 @@ void* Machine::object(const void* tag, size_t bytes, size_t alignment) {
   total += bytes;
   const Site site{"static_shared", "shared memory", 0};
   if (total > kMaxStaticShared) give_up(site, "more than 48 KB of static shared memory");
+  if (!raised_ && total + shared_bytes_ > kSharedWithoutAsking) {
+    give_up(site, "more than 48 KB of static and dynamic shared memory, and the kernel's limit was not raised");
+  }
   if (total + shared_bytes_ > static_cast<size_t>(settings().shared_bytes_per_block)) {
     give_up(site, "static and dynamic shared memory are more than the device has for a block");
   }
@@ -416,6 +450,22 @@ std::vector<Listed>& listed() {
   return launches;
 }
 
+// By kernel: the dynamic shared memory it was allowed, for as long as the process lives.
+std::map<const void*, size_t>& allowed_shared_bytes() {
+  static std::map<const void*, size_t> bytes;
+  return bytes;
+}
+
+void check_device_has(size_t shared_bytes) {
+  if (shared_bytes <= static_cast<size_t>(settings().shared_bytes_per_block)) return;
+  std::ostringstream message;
+  message << "emulator: " << shared_bytes << " bytes of dynamic shared memory, the device has "
+          << settings().shared_bytes_per_block << " for a block";
+  throw Error(message.str());
+}
+
+int64_t place_in_library(const void* kernel) { return static_cast<const char*>(kernel) - &__ehdr_start; }
+
 }  // namespace
 
 Settings& settings() {
@@ -423,20 +473,30 @@ Settings& settings() {
   return value;
 }
 
+void allow_shared_bytes(const void* kernel, size_t bytes) {
+  check_device_has(bytes);
+  allowed_shared_bytes()[kernel] = bytes;
+}
+
 void launch(const void* kernel, Dim grid, Dim block, size_t shared_bytes, const std::function<void()>& body) {
   if (machine != nullptr) throw Error("emulator: a kernel was launched by a kernel");
   if (!fits(grid, block)) throw Error("emulator: the grid or the block has a size that no device takes");
-  if (shared_bytes > static_cast<size_t>(settings().shared_bytes_per_block)) {
+  check_device_has(shared_bytes);
+  const auto& allowed = allowed_shared_bytes();
+  const auto found = allowed.find(kernel);
+  const bool raised = found != allowed.end();
+  if (shared_bytes > (raised ? found->second : kSharedWithoutAsking)) {
     std::ostringstream message;
-    message << "emulator: " << shared_bytes << " bytes of dynamic shared memory, the device has "
-            << settings().shared_bytes_per_block << " for a block";
+    message << "emulator: " << shared_bytes << " bytes of dynamic shared memory, the kernel's limit is "
+            << (raised ? found->second : kSharedWithoutAsking) << ": it must be raised before the launch";
     throw Error(message.str());
   }
   if (settings().list_only) {
-    listed().push_back({static_cast<const char*>(kernel) - &__ehdr_start, int64_t{block.x} * block.y * block.z,
-                        static_cast<int64_t>(shared_bytes)});
+    listed().push_back(
+        {place_in_library(kernel), int64_t{block.x} * block.y * block.z, static_cast<int64_t>(shared_bytes)});
     return;
   }
+  if (kCount) count_launch(place_in_library(kernel));
   std::vector<Dim> blocks;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
@@ -448,7 +508,7 @@ void launch(const void* kernel, Dim grid, Dim block, size_t shared_bytes, const 
   if (seed > 1) std::shuffle(blocks.begin(), blocks.end(), std::mt19937_64(seed));
   Bounds bounds;
   race::release(&bounds.begin);
-  Machine launched(grid, block, shared_bytes, body, bounds);
+  Machine launched(grid, block, shared_bytes, raised, body, bounds);
   machine = &launched;
   try {
     for (const Dim& index : blocks) launched.run_block(index);
@@ -469,6 +529,14 @@ void check_alignment(const Site& site, const void* address, size_t bytes) {
     fail(site, "the address is not a multiple of " + std::to_string(bytes));
   }
 }
+
+void check_global(const Site& site, const void* address) {
+  if (space_of(address) == Space::shared) fail(site, "a store to global memory at an address in shared memory");
+}
+
+Space space_of(const void* address) { return machine->space_of(address); }
+
+int current_thread() { return machine == nullptr ? -1 : static_cast<int>(machine->number(machine->current())); }
 
 int block_barrier(const Site& site, bool value) { return machine->barrier(site, value); }
 

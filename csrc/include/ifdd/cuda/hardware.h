@@ -13,6 +13,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #define IFDD_DEVICE __device__ __forceinline__
@@ -30,6 +31,25 @@ IFDD_DEVICE Word read_word(const void* address) {
 template <class Word>
 IFDD_DEVICE void write_word(void* address, Word word) {
   *static_cast<Word*>(address) = word;
+}
+
+// The same of 4, 8 or 16 bytes of global memory, and one store in the machine's code too: an assignment of elements
+// that were computed apart can become a store of each.
+template <class Word>
+IFDD_DEVICE void write_global(void* address, const Word& word) {
+  static_assert(sizeof(Word) == 4 || sizeof(Word) == 8 || sizeof(Word) == 16);
+  uint32_t part[sizeof(Word) / 4];
+  memcpy(part, &word, sizeof(Word));
+  const size_t to = __cvta_generic_to_global(address);
+  if constexpr (sizeof(Word) == 16) {
+    asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(part[0]), "r"(part[1]), "r"(part[2]),
+                 "r"(part[3])
+                 : "memory");
+  } else if constexpr (sizeof(Word) == 8) {
+    asm volatile("st.global.v2.b32 [%0], {%1,%2};" ::"l"(to), "r"(part[0]), "r"(part[1]) : "memory");
+  } else {
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(part[0]) : "memory");
+  }
 }
 
 // The block's object of type T in shared memory, the same one wherever a kernel asks for that type. Not initialised.
@@ -134,15 +154,16 @@ struct Launch {
   cudaStream_t stream = nullptr;
 };
 
+// Lets a kernel be started with that much dynamic shared memory on the current device; beyond 48 KB, static memory
+// included, no launch succeeds without it.
+template <class... Parameters>
+cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t bytes) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
 // Starts a kernel; returns the error of the launch, if any.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, Arguments&&... arguments) {
-  constexpr size_t kWithoutAsking = 48 * 1024;
-  if (how.shared_bytes > kWithoutAsking) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
   kernel<<<how.grid, how.block, how.shared_bytes, how.stream>>>(std::forward<Arguments>(arguments)...);
   return cudaGetLastError();
 }

@@ -149,19 +149,44 @@ IFDD_DEVICE void multiply_rows(float (&d)[N][4], const T* a, const T* b, int str
 }
 
 // d[n] += accumulators a (16 x 8 * K) times b (8 * K x 8 * N, shared memory).
+//
+// Floats are summed in accumulators of their own, which a float addition, rounding, puts into d: tensor cores cut their
+// sums off, always toward zero, and over the tiles of a long row that would add up to several roundings of a float. A
+// result of 16 bits has lost more than that, and registers are scarce.
 template <class T, int K, int N>
 IFDD_DEVICE void multiply_accumulators(float (&d)[N][4], const float (&a)[K][4], const T* b, int stride, int lane) {
   using Core = TensorCore<T>;
-  constexpr int kStep = Core::kDepth / 8;
+  constexpr int kStep = Core::kDepth / 8, kSteps = K / kStep;
+  typename Core::B fb[2];
+  if constexpr (is_16_bit<T>) {
 #pragma unroll
-  for (int k = 0; k < K; k += kStep) {
-    const typename Core::A fa = Core::from_accumulators(a + k);
+    for (int k = 0; k < kSteps; ++k) {
+      const typename Core::A fa = Core::from_accumulators(a + k * kStep);
+#pragma unroll
+      for (int n = 0; n < N; n += 2) {
+        Core::load_b(fb, b + k * Core::kDepth * stride + n * 8, stride, lane);
+        Core::multiply(d[n], fa, fb[0]);
+        Core::multiply(d[n + 1], fa, fb[1]);
+      }
+    }
+  } else {
+    typename Core::A fa[kSteps];
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) fa[k] = Core::from_accumulators(a + k * kStep);
 #pragma unroll
     for (int n = 0; n < N; n += 2) {
-      typename Core::B fb[2];
-      Core::load_b(fb, b + k * 8 * stride + n * 8, stride, lane);
-      Core::multiply(d[n], fa, fb[0]);
-      Core::multiply(d[n + 1], fa, fb[1]);
+      float sum[2][4] = {};
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) {
+        Core::load_b(fb, b + k * Core::kDepth * stride + n * 8, stride, lane);
+        Core::multiply(sum[0], fa[k], fb[0]);
+        Core::multiply(sum[1], fa[k], fb[1]);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        d[n][i] += sum[0][i];
+        d[n + 1][i] += sum[1][i];
+      }
     }
   }
 }

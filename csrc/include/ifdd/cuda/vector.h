@@ -24,12 +24,17 @@ IFDD_DEVICE Vector<T, N> load_vector(const T* p) {
   return read_word<Vector<T, N>>(p);
 }
 
+// The same to global memory, in one instruction.
 template <int N, class T>
 IFDD_DEVICE void store_vector(T* p, const Vector<T, N>& vector) {
-  write_word(p, vector);
+  if constexpr (N == 1) {
+    *p = vector.element[0];
+  } else {
+    write_global(p, vector);
+  }
 }
 
-// The same, in the accumulation type.
+// Both in the accumulation type.
 template <int N, class T>
 IFDD_DEVICE void load(const T* p, acc_t<T> (&out)[N]) {
   const Vector<T, N> vector = load_vector<N>(p);
@@ -43,6 +48,15 @@ IFDD_DEVICE void store(T* p, const acc_t<T> (&in)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) vector.element[i] = narrow<T>(in[i]);
   store_vector<N>(p, vector);
+}
+
+// To shared memory.
+template <int N>
+IFDD_DEVICE void store_shared(float* p, const float (&in)[N]) {
+  Vector<float, N> vector;
+#pragma unroll
+  for (int i = 0; i < N; ++i) vector.element[i] = in[i];
+  write_word(p, vector);
 }
 
 // Whether rows that start at p + i * stride, i any integer and stride any of those given, can be read in vectors of N.

@@ -18,6 +18,8 @@ class Fiber {
   void resume();
   // Back to the caller of resume().
   void suspend();
+  // Whether an address lies in its stack.
+  bool owns(const void* address) const;
   // The last thing a fiber does.
   [[noreturn]] void finish();
 

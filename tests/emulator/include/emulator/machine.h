@@ -41,6 +41,9 @@ Settings& settings();
 // Runs body, a call of the kernel, once per thread of every block. Throws Error.
 void launch(const void* kernel, Dim grid, Dim block, size_t shared_bytes, const std::function<void()>& body);
 
+// Lets a kernel be launched with that much dynamic shared memory. Throws Error where the device has less.
+void allow_shared_bytes(const void* kernel, size_t bytes);
+
 // --- called by the threads of a kernel ---
 
 struct Position {
@@ -53,6 +56,16 @@ const Position& position();
 [[noreturn]] void fail(const Site& site, const std::string& message);
 // Fails where an address is not a multiple of the size of the access.
 void check_alignment(const Site& site, const void* address, size_t bytes);
+
+// Fails where an address lies in shared memory.
+void check_global(const Site& site, const void* address);
+
+// Where memory lies: what a kernel has in shared memory; the thread's own (its stack, built-in variables), which on a
+// GPU are registers; everything else.
+enum class Space { shared, own, global };
+Space space_of(const void* address);
+// The number of the running thread in its block, or -1 outside of kernels.
+int current_thread();
 
 // Waits for all threads of the block that have not ended; returns how many passed a true value.
 int block_barrier(const Site& site, bool value = false);

@@ -19,7 +19,7 @@ unsigned ballot(const Site& site, unsigned mask, bool value);
 enum class Element { half, bfloat16, tf32 };
 
 // D += A B for a 16 x K matrix A and a K x 8 matrix B in the fragments of mma.sync; K is 16, or 8 for TF32. Products
-// are exact and summed in float: an order of its own, like every tensor core's.
+// are exact; sums are cut off instead of rounded, as the hardware does (warp.cpp).
 void mma(const Site& site, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Element element);
 
 struct alignas(16) MatrixRow {

@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "emulator/count.h"
 #include "emulator/halves.h"
 #include "emulator/machine.h"
 #include "emulator/warp.h"
@@ -187,7 +188,7 @@ T __ldg(const T* address) {
 // --- host side of the runtime ----------------------------------------------------------------------------------------
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
 
 namespace emulator {
 inline std::string& last_error() {
@@ -205,14 +206,25 @@ namespace ifdd::cuda {
 // --- memory ----------------------------------------------------------------------------------------------------------
 
 template <class Word>
-Word read_word(const void* address, IFDD_EMULATOR_CALLER) {
+IFDD_EMULATOR_ACCESS Word read_word(const void* address, IFDD_EMULATOR_CALLER) {
   ::emulator::check_alignment({"read_word", file, line}, address, sizeof(Word));
+  IFDD_EMULATOR_COUNTED(load, address, sizeof(Word));
   return *static_cast<const Word*>(address);
 }
 
 template <class Word>
-void write_word(void* address, Word word, IFDD_EMULATOR_CALLER) {
+IFDD_EMULATOR_ACCESS void write_word(void* address, Word word, IFDD_EMULATOR_CALLER) {
   ::emulator::check_alignment({"write_word", file, line}, address, sizeof(Word));
+  IFDD_EMULATOR_COUNTED(store, address, sizeof(Word));
+  *static_cast<Word*>(address) = word;
+}
+
+template <class Word>
+IFDD_EMULATOR_ACCESS void write_global(void* address, const Word& word, IFDD_EMULATOR_CALLER) {
+  static_assert(sizeof(Word) == 4 || sizeof(Word) == 8 || sizeof(Word) == 16);
+  ::emulator::check_global({"write_global", file, line}, address);
+  ::emulator::check_alignment({"write_global", file, line}, address, sizeof(Word));
+  IFDD_EMULATOR_COUNTED(store, address, sizeof(Word));
   *static_cast<Word*>(address) = word;
 }
 
@@ -225,15 +237,21 @@ T& static_shared() {
 inline unsigned char* dynamic_shared() { return ::emulator::dynamic_shared(); }
 
 template <int Bytes>
-void copy_async(void* shared, const void* global, bool valid, IFDD_EMULATOR_CALLER) {
+IFDD_EMULATOR_ACCESS void copy_async(void* shared, const void* global, bool valid, IFDD_EMULATOR_CALLER) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
+  const ::emulator::Site site{"copy_async", file, line};
   struct alignas(Bytes) Word {
     unsigned char byte[Bytes];
   };
   Word word{};
   // The source is read here, where a wrong address has a line. It must not change before the wait, as on a GPU.
-  if (valid) word = read_word<Word>(global, file, line);
-  ::emulator::copy_async({"copy_async", file, line}, shared, &word, Bytes);
+  if (valid) {
+    ::emulator::check_alignment(site, global, Bytes);
+    IFDD_EMULATOR_COUNTED(load, global, Bytes);
+    word = *static_cast<const Word*>(global);
+  }
+  IFDD_EMULATOR_COUNTED(store, shared, Bytes);
+  ::emulator::copy_async(site, shared, &word, Bytes);
 }
 
 inline void copy_async_commit() { ::emulator::copy_async_commit(); }
@@ -282,11 +300,25 @@ struct Launch {
   cudaStream_t stream = nullptr;
 };
 
+template <class... Parameters>
+cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t bytes) {
+  try {
+    ::emulator::allow_shared_bytes(reinterpret_cast<const void*>(kernel), bytes);
+    return cudaSuccess;
+  } catch (const ::emulator::Error& error) {
+    ::emulator::last_error() = error.what();
+    return cudaErrorInvalidValue;
+  }
+}
+
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, Arguments&&... arguments) {
   try {
     ::emulator::launch(reinterpret_cast<const void*>(kernel), {how.grid.x, how.grid.y, how.grid.z},
-                       {how.block.x, how.block.y, how.block.z}, how.shared_bytes, [&] { kernel(arguments...); });
+                       {how.block.x, how.block.y, how.block.z}, how.shared_bytes, [&]() IFDD_EMULATOR_UNCOUNTED {
+                         IFDD_EMULATOR_KERNEL_BEGINS();
+                         kernel(arguments...);
+                       });
     return cudaSuccess;
   } catch (const ::emulator::Error& error) {
     ::emulator::last_error() = error.what();
