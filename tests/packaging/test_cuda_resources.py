@@ -21,15 +21,14 @@ namespace ifdd::cuda {
 __global__ void __launch_bounds__(128) copy_kernel(const float* x, float* y) {
   store_vector<4>(y + 4 * threadIdx.x, load_vector<4>(x + 4 * threadIdx.x));
 }
-// Vectors of all widths, whose elements come apart by a choice of their own; and single elements.
-__global__ void __launch_bounds__(128) widths_kernel(const float* x, __half* wide, __half2* pair, __half* y) {
+// A vector whose elements come apart by a choice of their own, and single elements.
+__global__ void __launch_bounds__(128) widths_kernel(const float* x, __half* wide, float* one, __half* y) {
   float value[8] = {};
   for (int i = 0; i < 8; ++i) {
     if (x[threadIdx.x] > i) value[i] += x[i];
   }
   store<8>(wide + 8 * threadIdx.x, value);
-  const float two[2] = {value[0], value[1]};
-  store<2>(reinterpret_cast<__half*>(pair + threadIdx.x), two);
+  one[threadIdx.x] = value[0];
   for (int i = 0; i < 3; ++i) y[threadIdx.x + 1000 * i] = narrow<__half>(value[i]);
 }
 template <class T, int D>

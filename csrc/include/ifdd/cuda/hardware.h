@@ -33,22 +33,19 @@ IFDD_DEVICE void write_word(void* address, Word word) {
   *static_cast<Word*>(address) = word;
 }
 
-// The same of 4, 8 or 16 bytes of global memory, and one store in the machine's code too: an assignment of elements
-// that were computed apart can become a store of each.
+// The same to global memory. 16 bytes are one store in the machine's code too: an assignment of elements that were
+// computed apart can become a store of each. Pairs are assigned; written out, they cost pool_tokens registers it has
+// not.
 template <class Word>
 IFDD_DEVICE void write_global(void* address, const Word& word) {
-  static_assert(sizeof(Word) == 4 || sizeof(Word) == 8 || sizeof(Word) == 16);
-  uint32_t part[sizeof(Word) / 4];
-  memcpy(part, &word, sizeof(Word));
-  const size_t to = __cvta_generic_to_global(address);
   if constexpr (sizeof(Word) == 16) {
-    asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(part[0]), "r"(part[1]), "r"(part[2]),
-                 "r"(part[3])
+    uint32_t part[4];
+    memcpy(part, &word, sizeof(Word));
+    asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(__cvta_generic_to_global(address)), "r"(part[0]),
+                 "r"(part[1]), "r"(part[2]), "r"(part[3])
                  : "memory");
-  } else if constexpr (sizeof(Word) == 8) {
-    asm volatile("st.global.v2.b32 [%0], {%1,%2};" ::"l"(to), "r"(part[0]), "r"(part[1]) : "memory");
   } else {
-    asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(part[0]) : "memory");
+    *static_cast<Word*>(address) = word;
   }
 }
 

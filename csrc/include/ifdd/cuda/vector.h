@@ -24,7 +24,7 @@ IFDD_DEVICE Vector<T, N> load_vector(const T* p) {
   return read_word<Vector<T, N>>(p);
 }
 
-// The same to global memory, in one instruction.
+// The same to global memory; 16 bytes in one instruction.
 template <int N, class T>
 IFDD_DEVICE void store_vector(T* p, const Vector<T, N>& vector) {
   if constexpr (N == 1) {

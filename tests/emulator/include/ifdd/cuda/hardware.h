@@ -221,7 +221,6 @@ IFDD_EMULATOR_ACCESS void write_word(void* address, Word word, IFDD_EMULATOR_CAL
 
 template <class Word>
 IFDD_EMULATOR_ACCESS void write_global(void* address, const Word& word, IFDD_EMULATOR_CALLER) {
-  static_assert(sizeof(Word) == 4 || sizeof(Word) == 8 || sizeof(Word) == 16);
   ::emulator::check_global({"write_global", file, line}, address);
   ::emulator::check_alignment({"write_global", file, line}, address, sizeof(Word));
   IFDD_EMULATOR_COUNTED(store, address, sizeof(Word));
