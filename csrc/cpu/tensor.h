@@ -66,7 +66,7 @@ inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef
   int32_t dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle out = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.data(), static_cast<int64_t>(shape.size()),
-                                                          &dtype_code, nullptr, nullptr, 0, nullptr, &out));
+                                                   &dtype_code, nullptr, nullptr, 0, nullptr, &out));
   const Tensor tensor(out);
   advise_huge_pages(tensor);
   return tensor;
