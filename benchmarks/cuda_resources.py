@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import os
 import re
 import shutil
@@ -20,9 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from benchmarks import sources
+
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "benchmarks" / "results" / "cuda_resources.csv"
-SOURCES = ("csrc/cuda", "csrc/common", "csrc/include/ifdd/cuda", "csrc/include/ifdd/accumulate.h")
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,7 @@ def network_launches() -> Launches:
 
 def source_hash(root: Path = ROOT) -> str:
     """Of every file that CUDA kernels are compiled from."""
-    digest = hashlib.sha256()
-    for name in SOURCES:
-        path = root / name
-        files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
-        for file in files:
-            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+    return sources.hash_of(root, sources.CUDA)
 
 
 def find_tool(name: str) -> str | None:
@@ -228,11 +222,11 @@ def _compiler() -> str:
 def load(file: Path = TABLE) -> tuple[str, list[Row]]:
     """The hash of the sources and the rows of a written table."""
     with file.open(newline="") as stream:
-        sources = stream.readline().split()[-1]
+        digest = stream.readline().split()[-1]
         stream.readline()
         types = {f.name: {"int": int, "float": float}.get(str(f.type), str) for f in fields(Row)}
         rows = [Row(**{k: types[k](v) for k, v in line.items()}) for line in csv.DictReader(stream)]
-    return sources, rows
+    return digest, rows
 
 
 def main() -> None:
@@ -247,8 +241,8 @@ def main() -> None:
     if not rows:
         sys.exit("no CUDA kernels there: build with IFDD_CUDA=ON")
     if options.check:
-        sources, before = load()
-        if sources != source_hash() or before != rows:
+        digest, before = load()
+        if digest != source_hash() or before != rows:
             sys.exit(f"{TABLE.relative_to(ROOT)} is of other sources or another compiler; write it anew")
     else:
         write(rows)

@@ -18,7 +18,6 @@ Only the standard library is needed to run this module.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -33,12 +32,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import sources
+
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "rehearsal.json"
 FOLDER = ROOT / "build" / "rehearsal"
 
-#: What decides whether the GPU paths build, compile and load: a change of these asks for a new rehearsal.
-SOURCES = ("CMakeLists.txt", "csrc", "ifdd_kernels/triton")
 #: What a rehearsal needs of a checkout.
 COPIED = (
     *("CMakeLists.txt", "pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md", "Makefile"),
@@ -98,21 +97,14 @@ class Stage:
 
 
 def source_hash(root: Path = ROOT) -> str:
-    """Of every file in :data:`SOURCES`."""
-    digest = hashlib.sha256()
-    for name in SOURCES:
-        path = root / name
-        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
-        for file in files:
-            if "__pycache__" not in file.parts:
-                digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
+    """Of the sources that a rehearsal belongs to."""
+    return sources.hash_of(root, sources.GPU)
 
 
 def cuda_ops(root: Path = ROOT) -> list[str]:
     """The ops that the CUDA sources register."""
-    sources = sorted((root / "csrc" / "cuda").glob("*.cu"))
-    return sorted(name for file in sources for name in re.findall(r'\bm\.impl\("(\w+)"', file.read_text()))
+    files = sorted((root / "csrc" / "cuda").glob("*.cu"))
+    return sorted(name for file in files for name in re.findall(r'\bm\.impl\("(\w+)"', file.read_text()))
 
 
 def copy_checkout(root: Path, target: Path) -> None:

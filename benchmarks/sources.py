@@ -1,15 +1,38 @@
-"""Digests of the sources that a measurement on a GPU depends on: the same digest, the same code."""
+"""Digests of the sources that a result depends on: the same digest, the same code. No torch here."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.place import ROOT
 
 FOLDERS = ("csrc", "ifdd_kernels", "python/ifdd")
 SUFFIXES = (".cu", ".cpp", ".h", ".cuh", ".py", ".json")
+#: What CUDA kernels are compiled from.
+CUDA = ("csrc/cuda", "csrc/common", "csrc/include/ifdd/cuda", "csrc/include/ifdd/accumulate.h")
+#: What decides whether the paths of a GPU build, compile and load.
+GPU = ("CMakeLists.txt", *CUDA, "ifdd_kernels/triton")
+
+
+def hash_of(root: Path, names: Sequence[str]) -> str:
+    """Of files and of all files in folders, by their paths below ``root``; compiled Python does not count."""
+    return _hash(root, (file for name in names for file in _files(root / name)))
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(f for f in path.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
+
+
+def _hash(root: Path, files: Iterable[Path]) -> str:
+    hashed = hashlib.sha256()
+    for file in files:
+        hashed.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return hashed.hexdigest()
 
 
 @functools.cache
@@ -20,12 +43,11 @@ def digest(op: str | None = None, root: Path = ROOT) -> str:
     nothing includes. An op without a CUDA file of its own depends on all of them.
     """
     own = root / "csrc" / "cuda" / f"{op}.cu"
-    hashed = hashlib.sha256()
-    for folder in FOLDERS:
-        for file in sorted((root / folder).rglob("*")):
-            if file.suffix not in SUFFIXES or (root / "csrc" / "cpu") in file.parents:
-                continue
-            other = file.suffix == ".cu" and file.parent == own.parent and file != own
-            if not (other and own.exists()):
-                hashed.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return hashed.hexdigest()[:16]
+
+    def counts(file: Path) -> bool:
+        if file.suffix not in SUFFIXES or (root / "csrc" / "cpu") in file.parents:
+            return False
+        other = file.suffix == ".cu" and file.parent == own.parent and file != own
+        return not (other and own.exists())
+
+    return _hash(root, (f for name in FOLDERS for f in _files(root / name) if counts(f)))[:16]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cuda_resources
+from benchmarks import cuda_resources, sources
 from benchmarks.cuda_resources import ARCHITECTURES, Row, find_tool, load, read, source_hash, write
 from emulator import build
 
@@ -107,8 +107,8 @@ def broken_vectors(rows: Sequence[Row]) -> list[str]:
 
 
 def test_table_belongs_to_these_sources() -> None:
-    sources, rows = load()
-    assert sources == source_hash(), (
+    digest, rows = load()
+    assert digest == source_hash(), (
         "CUDA sources have changed: build with IFDD_CUDA=ON and run python -m benchmarks.cuda_resources"
     )
     assert {row.architecture for row in rows} == set(ARCHITECTURES)
@@ -162,7 +162,7 @@ def test_a_vector_that_falls_apart_is_noticed(kernel: str, counts: dict[str, int
 
 
 def test_sources_decide_the_hash(tmp_path: Path) -> None:
-    for name in cuda_resources.SOURCES:
+    for name in sources.CUDA:
         source = cuda_resources.ROOT / name
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -39,19 +39,23 @@ def test_result_belongs_to_these_sources() -> None:
 
 
 def checkout(folder: Path) -> Path:
-    for name in ("csrc/cuda/a.cu", "csrc/b.h", "ifdd_kernels/triton/c.py", "CMakeLists.txt", "tests/t.py"):
+    for name in ("csrc/cuda/a.cu", "csrc/common/b.h", "csrc/cpu/b.cpp", "ifdd_kernels/triton/c.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    for name in ("csrc/include/ifdd/accumulate.h", "CMakeLists.txt", "tests/t.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
     return folder
 
 
 @pytest.mark.parametrize(
-    "changed", ["csrc/cuda/a.cu", "csrc/b.h", "ifdd_kernels/triton/c.py", "CMakeLists.txt"]
+    "changed", ["csrc/cuda/a.cu", "csrc/common/b.h", "ifdd_kernels/triton/c.py", "CMakeLists.txt"]
 )
 def test_sources_decide_the_hash(tmp_path: Path, changed: str) -> None:
     root = checkout(tmp_path)
     before = source_hash(root)
     (root / "tests" / "t.py").write_text("other")
+    (root / "csrc" / "cpu" / "b.cpp").write_text("other")
     (root / "ifdd_kernels" / "triton" / "__pycache__").mkdir()
     (root / "ifdd_kernels" / "triton" / "__pycache__" / "c.pyc").write_text("other")
     assert source_hash(root) == before
