@@ -7,10 +7,10 @@ device.
 
 Each stage is a process with a log of its own, and none hides another: the environment, the library built
 with nvcc for sm_90a, that it loads with every CUDA op, the op tests on the CPU, the kernels of Triton in
-its interpreter, every specialisation that a GPU will ask for compiled (and no spills), and gpu-check up to
-its first launch. All of it runs in a copy of the checkout, so that the library built for other versions
-stays. The result, with a hash of the sources it belongs to, is ``benchmarks/results/rehearsal.json``; a
-test asks for a new one when they have changed.
+its interpreter, every specialisation that a GPU will ask for compiled (and no spills), gpu-check up to its
+first launch, and what of it runs on a CPU. All of it runs in a copy of the checkout, so that the library
+built for other versions stays. The result, with a hash of the sources it belongs to, is
+``benchmarks/results/rehearsal.json``; a test asks for a new one when they have changed.
 
 Only the standard library is needed to run this module.
 """
@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import sources
+from benchmarks import library, sources
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "rehearsal.json"
@@ -52,8 +52,13 @@ REQUIREMENTS = (
     *("pytest", "pytest-benchmark", "pytest-timeout", "pytest-xdist", "hypothesis", "safetensors", "timm"),
 )
 #: Tests of the ops on the CPU, and that their library is what it says.
-OP_TESTS = ("tests/ops", "tests/packaging/test_library.py", "tests/packaging/test_native_split_frames.py")
+OP_TESTS = (
+    *("tests/ops", "tests/packaging/test_library.py", "tests/packaging/test_native_split_frames.py"),
+    *("tests/fake_gpu/test_can_run.py", "tests/fake_gpu/test_architectures.py", "tests/gpu"),
+)
 TRITON_TESTS = ("tests/triton",)
+#: Steps of gpu-check that are tried on a CPU.
+CPU_STEPS = "native ops,native times"
 
 ENVIRONMENT = """
 import importlib.metadata as metadata, json, platform, re, sys
@@ -101,12 +106,6 @@ def source_hash(root: Path = ROOT) -> str:
     return sources.hash_of(root, sources.GPU)
 
 
-def cuda_ops(root: Path = ROOT) -> list[str]:
-    """The ops that the CUDA sources register."""
-    files = sorted((root / "csrc" / "cuda").glob("*.cu"))
-    return sorted(name for file in files for name in re.findall(r'\bm\.impl\("(\w+)"', file.read_text()))
-
-
 def copy_checkout(root: Path, target: Path) -> None:
     """Makes ``target`` the checkout without what was built in it; unchanged files keep their age."""
     wanted = {file.relative_to(root): file for name in COPIED for file in _files(root / name)}
@@ -141,6 +140,7 @@ def stages(tree: Path, python: str, jobs: int) -> list[Stage]:
         "MAX_JOBS": str(jobs),
     }
     found = folder / "specialisations.json"
+    check = (python, "-m", "benchmarks.gpu_check")
     compiling = {
         "TRITON_INTERPRET": "0",
         "TRITON_CACHE_DIR": str(folder / "triton"),
@@ -151,7 +151,9 @@ def stages(tree: Path, python: str, jobs: int) -> list[Stage]:
         Stage("environment", (python, "-c", ENVIRONMENT, *REQUIREMENTS), _judge_environment),
         Stage("build", (python, "setup.py", "build_ext", "--inplace"), _judge_build, build),
         Stage(
-            "library", (python, "-c", LIBRARY), lambda code, log: _judge_library(code, log, cuda_ops(tree))
+            "library",
+            (python, "-c", LIBRARY),
+            lambda code, log: _judge_library(code, log, library.expected_ops(tree)),
         ),
         _tests("ops", OP_TESTS, folder, python, jobs),
         _tests("triton", TRITON_TESTS, folder, python, jobs),
@@ -161,7 +163,23 @@ def stages(tree: Path, python: str, jobs: int) -> list[Stage]:
             lambda code, log: _judge_specialisations(code, log, found),
             compiling,
         ),
-        Stage("gpu-check", (python, "-m", "benchmarks.gpu_check", "--dry-run"), _judge_exit),
+        # To where it needs the device, and what it measures of a small network on this CPU.
+        Stage("gpu-check", (*check, "--out", str(folder / "gpu-check")), _judge_stop),
+        Stage(
+            "gpu-check on a CPU",
+            (
+                *check,
+                "--device",
+                "cpu",
+                "--budget-s",
+                "900",
+                "--only",
+                CPU_STEPS,
+                "--out",
+                str(folder / "cpu"),
+            ),
+            _judge_exit,
+        ),
     ]
 
 
@@ -218,6 +236,16 @@ def _judge_exit(code: int, log: str) -> tuple[dict[str, Any], list[str]]:
     return {}, [] if code == 0 else [f"exit code {code}: {_last(log)}"]
 
 
+def _judge_stop(code: int, log: str) -> tuple[dict[str, Any], list[str]]:
+    """gpu-check has a library of these sources, and nothing is missing but a device."""
+    wrong = []
+    if "library carried, of these sources" not in log:
+        wrong.append("the library that was built here is not taken")
+    if code != library.STOP or "PyTorch finds no CUDA device" not in log:
+        wrong.append(f"exit code {code}, not for want of a device: {_last(log)}")
+    return {}, wrong
+
+
 def _judge_environment(code: int, log: str) -> tuple[dict[str, Any], list[str]]:
     if code != 0:
         return _judge_exit(code, log)
@@ -236,11 +264,11 @@ def _judge_build(code: int, log: str) -> tuple[dict[str, Any], list[str]]:
     return {"compiled": compiled}, failed if failed else _judge_exit(code, log)[1]
 
 
-def _judge_library(code: int, log: str, expected: list[str]) -> tuple[dict[str, Any], list[str]]:
+def _judge_library(code: int, log: str, expected: set[str]) -> tuple[dict[str, Any], list[str]]:
     if code != 0:
         return _judge_exit(code, log)
     info = _printed(log)
-    missing = sorted(set(expected) - set(info["cuda_ops"]))
+    missing = sorted(expected - set(info["cuda_ops"]))
     kept = ("torch", "torch_build", "torch_target", "compiler", "cuda_architectures")
     counts = {"cuda_ops": len(info["cuda_ops"]), "cpu_ops": len(info["cpu_ops"])}
     return {**counts, **{name: info.get(name) for name in kept}}, [

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import rehearsal
-from benchmarks.rehearsal import Outcome, Stage, combined, copy_checkout, cuda_ops, run, source_hash, stages
+from benchmarks import library, rehearsal
+from benchmarks.rehearsal import Outcome, Stage, combined, copy_checkout, run, source_hash, stages
 
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
@@ -31,7 +31,7 @@ def test_result_belongs_to_these_sources() -> None:
     assert not failed
     for name, version in rehearsal.VERSIONS.items():
         assert result["versions"][name].startswith(version)
-    assert rows["library"]["counts"]["cuda_ops"] == len(cuda_ops()) == 17
+    assert rows["library"]["counts"]["cuda_ops"] == len(library.expected_ops()) == 17
     assert rows["specialisations"]["counts"]["spills"] == 0
     assert rows["specialisations"]["counts"]["compiled"] > 500
     assert rows["ops"]["counts"]["passed"] > 500
@@ -70,15 +70,17 @@ def test_the_copy_has_the_sources_and_nothing_built(tmp_path: Path) -> None:
     assert (copy / "csrc" / "cuda" / "a.cu").read_text() == "csrc/cuda/a.cu"
     assert not (copy / "ifdd_kernels" / "_ops.so").exists()
     (copy / "ifdd_kernels" / "_ops.so").write_text("built here")
-    age = (copy / "csrc" / "b.h").stat().st_mtime_ns
+    age = (copy / "csrc" / "common" / "b.h").stat().st_mtime_ns
     (root / "csrc" / "cuda" / "a.cu").write_text("new")
     (root / "tests" / "t.py").unlink()
     time.sleep(0.01)
-    os.utime(root / "csrc" / "b.h")
+    os.utime(root / "csrc" / "common" / "b.h")
     copy_checkout(root, copy)
     assert (copy / "csrc" / "cuda" / "a.cu").read_text() == "new"
     assert not (copy / "tests" / "t.py").exists()
-    assert (copy / "csrc" / "b.h").stat().st_mtime_ns == age  # or everything would be compiled again
+    assert (
+        copy / "csrc" / "common" / "b.h"
+    ).stat().st_mtime_ns == age  # or everything would be compiled again
     assert (copy / "ifdd_kernels" / "_ops.so").read_text() == "built here"
 
 
@@ -119,11 +121,11 @@ def test_other_versions_and_missing_packages_are_named() -> None:
 
 def test_a_library_without_all_kernels_is_a_failure() -> None:
     info = {"native": True, "reason": "", "cpu_ops": ["a", "b"], "cuda_ops": ["a"]}
-    counts, wrong = rehearsal._judge_library(0, json.dumps(info), ["a", "b"])
+    counts, wrong = rehearsal._judge_library(0, json.dumps(info), {"a", "b"})
     assert counts["cuda_ops"] == 1
     assert wrong == ["no CUDA kernel is registered for b"]
     info = {"native": False, "reason": "does not load", "cpu_ops": [], "cuda_ops": ["a", "b"]}
-    assert rehearsal._judge_library(0, json.dumps(info), ["a", "b"])[1] == ["does not load"]
+    assert rehearsal._judge_library(0, json.dumps(info), {"a", "b"})[1] == ["does not load"]
 
 
 def test_what_does_not_compile_is_named() -> None:
@@ -187,6 +189,15 @@ def test_spills_and_failures_are_named(tmp_path: Path) -> None:
     found.write_text(json.dumps(report))
     assert rehearsal._judge_specialisations(0, "", found)[1] == []
     assert rehearsal._judge_specialisations(1, "it failed", found)[1] == ["exit code 1: it failed"]
+
+
+def test_gpu_check_stops_for_want_of_a_device_alone() -> None:
+    log = "CPU, Python 3.12.1; library carried, of these sources\nSTOP: PyTorch finds no CUDA device\n"
+    assert rehearsal._judge_stop(library.STOP, log)[1] == []
+    assert rehearsal._judge_stop(0, log)[1]
+    other = log.replace("carried, of these sources", "there is none")
+    assert rehearsal._judge_stop(library.STOP, other)[1] == ["the library that was built here is not taken"]
+    assert rehearsal._judge_stop(library.STOP, log.replace("no CUDA device", "a device"))[1]
 
 
 def test_one_failure_does_not_hide_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
