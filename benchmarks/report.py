@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import plots, tables
-from benchmarks.machine import ROOT
+from benchmarks.place import ROOT
 from benchmarks.results import Row, read
 
 MARKER = re.compile(

@@ -15,7 +15,10 @@ def check_labels(labels: torch.Tensor, classes: int) -> None:
     Raises:
         ValueError: a label outside.
     """
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
+    # A tensor of another type may have no values to read: those of compilers and exporters that trace.
+    if labels.device.type != "cpu" or type(labels) is not torch.Tensor or not labels.numel():
+        return
+    if torch.compiler.is_compiling():
         return
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.tolist()}")

@@ -26,6 +26,7 @@ from benchmarks.contender import DeviceMaker, prepare
 from benchmarks.correctness import Truth
 from benchmarks.plan import Task
 from benchmarks.precision import PRECISIONS
+from benchmarks.rivals import attention
 from benchmarks.runner import PASSES
 from benchmarks.shapes import NetworkShape
 from fake_gpu.machine import fake_gpu, on_the_host
@@ -43,9 +44,13 @@ def _network_shape(config: IFDDConfig) -> NetworkShape:
 
 
 @pytest.fixture(autouse=True)
-def _shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+def _shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (plan, cases):
         monkeypatch.setattr(module, "network_shape", _network_shape)
+    # A rival keeps its index tables, and fake tensors of one machine are none of another.
+    attention._layout.cache_clear()
+    yield
+    attention._layout.cache_clear()
 
 
 def _names() -> list[str]:
