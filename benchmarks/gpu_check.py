@@ -141,12 +141,18 @@ def plan(machine: Machine) -> list[Step]:
     """The first call: what it does, in order."""
     return [
         _check_ops(machine),
-        _tests(machine, "native tests", 25, ("-k", "native", "tests/gpu", *_ignored(NETWORK_TESTS))),
-        _tests(machine, "network tests", 25, ("-k", "native", *NETWORK_TESTS), NETWORK_TESTS),
         _native_times(machine),
-        _network(machine, "training step", 35, "16", "training"),
+        replace(_network(machine, "training step", 35, "16", "training"), waits=True),
+        replace(
+            _tests(machine, "native tests", 25, ("-k", "native", "tests/gpu", *_ignored(NETWORK_TESTS))),
+            background=[_compile_ahead(machine, "compile Triton")],
+        ),
+        _tests(machine, "network tests", 25, ("-k", "native", *NETWORK_TESTS), NETWORK_TESTS),
         _counters(machine),
-        *(_rivals(machine, op, estimate) for op, estimate in RIVALS.items()),
+        *(
+            replace(_rivals(machine, op, estimate), waits=place == 0)
+            for place, (op, estimate) in enumerate(RIVALS.items())
+        ),
         _configurations(machine),
         _network(machine, "inference of 16", 14, "16", "inference"),
         _network(machine, "inference of 1", 12, "1", "inference"),
@@ -216,17 +222,24 @@ def _check_ops(machine: Machine) -> Step:
         )
         for op in native_ops()
     ]
-    jobs = max(1, machine.cores - AT_ONCE)
-    compile_ahead = Stage(
-        "compile Triton",
-        (PYTHON, "-m", "benchmarks.specialisations", "--jobs", str(jobs)),
-        limit_s=90,
-        skip="needs a GPU" if machine.device == "cpu" else _absent(machine, "triton"),
-        sources=sources.digest(),
-    )
-    # What it does not compile is compiled where it is first called: slower, and no less right.
+    compile_ahead = _compile_ahead(machine, "compile the network", "--only", "network")
     return Step(
         "native ops", estimate, stages, at_once=min(AT_ONCE, machine.cores), background=[compile_ahead]
+    )
+
+
+def _compile_ahead(machine: Machine, name: str, *options: str) -> Stage:
+    """Triton kernels, on cores that nobody else needs.
+
+    What it does not compile is compiled where it is first called: slower, and no less right.
+    """
+    jobs = max(1, machine.cores - AT_ONCE)
+    return Stage(
+        name,
+        (PYTHON, "-m", "benchmarks.specialisations", "--jobs", str(jobs), *options),
+        limit_s=machine.patience * 90,
+        skip="needs a GPU" if machine.device == "cpu" else _absent(machine, "triton"),
+        sources=sources.digest(),
     )
 
 
@@ -271,8 +284,7 @@ def _network(machine: Machine, name: str, estimate: float, batch: str, passes: s
         *("--ops", "model", "--labels", NETWORK[machine.device]),
         *("--batch", batch, "--precision", "bf16", "--passes", passes),
     )
-    step = _measure(machine, name, estimate, (*options, "--contenders", "ifdd"))
-    return Step(step.name, estimate, step.stages, waits=True)
+    return _measure(machine, name, estimate, (*options, "--contenders", "ifdd"))
 
 
 def _rivals(machine: Machine, op: str, estimate: float) -> Step:

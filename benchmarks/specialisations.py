@@ -260,6 +260,25 @@ def _of_task(task: plan.Task, architecture: int) -> Iterator[Found]:
             yield Found(label, op, launches, every=True)
 
 
+def of_network() -> list[Question]:
+    """The network alone, in the precision it is trained in, of the plan."""
+
+    def wanted(task: plan.Task) -> bool:
+        case, standard = task.case, plan.NETWORK
+        sizes = (case.frames, case.image_size) == (standard.clip_frames, standard.image_size)
+        return case.name == "model" and task.precision == "bf16" and sizes
+
+    return [question for question in of_plan() if wanted(question.args[0])]  # type: ignore[attr-defined]
+
+
+#: What there is to compile for, by name.
+PARTS: dict[str, Callable[[], list[Question]]] = {
+    "network": of_network,
+    "tests": of_tests,
+    "benchmarks": of_plan,
+}
+
+
 def _traced_elsewhere(case: Case) -> bool:
     """Networks of other people, and ops without Triton kernels."""
     operator = OPERATORS.get(case.name)
@@ -448,7 +467,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--arch", type=int, help="90 for sm_90; the GPU's by default")
-    parser.add_argument("--only", choices=("tests", "benchmarks"), help="half of it")
+    parser.add_argument("--only", choices=tuple(PARTS), help="a part; the network is one of the benchmarks")
     parser.add_argument("--kernels", default="", help="only kernels whose name has this in it")
     parser.add_argument("--check", action="store_true", help="look for spills in what was compiled")
     parser.add_argument("--list", action="store_true", help="compile nothing")
@@ -461,8 +480,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
 
     begin = time.perf_counter()
-    sources = {"tests": of_tests, "benchmarks": of_plan}
-    questions = [q for name, ask in sources.items() if options.only in (None, name) for q in ask()]
+    parts = [options.only] if options.only else ["tests", "benchmarks"]
+    questions = [question for part in parts for question in PARTS[part]()]
     everything, unanswered = find(questions, architecture, options.jobs)
     everything = [one for one in everything if options.kernels in one.name]
     finding = time.perf_counter() - begin

@@ -218,7 +218,7 @@ def test_a_missing_package_costs_its_own_stages() -> None:
 
     assert skips() == {}
     assert skips("ncu") == {"counters": "ncu is not installed"}
-    assert set(skips("triton")) == {"compile Triton", "configurations"}
+    assert set(skips("triton")) == {"compile the network", "compile Triton", "configurations"}
     assert set(skips("compute-sanitizer")) == {"memcheck", "racecheck"}
     assert {"native tests", "other tests"} <= set(skips("pytest"))
     without = gpu_check._pytest(replace(H200, missing=frozenset({"pytest-xdist", "pytest-timeout"})))
@@ -313,18 +313,20 @@ def test_the_plan_in_its_order_fits_the_budget(capsys: pytest.CaptureFixture[str
     steps = gpu_check.plan(H200)
     names = [step.name for step in steps]
     right, times, training = (names.index(n) for n in ("native ops", "native times", "training step"))
-    assert names[:right] == []
-    assert (times, training) == (3, 4)
-    assert all("test" in name for name in names[1:times])
+    assert (right, times, training) == (0, 1, 2)
+    tests = steps[3:5]
+    assert [step.name for step in tests] == ["native tests", "network tests"]
     assert gpu_check.START_S + sum(step.estimate_s for step in steps) <= gpu_check.BUDGET_S
     checked = {re.search(r"--ops (\S+)", " ".join(s.command))[1] for s in steps[right].stages}  # type: ignore[index]
     assert checked == {name for name in library.expected_ops() if not name.endswith("_backward")}
     assert len(library.expected_ops()) == 17
     assert set(steps[times].stages[0].command[6].split(",")) == checked
-    assert all("-k native" in " ".join(step.stages[0].command) for step in steps[1:times])
-    assert [s.name for s in steps[right].background] == ["compile Triton"]
-    # What runs Triton kernels waits for them to be compiled.
-    assert steps[training].waits
+    assert all("-k native" in " ".join(step.stages[0].command) for step in tests)
+    # What runs Triton kernels waits for them to be compiled, those of the network before all others.
+    (network,), (others,) = steps[right].background, tests[0].background
+    assert network.command[-2:] == ("--only", "network")
+    assert others.command[: len(network.command) - 2] == network.command[:-2]
+    assert [step.name for step in steps if step.waits] == ["training step", "rivals of pool_tokens"]
     sixteen, one = names.index("inference of 16"), names.index("inference of 1")
     assert sixteen < one
     assert not [name for name in names if "," in name]  # --only separates them by commas
