@@ -415,7 +415,7 @@ def test_digests_follow_what_an_op_depends_on(tmp_path: Path) -> None:
 
 
 def test_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="no step 'nothing'; there are native ops, native tests,"):
+    with pytest.raises(SystemExit, match="no step 'nothing'; there are native ops, native times,"):
         gpu_check.main(["--only", "nothing"])
     monkeypatch.delenv("OUT", raising=False)
     with pytest.raises(SystemExit):
