@@ -38,6 +38,10 @@ ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("80-real", "86-real", "89-real", "90a-real", "90-virtual")
 H200 = (9, 0)
 NAME = "NVIDIA imagined"
+#: For tests that record gradients or have several devices.
+CPU_BUILD = pytest.mark.skipif(
+    torch.version.cuda is not None, reason="a CUDA build of PyTorch asks its driver, which is not imagined"
+)
 
 
 @functools.cache
@@ -70,7 +74,7 @@ def _guard() -> Any:
 
 @contextmanager
 def _device_for_autograd() -> Iterator[None]:
-    if torch.version.cuda is not None:  # FakeTensorMode does it for CUDA builds without a device
+    if torch.version.cuda is not None:  # what asks the device is marked, see CPU_BUILD
         yield
         return
     switch = _guard()

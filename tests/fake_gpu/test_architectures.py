@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 
-from fake_gpu.machine import ARCHITECTURES, ROOT, fake_gpu
+from fake_gpu.machine import ARCHITECTURES, CPU_BUILD, ROOT, fake_gpu
 from ifdd_kernels import _library, backends
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.backends import can_run, select
@@ -80,6 +80,7 @@ def test_without_triton_the_reference_remains(monkeypatch: pytest.MonkeyPatch) -
         assert select("lifting_attention", "auto", torch.empty(1, 2, 1, 4, device="cuda")) == "reference"
 
 
+@CPU_BUILD
 def test_the_device_of_the_tensor_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends.triton, "interpreted", lambda: False)
     op = "lifting_attention"
@@ -93,6 +94,7 @@ def test_the_device_of_the_tensor_decides(monkeypatch: pytest.MonkeyPatch) -> No
     assert compiled[1].reason == "Triton kernels need compute capability 8.0, the device has 7.5"
 
 
+@CPU_BUILD
 def test_an_op_that_falls_back_runs() -> None:
     with fake_gpu((10, 0), built=HOPPER_ONLY) as machine:
         x = torch.randn(1, 8, 1, 4, device="cuda", requires_grad=True)

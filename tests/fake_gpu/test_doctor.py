@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from fake_gpu.machine import NAME, cuda_ops, fake_gpu
+from fake_gpu.machine import CPU_BUILD, NAME, cuda_ops, fake_gpu
 from ifdd.cli import doctor, main
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.backends import BACKENDS
 from ifdd_kernels.registry import REGISTRY
+
+pytestmark = CPU_BUILD
 
 
 @pytest.fixture

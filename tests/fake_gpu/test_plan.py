@@ -29,8 +29,10 @@ from benchmarks.precision import PRECISIONS
 from benchmarks.rivals import attention
 from benchmarks.runner import PASSES
 from benchmarks.shapes import NetworkShape
-from fake_gpu.machine import fake_gpu, on_the_host
+from fake_gpu.machine import CPU_BUILD, fake_gpu, on_the_host
 from ifdd import IFDDConfig
+
+pytestmark = CPU_BUILD
 
 WHOLE = os.environ.get("IFDD_WHOLE_PLAN", "") not in ("", "0")
 #: Of the seven shapes of blocks: with and without stride, one head and several.

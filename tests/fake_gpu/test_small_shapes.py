@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import small_shapes
-from fake_gpu.machine import cuda_ops, fake_gpu
+from fake_gpu.machine import CPU_BUILD, cuda_ops, fake_gpu
+
+pytestmark = CPU_BUILD
 
 
 def test_every_native_kernel_runs_and_nothing_else() -> None:
