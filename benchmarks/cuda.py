@@ -58,7 +58,7 @@ def modes(
         if "graph" in wanted and capturable:
             begin(name)
             try:
-                graphs[name] = rotation([capture(one) for one in steps])
+                graphs[name] = Replay(steps)
                 graphs[name]()
                 torch.cuda.synchronize()
             except RuntimeError as error:
@@ -67,22 +67,22 @@ def modes(
     return {"graph": graphs, "eager": eager}
 
 
-def capture(step: Callable[[], object]) -> Call:
-    """The step as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        # The results stay in the graph's memory as long as the graph does.
-        kept = step()
-    held = (kept,)
+class Replay:
+    """A CUDA graph of several steps, launched by one call: a launch takes the host longer than a small op."""
 
-    def replay() -> None:
-        assert held
-        graph.replay()
+    def __init__(self, steps: Sequence[Callable[[], object]]) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for step in steps:
+                for _ in range(WARM_UP):
+                    step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.steps = len(steps)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            # The results stay in the graph's memory as long as the graph does.
+            self._kept = [step() for step in steps]
 
-    return replay
+    def __call__(self) -> None:
+        self._graph.replay()

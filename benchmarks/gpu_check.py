@@ -60,7 +60,7 @@ NETWORK = {"cuda": "mvit_xs 16x224x224", "cpu": "mvit_nano 16x64x64"}
 """Label of the network that is measured; the plan has others, of more frames and other sizes, behind it."""
 NETWORK_TESTS = ("tests/gpu/test_network.py", "tests/gpu/test_batch.py")
 """All instances that the network runs, and batches whose offsets need 64 bits."""
-AT_ONCE = 8
+AT_ONCE = 9
 """Processes that check native ops beside each other; the other cores compile Triton kernels."""
 IMPORT_S = 10.0
 """Seconds from the start of a process until it measures, at most."""
@@ -143,9 +143,11 @@ def plan(machine: Machine) -> list[Step]:
         _check_ops(machine),
         _native_times(machine),
         replace(_network(machine, "training step", 35, "16", "training"), waits=True),
+        _network(machine, "inference of 16", 14, "16", "inference"),
+        _network(machine, "inference of 1", 12, "1", "inference"),
         replace(
             _tests(machine, "native tests", 25, ("-k", "native", "tests/gpu", *_ignored(NETWORK_TESTS))),
-            background=[_compile_ahead(machine, "compile Triton")],
+            background=[_compile_ahead(machine, "compile Triton", "--only", "visit")],
         ),
         _tests(machine, "network tests", 25, ("-k", "native", *NETWORK_TESTS), NETWORK_TESTS),
         _counters(machine),
@@ -154,8 +156,6 @@ def plan(machine: Machine) -> list[Step]:
             for place, (op, estimate) in enumerate(RIVALS.items())
         ),
         _configurations(machine),
-        _network(machine, "inference of 16", 14, "16", "inference"),
-        _network(machine, "inference of 1", 12, "1", "inference"),
         _tests(machine, "other tests", 40, ("-k", "not native", "tests/gpu")),
     ]
 
@@ -234,10 +234,13 @@ def _compile_ahead(machine: Machine, name: str, *options: str) -> Stage:
     What it does not compile is compiled where it is first called: slower, and no less right.
     """
     jobs = max(1, machine.cores - AT_ONCE)
+    architecture = machine.capability.replace(".", "")
     return Stage(
         name,
-        (PYTHON, "-m", "benchmarks.specialisations", "--jobs", str(jobs), *options),
-        limit_s=machine.patience * 90,
+        (PYTHON, "-m", "benchmarks.specialisations", "--jobs", str(jobs), "--arch", architecture, *options),
+        limit_s=machine.patience * 120,
+        # It forks, which a process that has used the device must not; and needs none.
+        environment={"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         skip="needs a GPU" if machine.device == "cpu" else _absent(machine, "triton"),
         sources=sources.digest(),
     )
@@ -262,6 +265,8 @@ def _tests(
         name,
         (*_pytest(machine), *options),
         _limit(machine, estimate),
+        # Inductor would start a process a core in each worker.
+        {"TORCHINDUCTOR_COMPILE_THREADS": "1"},
         skip=("needs a GPU" if machine.device == "cpu" else "")
         or (f"there is no {' or '.join(absent)}" if absent else machine.lacks_pytest),
         accepted={5: "no test was left to run"},
@@ -320,7 +325,7 @@ def _counters(machine: Machine) -> Step:
         *("--passes", "training", "--contenders", "native", "--alone", "--check-only"),
     )
     skip = "needs a GPU" if machine.device == "cpu" else _absent(machine, "ncu")
-    stage = Stage("counters", command, machine.patience * 40, skip=skip, sources=sources.digest())
+    stage = Stage("counters", command, machine.patience * 70, skip=skip, sources=sources.digest())
     return Step("counters", 18, [stage])
 
 
@@ -361,7 +366,7 @@ def table(steps: Sequence[Step], builds: bool) -> str:
 
 def prepare(runner: Runner, machine: Machine) -> str:
     """The native library, carried or built, loaded once: why nothing can be measured, or nothing."""
-    found = library.find()
+    found = library.find(cuda=machine.device == "cuda")
     if machine.device == "cuda" and found.problem:
         runner.say(f"!!! native library: {found.problem}; building one")
         built = runner.run(library.build(machine.capability, BUILD_LIMIT_S))
@@ -374,7 +379,8 @@ def prepare(runner: Runner, machine: Machine) -> str:
 def look_at_library(machine: Machine) -> Stage:
     """The stage that loads the library beside PyTorch, and ends the check where CUDA kernels are missing."""
     command = (PYTHON, "-m", "benchmarks.library", "--device", machine.device)
-    return Stage("library", command, 60, sources=sources.digest())
+    # The first import of torch on a machine reads gigabytes.
+    return Stage("library", command, 150, sources=sources.digest())
 
 
 def first_line(machine: Machine) -> dict[str, object]:
@@ -390,7 +396,7 @@ def first_line(machine: Machine) -> dict[str, object]:
         "missing": sorted(machine.missing),
         "commit": place.commit(),
         "sources": sources.digest(),
-        "library": library.find().problem or "carried, of these sources",
+        "library": library.find(cuda=machine.device == "cuda").problem or "carried, of these sources",
     }
 
 

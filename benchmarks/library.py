@@ -36,16 +36,19 @@ class Found:
     problem: str
 
 
-def find(root: Path = ROOT) -> Found:
-    """Looks at the file without loading it."""
+def find(root: Path = ROOT, cuda: bool = True) -> Found:
+    """Looks at the file without loading it; with ``cuda`` it must hold code for GPUs."""
     path = next(iter(sorted((root / "ifdd_kernels").glob("_ops*.so"))), None)
     if path is None:
         return Found(None, "there is none")
-    match = re.search(re.escape(_DIGEST["MARK"]) + rb"(\w+)\0", path.read_bytes())
+    content = path.read_bytes()
+    match = re.search(re.escape(_DIGEST["MARK"]) + rb"(\w+)\0", content)
     if match is None or match[1] == b"unknown":
         return Found(path, f"{path.name} does not say what sources it was built from")
     if match[1].decode() != _DIGEST["digest"](root):
         return Found(path, f"{path.name} was built from other sources than these")
+    if cuda and b".nv_fatbin" not in content:
+        return Found(path, f"{path.name} was built without CUDA kernels")
     return Found(path, "")
 
 

@@ -18,6 +18,8 @@ import pytest
 from benchmarks.journal import Journal
 
 LIMIT_S = 25.0
+#: Seconds until its body begins: tests of large batches wait for each other's memory.
+SETUP_S = 260.0
 """Of a test, where pytest-timeout does not say."""
 _STDERR = os.dup(2)
 """Standard error before pytest captures it."""
@@ -50,6 +52,12 @@ class Plugin:
             self._begun[nodeid] = time.monotonic()
             self._journal.start(nodeid, limit_s=self._limit)
         else:
+            self._journal.guard(SETUP_S)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self) -> None:
+        """Its body begins: fixtures may have waited for the device's memory."""
+        if not self._writes:
             self._journal.guard(self._hung_s + 1)  # after pytest-timeout, which says more
 
     def pytest_runtest_logfinish(self) -> None:

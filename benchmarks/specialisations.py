@@ -260,6 +260,10 @@ def _of_task(task: plan.Task, architecture: int) -> Iterator[Found]:
             yield Found(label, op, launches, every=True)
 
 
+def _of_plan(wanted: Callable[[plan.Task], bool]) -> list[Question]:
+    return [question for question in of_plan() if wanted(question.args[0])]  # type: ignore[attr-defined]
+
+
 def of_network() -> list[Question]:
     """The network alone, in the precision it is trained in, of the plan."""
 
@@ -268,12 +272,18 @@ def of_network() -> list[Question]:
         sizes = (case.frames, case.image_size) == (standard.clip_frames, standard.image_size)
         return case.name == "model" and task.precision == "bf16" and sizes
 
-    return [question for question in of_plan() if wanted(question.args[0])]  # type: ignore[attr-defined]
+    return _of_plan(wanted)
+
+
+def of_visit() -> list[Question]:
+    """What the first call of gpu-check measures and tests."""
+    return _of_plan(lambda task: task.precision == "bf16" and task.case.batch == 16) + of_tests()
 
 
 #: What there is to compile for, by name.
 PARTS: dict[str, Callable[[], list[Question]]] = {
     "network": of_network,
+    "visit": of_visit,
     "tests": of_tests,
     "benchmarks": of_plan,
 }
@@ -467,7 +477,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--arch", type=int, help="90 for sm_90; the GPU's by default")
-    parser.add_argument("--only", choices=tuple(PARTS), help="a part; the network is one of the benchmarks")
+    parser.add_argument("--only", choices=tuple(PARTS), help="a part of it")
     parser.add_argument("--kernels", default="", help="only kernels whose name has this in it")
     parser.add_argument("--check", action="store_true", help="look for spills in what was compiled")
     parser.add_argument("--list", action="store_true", help="compile nothing")

@@ -29,7 +29,7 @@ def _host_clock(now: Callable[[], float]) -> Clock:
 
 
 def cuda_clock(call: Call, repeats: int) -> float:
-    """Time between two events on the current stream around the calls."""
+    """Time between two events on the current stream around the calls, some of which are several steps."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(repeats):
@@ -37,7 +37,7 @@ def cuda_clock(call: Call, repeats: int) -> float:
     end.record()
     end.synchronize()
     milliseconds: float = start.elapsed_time(end)
-    return milliseconds * 1e-3 / repeats
+    return milliseconds * 1e-3 / repeats / getattr(call, "steps", 1)
 
 
 def synchronised_clock() -> float:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 MARK = b"ifdd-sources:"
 """Stands before the digest in the library."""
+SUFFIXES = (".cpp", ".h", ".cu", ".cuh")
 
 
 def digest(root: Path) -> str:
-    """Of all files under csrc and of CMakeLists.txt, names included."""
-    files = [root / "CMakeLists.txt", *sorted(f for f in (root / "csrc").rglob("*") if f.is_file())]
+    """Of all sources under csrc and of CMakeLists.txt, names included; an editor's leftovers do not count."""
+    sources = (file for file in (root / "csrc").rglob("*") if file.suffix in SUFFIXES and file.is_file())
     hashed = hashlib.sha256()
-    for file in files:
-        if file.suffix not in (".py", ".pyc"):
-            hashed.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    for file in [root / "CMakeLists.txt", *sorted(sources)]:
+        hashed.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     return hashed.hexdigest()

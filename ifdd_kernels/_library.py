@@ -73,7 +73,7 @@ def failure() -> str:
 def native_ops(device: str = "cpu") -> frozenset[str]:
     """Names of the ops, backward ops too, for which the dispatcher has a native kernel of a device type."""
     load()
-    key = device.upper()
+    key = torch._C._dispatch_key_for_device(device)
     prefix = f"{NAMESPACE}::"
     return frozenset(
         name.removeprefix(prefix)

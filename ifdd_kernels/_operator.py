@@ -361,16 +361,22 @@ def _eager(
         {"forward": staticmethod(forward), "backward": staticmethod(grads)},
     )
 
+    def _transformed(*args: Any) -> Any:
+        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        if not (device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)):
+            return transformed(*args)
+        # Lowered here: the dispatcher would run the op below the transforms, which then see no gradient.
+        with torch.autocast(device, enabled=False):
+            return transformed(*_lowered(args, cast, device))
+
     def eager(*args: Any) -> Any:
         if forward_ad._current_level >= 0:
             _refuse_forward_mode(overload._schema.name, args)
-        if _transforms_active() and not _autocast_enabled():
-            return transformed(*args)
+        if _transforms_active():
+            return _transformed(*args)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             return _run(overload, *args)
         if _autocast_enabled():
-            if _transforms_active():
-                return overload(*args)
             # Before the rule for gradients, as in the dispatcher: the lowered call is the one that is saved.
             device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
             if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):

@@ -106,7 +106,7 @@ def _whole(operator: Operator, args: Sequence[Any]) -> bool:
         return False
     try:
         operator.check(*args)
-    except (TypeError, ValueError):
+    except Exception:  # arguments of another kind may fail in any way
         return False
     return True
 

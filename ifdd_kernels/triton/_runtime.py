@@ -92,7 +92,7 @@ class Kernel:
             self.function[grid({**arguments, **tiles})](**arguments, **tiles)
             return
         tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
-        if type(tensor) not in (Tensor, torch.nn.Parameter):
+        if _is_traced(tensor):
             # A compiler that traces sees a plain launch only through wrap_triton, which takes no maxnreg.
             config = forced or _tuning.choose_traced(self, grid, arguments, tensor.device)
             self._launch(torch.library.wrap_triton(self.function), grid, arguments, config)
@@ -107,6 +107,11 @@ class Kernel:
     def _launch(self, function: Any, grid: Grid, arguments: Arguments, config: Config) -> None:
         values = {**arguments, **config.tiles}
         function[grid(values)](**values, **config.options)
+
+
+def _is_traced(tensor: Tensor) -> bool:
+    """Whether a compiler traces: its tensors have no memory, unlike those of other subclasses."""
+    return type(tensor).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

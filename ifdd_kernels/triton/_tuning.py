@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: What keeps one configuration from running: too many registers or too much shared memory, an assembler or
-#: compiler that gives up, no memory (torch.OutOfMemoryError), a launch the driver refuses (RuntimeError).
+#: compiler that gives up, a launch the driver refuses (RuntimeError).
 FAILURES = (OutOfResources, PTXASError, CompilationError, RuntimeError)
 
 
@@ -98,7 +98,11 @@ def choose(
     config = candidates[0] if len(candidates) == 1 else _known(kernel, grid, arguments, device, candidates)
     memory = _by_launch
     if config is None and may_time:
-        config = _measured(kernel, grid, arguments, device, candidates, launch)
+        try:
+            config = _measured(kernel, grid, arguments, device, candidates, launch)
+        except torch.OutOfMemoryError as error:
+            logger.warning("%s: not timed for want of memory: %s", kernel.name, _first_line(error))
+            return candidates[0]
     elif config is None:
         config, memory = candidates[0], _default
     if len(memory) >= MOST_LAUNCHES:
@@ -122,6 +126,8 @@ def choose_traced(kernel: Kernel, grid: Grid, arguments: Mapping[str, Any], devi
         )
     if len(candidates) == 1 or device.type != "cuda" or not torch.cuda.is_available():
         return candidates[0]
+    if any(isinstance(v, torch.SymInt) and v.node.hint is None for v in arguments.values()):
+        return candidates[0]  # a size that depends on data: nobody knows which
     return _known(kernel, grid, arguments, device, candidates) or candidates[0]
 
 
@@ -163,6 +169,7 @@ def fastest(name: str, candidates: Sequence[Config], launch: Launch, device: tor
     """The candidate of the kernel ``name`` with the least median time; one that does not run never wins.
 
     Raises:
+        torch.OutOfMemoryError: there is no room for the buffer with which the stopwatch empties the cache.
         RuntimeError: none of them runs; the last one's error is the cause.
         Whatever error the device keeps after one of them, such as an illegal memory access: nothing that
             runs on that device afterwards would be right.
@@ -174,6 +181,8 @@ def fastest(name: str, candidates: Sequence[Config], launch: Launch, device: tor
             times[place] = triton.testing.do_bench(
                 functools.partial(launch, config), warmup=5, rep=20, return_mode="median"
             )
+        except torch.OutOfMemoryError:
+            raise  # the stopwatch allocates, kernels do not: this says nothing of the configuration
         except FAILURES as error:
             torch.cuda.synchronize(device)  # raises again what is wrong with more than this configuration
             logger.warning("%s: %s does not run and is passed over: %s", name, config, _first_line(error))

@@ -18,7 +18,7 @@ def check_labels(labels: torch.Tensor, classes: int) -> None:
     # A tensor of another type may have no values to read: those of compilers and exporters that trace.
     if labels.device.type != "cpu" or type(labels) is not torch.Tensor or not labels.numel():
         return
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.tolist()}")

@@ -132,3 +132,18 @@ def test_wrong_shapes_are_refused_in_the_ops_own_words(op: str) -> None:
             args[place] = right.flatten()[:1].reshape(())
             with pytest.raises(ValueError, match=f"^{op}: "):
                 backends.run(OPERATORS[op], "auto", *args)
+
+
+@pytest.mark.parametrize("op", LIMITED)
+def test_misplaced_arguments_have_an_answer(op: str) -> None:
+    """In the order of the public function, say: a tensor where a number belongs, and the other way round."""
+    with fake_gpu():
+        args = list(next(iter(REGISTRY[op].samples(Maker(torch.float32, "cuda")))).args)
+        assert can_run(op, "native", args[0], *reversed(args[1:])).reason
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("op", sorted(OPERATORS))
+def test_every_device_has_an_answer(op: str, device: str) -> None:
+    for backend in BACKENDS:
+        assert can_run(op, backend, torch.empty(0, device=device)).reason

@@ -79,3 +79,10 @@ def test_refuses_other_settings() -> None:
         IFDDLoss(lifting_weight=float("nan"))
     with pytest.raises(ValueError, match=r"lifting_reduction must be one of .*'max'"):
         IFDDLoss(lifting_reduction="max")
+
+
+def test_cross_entropy_of_each_clip_by_vmap() -> None:
+    logits, labels = torch.randn(4, 7), torch.tensor([0, 6, 2, 3])
+    each = torch.func.vmap(lambda row, label: soft_target_cross_entropy(row[None], label[None]))
+    wanted = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(each(logits, labels), wanted)

@@ -302,3 +302,23 @@ def test_backend_choice_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None
         backends.can_run("nothing", "auto")
     assert backends.can_run("split_frames", "reference").ok
     assert "chooses" in backends.can_run("split_frames", "auto").reason
+
+
+def test_vmap_under_autocast_keeps_gradients() -> None:
+    """The dispatcher would run the op below the transform, and the gradient would be missing."""
+    generator = torch.Generator().manual_seed(7)
+    inputs = torch.randn(3, 1, 4, 2, 8, generator=generator, requires_grad=True)
+    weights = torch.randn(3, generator=generator)
+
+    def total(x: Tensor) -> Tensor:
+        return ifdd_kernels.lifting_attention(x, x, x).float().sum()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (got,) = torch.autograd.grad((torch.func.vmap(total)(inputs) * weights).sum(), inputs)
+        one_by_one = torch.stack([total(x) for x in inputs])
+        (wanted,) = torch.autograd.grad((one_by_one * weights).sum(), inputs)
+        own = torch.func.grad(total)(inputs[0].detach())
+        (of_first,) = torch.autograd.grad(total(inputs[0]), inputs)
+    assert wanted.abs().max() > 0.1
+    assert torch.equal(got, wanted)
+    assert torch.equal(own, of_first[0])

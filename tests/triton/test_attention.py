@@ -17,7 +17,7 @@ from torch import Tensor
 from ifdd_kernels.ops.pooled_attention import table_length
 from ifdd_kernels.registry import REGISTRY, Maker, Sample
 from ifdd_kernels.triton import interpreted
-from ops.twins import check_twin
+from ops.twins import check_call, check_twin
 
 _attention = pytest.importorskip("ifdd_kernels.triton._attention", reason="Triton is not installed")
 pooled_attention = pytest.importorskip("ifdd_kernels.triton.pooled_attention")
@@ -126,8 +126,13 @@ def test_tails(monkeypatch: pytest.MonkeyPatch, keys: int, block: int) -> None:
     monkeypatch.setattr(_attention.FORWARD, "interpreter", tiles(True))
     monkeypatch.setattr(_attention.QUERY_GRADIENT, "interpreter", tiles(False))
     check_twin(REGISTRY["lifting_attention"], lifting(torch.float32, 1, keys, 1, 8))
-    check_twin(REGISTRY["pooled_attention"], pooled(torch.float32, 2, 1, 16, (1, 2, 3), (1, 1, keys)))
-    check_twin(REGISTRY["pooled_attention"], pooled(torch.float32, 2, 1, 16, (1, 2, 3), (1, 1, keys - 1)))
+    entry = REGISTRY["pooled_attention"]
+    assert entry.operator is not None
+    for width in (keys, keys - 1):
+        # With one row of keys the gradient of the rows' table is what a sum over all keys leaves of itself.
+        # The order of a CPU's additions decides how much: eager's own error is the measure.
+        sample = pooled(torch.float32, 2, 1, 16, (1, 2, 3), (1, 1, width))
+        check_call(entry, sample, entry.operator.overload("triton"), against_eager=True)
 
 
 def gradient_errors(op: str, sample: Sample) -> list[float]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from ifdd_kernels._operator import OPERATORS
+
+TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "triton_resources.json"
+pytestmark = pytest.mark.skipif(
+    version("triton") != json.loads(TABLE.read_text())["triton"], reason="the table is of another Triton"
+)
 
 
 def _run(*options: str) -> subprocess.CompletedProcess[str]:

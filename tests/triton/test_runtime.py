@@ -100,7 +100,7 @@ def test_refusals_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the input is float64" in refusal("cuda", torch.float64)
     assert refusal("cuda", torch.bfloat16) == ""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (7, 5))
     assert "8.0, the device has 7.5" in refusal("cuda", torch.float32)
     monkeypatch.setattr("ifdd_kernels.triton._installed", lambda: False)
     assert "pip install triton" in refusal("cuda", torch.float32)

@@ -63,7 +63,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     from benchmarks.triton_resources import StandIn
 
-    monkeypatch.setattr(backend, "refusal", lambda device, dtype=None: "")
+    monkeypatch.setattr(backend, "refusal", lambda *_: "")
     monkeypatch.setattr(driver, "_active", StandIn(90))
     torch._dynamo.reset()
     yield

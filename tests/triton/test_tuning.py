@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -208,7 +209,7 @@ KEYS = """
 import json, sys
 import torch
 from benchmarks import triton_cases
-from benchmarks.triton_resources import _launches
+from benchmarks.triton_resources import launches_of
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.triton._tuning import launch_key
 
@@ -217,7 +218,7 @@ def keys(batch):
     found = {}
     make = triton_cases._maker(torch.bfloat16)
     for op, label, arguments in triton_cases._network(make, every_block=True):
-        for launch in _launches(OPERATORS[op], arguments, 90):
+        for launch in launches_of(OPERATORS[op], arguments, 90):
             of = found.setdefault(f"{op}, {label}: {launch.kernel.name}", [])
             of.append(launch_key(launch.kernel, launch.grid, launch.arguments, launch.configs))
     return found
@@ -274,7 +275,6 @@ FAILURES = [
     OutOfResources(300000, 232448, "shared memory"),
     PTXASError("ptxas fatal: Unresolved extern function"),
     CompilationError("def f(): pass", None, "out of registers"),
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 256.00 MiB"),
     RuntimeError("Triton Error [CUDA]: invalid argument"),
 ]
 
@@ -305,6 +305,27 @@ def test_where_none_runs_the_last_error_is_raised_with_the_kernel(
         _tuning.fastest("_double", THREE, lambda config: None, CUDA)
     assert raised.value.__cause__ is failure
     assert str(failure).strip().splitlines()[0] in str(raised.value)
+
+
+LACK = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 256.00 MiB")
+
+
+def test_a_lack_of_memory_says_nothing_of_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the stopwatch that allocates."""
+    monkeypatch.setattr(triton.testing, "do_bench", _Stopwatch([3.0, LACK]))
+    with pytest.raises(torch.OutOfMemoryError):
+        _tuning.fastest("_double", THREE, lambda config: None, CUDA)
+
+
+def test_without_memory_for_the_stopwatch_the_default_runs_and_nothing_is_decided(
+    device: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    decided = _tuning.fastest
+    monkeypatch.setattr(_tuning, "fastest", mock.Mock(side_effect=LACK))
+    assert _choose() == SMALL
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(_tuning, "fastest", decided)
+    assert _choose() == LARGE
 
 
 def test_an_error_the_device_keeps_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
