@@ -120,7 +120,7 @@ def test_the_plan_has_no_other_cases() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600 if WHOLE else 300)
+@pytest.mark.timeout(3600 if WHOLE else 900)
 @pytest.mark.parametrize("name", _names())
 def test_everybody_runs(name: str) -> None:
     if name == "backbone_s" and not cases.vision.available():
