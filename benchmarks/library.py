@@ -64,7 +64,7 @@ def tool(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=str(Path(home) / "bin"))
 
 
-def build(capability: str, limit_s: float, cuda: bool = True) -> Stage:
+def build(capability: str, limit_s: float) -> Stage:
     """The build in place, for the architecture of a device ("9.0") alone and with a job a core."""
     major, _, minor = capability.partition(".")
     # Kernels that use the matrix unit of one generation need its own ("a") target.
@@ -74,11 +74,11 @@ def build(capability: str, limit_s: float, cuda: bool = True) -> Stage:
     environment: Mapping[str, str] = {
         "MAX_JOBS": str(os.cpu_count() or 1),
         "IFDD_NATIVE": "1",
-        "IFDD_CUDA": "ON" if cuda else "OFF",
+        "IFDD_CUDA": "ON",
         "IFDD_CUDA_ARCHS": os.environ.get("IFDD_CUDA_ARCHS", own),
         "PATH": os.pathsep.join((*folders, os.environ.get("PATH", ""))),
     }
-    skip = "" if compiler or not cuda else "there is no nvcc"
+    skip = "" if compiler else "there is no nvcc"
     command = (sys.executable, "setup.py", "build_ext", "--inplace")
     return Stage("build", command, limit_s, environment, skip=skip)
 

@@ -12,7 +12,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from benchmarks.library import expected_ops
 from ifdd_kernels import _library, backends
 from ifdd_kernels._operator import NAMESPACE, OPERATORS
 from ifdd_kernels.triton._runtime import Launch, captured_launches
@@ -47,8 +47,7 @@ CPU_BUILD = pytest.mark.skipif(
 @functools.cache
 def cuda_ops() -> frozenset[str]:
     """Names of the ops that a library with CUDA kernels has, read from their sources."""
-    sources = (ROOT / "csrc" / "cuda").glob("*.cu")
-    found = frozenset(name for path in sources for name in re.findall(r'm\.impl\("(\w+)"', path.read_text()))
+    found = frozenset(expected_ops())
     assert len(found) == 17
     return found
 
