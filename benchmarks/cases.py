@@ -18,7 +18,8 @@ from benchmarks.shapes import BlockShape, NetworkShape, network_shape
 from ifdd import IFDD, IFDDConfig
 from ifdd.modules import LADM
 from ifdd.modules import MultiscaleBlock as Block
-from ifdd_kernels.ops.pooled_attention import table_length
+from ifdd_kernels import _arguments
+from ifdd_kernels._arguments import Arguments
 from ifdd_kernels.registry import REGISTRY, Cost, Maker, backward_cost
 
 
@@ -61,10 +62,9 @@ def _op_cost(op: str) -> Callable[[Inputs, torch.dtype, bool], Cost]:
     entry = REGISTRY[op]
 
     def cost(inputs: Inputs, _: torch.dtype, training: bool) -> Cost:
-        values = {**inputs.activations, **inputs.parameters, **inputs.constants}
-        arguments = [_meta(values.get(name)) for name in ours.argument_names(entry)]
+        arguments = tuple(map(_meta, entry.signature.order(inputs.named())))
         total = entry.cost(*arguments)
-        return total + backward_cost(entry, tuple(arguments)) if training else total
+        return total + backward_cost(entry, arguments) if training else total
 
     return cost
 
@@ -103,28 +103,17 @@ def _op_case(
     )
 
 
+def _inputs(arguments: Arguments) -> Inputs:
+    return Inputs(arguments.activations, arguments.parameters, arguments.constants)
+
+
 def pool_tokens(shape: NetworkShape, block: BlockShape, batch: int, device: str) -> Case:
     """Pooling of q, k and v in one block."""
 
     def make(maker: Maker) -> Inputs:
-        d = block.head_dim
-        weights = {f"weight_{p}": maker.parameter(d, 1, 3, 3, 3, scale=0.2) for p in "qkv"}
-        norms = {
-            f"norm_{kind}_{p}": maker.parameter(d, mean=mean, scale=0.3)
-            for p in "qkv"
-            for kind, mean in (("weight", 1.0), ("bias", 0.0))
-        }
-        return Inputs(
-            {"qkv": maker.normal(batch, block.tokens, 3 * block.out_channels)},
-            {**weights, **norms},
-            {
-                "grid": list(block.grid),
-                "key_value_grid": list(block.grid),
-                "heads": block.heads,
-                "stride_q": list(block.stride_q),
-                "stride_kv": list(block.stride_kv),
-                "eps": 1e-6,
-            },
+        b = block
+        return _inputs(
+            _arguments.pool_tokens(maker, batch, b.grid, b.heads, b.head_dim, b.stride_q, b.stride_kv)
         )
 
     label, outputs = f"block {block.label}", ("query", "key", "value")
@@ -173,48 +162,21 @@ def pooled_attention(shape: NetworkShape, block: BlockShape, batch: int, device:
     """Attention of one block."""
 
     def make(maker: Maker) -> Inputs:
-        heads, d = block.heads, block.head_dim
-        q, k = (1 + math.prod(grid) for grid in (block.q_grid, block.k_grid))
-        tables = {
-            f"table_{name}": maker.parameter(table_length(block.q_grid[a], block.k_grid[a]), d, scale=0.3)
-            for name, a in (("h", 1), ("w", 2), ("t", 0))
-        }
-        rows = {"query": q, "key": k, "value": k}
-        return Inputs(
-            {name: maker.normal(batch, count, heads, d) for name, count in rows.items()},
-            tables,
-            {"q_grid": list(block.q_grid), "k_grid": list(block.k_grid), "scale": d**-0.5},
-        )
+        b = block
+        return _inputs(_arguments.pooled_attention(maker, batch, b.q_grid, b.k_grid, b.heads, b.head_dim))
 
     label, rivals = f"block {block.label}", attention.contenders()
     return _op_case("pooled_attention", label, shape, batch, device, make, rivals, ("out",), block.count)
-
-
-def _split_parameters(maker: Maker, frames: int, channels: int, pool: int) -> dict[str, Tensor]:
-    offsets = (frames // 2, frames * frames)
-    return {
-        "token_weight": maker.parameter(pool, channels, scale=channels**-0.5),
-        "token_bias": maker.parameter(pool, scale=0.1),
-        "static_weight": maker.parameter(*offsets, scale=0.3),
-        "dynamic_weight": maker.parameter(*offsets, scale=0.3),
-    }
-
-
-def _norms(maker: Maker, channels: int, middle: str) -> dict[str, Tensor]:
-    return {
-        f"{group}{middle}_{kind}": maker.parameter(channels, mean=mean, scale=0.3)
-        for group in ("static", "dynamic")
-        for kind, mean in (("weight", 1.0), ("bias", 0.0))
-    }
 
 
 def _frames(shape: NetworkShape, maker: Maker, batch: int, frames: int) -> Tensor:
     return maker.normal(batch, frames, shape.grid[0] * shape.grid[1], shape.channels)
 
 
-def _grid_constants(shape: NetworkShape) -> dict[str, Any]:
-    height, width = shape.grid
-    return {"height": height, "width": width, "pool": shape.config.split_pool}
+def _pooling(shape: NetworkShape) -> tuple[int, int, int, int]:
+    """Grid, pooled side and channels of the tokens that frames are correlated by."""
+    pool = shape.config.split_pool
+    return *shape.grid, pool, pool
 
 
 def issm(shape: NetworkShape, batch: int, device: str, frames: int | None = None) -> Case:
@@ -222,14 +184,8 @@ def issm(shape: NetworkShape, batch: int, device: str, frames: int | None = None
     length = frames or shape.frames
 
     def make(maker: Maker) -> Inputs:
-        return Inputs(
-            {"x": _frames(shape, maker, batch, length)},
-            {
-                **_split_parameters(maker, length, shape.channels, shape.config.split_pool),
-                **_norms(maker, shape.channels, "_norm"),
-            },
-            {**_grid_constants(shape), "reach": 2.0, "eps": 1e-5},
-        )
+        x = _frames(shape, maker, batch, length)
+        return _inputs(_arguments.static_dynamic_split(maker, x, *_pooling(shape)))
 
     def cost(_: Inputs, dtype: torch.dtype, training: bool) -> Cost:
         return costs.total(costs.issm(shape, batch, length, dtype), training)
@@ -261,29 +217,28 @@ def small_ops(shape: NetworkShape, batch: int, device: str) -> list[Case]:
         return _frames(shape, maker, batch, length)
 
     def split_index(maker: Maker) -> Inputs:
-        parameters = _split_parameters(maker, length, channels, pool)
-        return Inputs({"x": frames(maker)}, parameters, {**_grid_constants(shape), "reach": 2.0})
+        return _inputs(_arguments.split_index(maker, frames(maker), *_pooling(shape)))
 
     def frame_tokens(maker: Maker) -> Inputs:
-        parameters = _split_parameters(maker, length, channels, pool)
-        own = {name: parameters[f"token_{name}"] for name in ("weight", "bias")}
-        return Inputs({"x": frames(maker)}, own, _grid_constants(shape))
+        return _inputs(_arguments.frame_tokens(maker, frames(maker), *_pooling(shape)))
 
     def frame_correlation(maker: Maker) -> Inputs:
         return Inputs({"tokens": maker.normal(batch, length, pool**3)}, {}, {"scale": 1 / channels})
 
     def topk(maker: Maker) -> Inputs:
-        return Inputs({"x": frames(maker)}, {}, {**_grid_constants(shape), "order_prior": False})
+        constants = {"height": shape.grid[0], "width": shape.grid[1], "pool": pool, "order_prior": False}
+        return Inputs({"x": frames(maker)}, {}, constants)
 
     def split_frames(maker: Maker) -> Inputs:
-        indexes = {f"{g}_index": maker.positions(batch, half, length) for g in ("static", "dynamic")}
-        constants = {"eps": 1e-5, "aligned": False}
-        return Inputs({"x": frames(maker), **indexes}, _norms(maker, channels, ""), constants)
+        static, dynamic = (maker.positions(batch, half, length) for _ in range(2))
+        return _inputs(_arguments.split_frames(maker, frames(maker), static, dynamic))
 
     def lifting_attention(maker: Maker) -> Inputs:
-        d = channels // heads
-        names = ("query", "key", "value")
-        return Inputs({n: maker.normal(batch, rows, heads, d) for n in names}, {}, {"scale": d**-0.5})
+        return _inputs(_arguments.lifting_attention(maker, batch, rows, heads, channels // heads))
+
+    def step(maker: Maker) -> Inputs:
+        target, source = (maker.normal(batch, rows, channels) for _ in range(2))
+        return _inputs(_arguments.lifting_step(maker, target, source, heads, autocast=True))
 
     def residual(maker: Maker) -> Inputs:
         return Inputs({"x": frames(maker), "approximation": maker.normal(batch, half, tokens, channels)})
@@ -300,8 +255,8 @@ def small_ops(shape: NetworkShape, batch: int, device: str) -> list[Case]:
         ("topk_split_index", topk, splitting.topk_split_index(), positions),
         ("split_frames", split_frames, splitting.split_frames(), ("static", "dynamic")),
         ("lifting_attention", lifting_attention, lifting.lifting_attention(), ("out",)),
-        ("lifting_update", _step_inputs(batch, rows, channels, heads), lifting.lifting_step(1), ("out",)),
-        ("lifting_predict", _step_inputs(batch, rows, channels, heads), lifting.lifting_step(-1), ("out",)),
+        ("lifting_update", step, lifting.lifting_step(1), ("out",)),
+        ("lifting_predict", step, lifting.lifting_step(-1), ("out",)),
         ("lifting_residual", residual, lifting.lifting_residual(), ("residual",)),
         ("lifting_loss", loss, lifting.lifting_loss(), ("loss",)),
     ]
@@ -309,19 +264,6 @@ def small_ops(shape: NetworkShape, batch: int, device: str) -> list[Case]:
         _op_case(op, "network", shape, batch, device, make, rivals, outputs)
         for op, make, rivals, outputs in table
     ]
-
-
-def _step_inputs(batch: int, rows: int, channels: int, heads: int) -> Callable[[Maker], Inputs]:
-    def make(maker: Maker) -> Inputs:
-        # The names of the schema differ between the two steps only in what they call the groups.
-        groups = {name: maker.normal(batch, rows, channels) for name in ("target", "source")}
-        parameters = {}
-        for layer, width in (("query", channels), ("key_value", 2 * channels), ("output", channels)):
-            parameters[f"{layer}_weight"] = maker.parameter(width, channels, scale=channels**-0.5)
-            parameters[f"{layer}_bias"] = maker.parameter(width, scale=0.1)
-        return Inputs(groups, parameters, {"num_heads": heads, "self_conditioned": False})
-
-    return make
 
 
 def _module_case(

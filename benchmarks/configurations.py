@@ -16,7 +16,6 @@ from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.contender import DeviceMaker, Inputs
-from benchmarks.ours import argument_names
 from ifdd_kernels.registry import REGISTRY
 
 
@@ -39,8 +38,7 @@ def configurations(op: str, inputs: Inputs) -> list[tuple[str, str, Any]]:
     from benchmarks.triton_resources import launches_of
     from ifdd_kernels.triton._runtime import architecture
 
-    values = {**inputs.activations, **inputs.parameters, **inputs.constants}
-    arguments = tuple(_meta(values.get(name)) for name in argument_names(REGISTRY[op]))
+    arguments = tuple(map(_meta, REGISTRY[op].signature.order(inputs.named())))
     operator = REGISTRY[op].operator
     assert operator is not None
     found: dict[str, tuple[str, str, Any]] = {}

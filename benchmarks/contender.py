@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ifdd_kernels._arguments import Arguments
 from ifdd_kernels.registry import Maker
 
 Outputs = tuple[Tensor, ...]
@@ -17,12 +18,9 @@ Gradients = dict[str, Tensor]
 
 
 @dataclass
-class Inputs:
-    """Named inputs of one case: what is computed on, what is learned, and what is fixed."""
+class Inputs(Arguments):
+    """Named inputs of one case."""
 
-    activations: dict[str, Tensor]
-    parameters: dict[str, Tensor] = field(default_factory=dict)
-    constants: dict[str, Any] = field(default_factory=dict)
     #: Whether gradients of the activations are wanted (not of a clip, the network's input).
     differentiate: bool = True
 

@@ -22,7 +22,8 @@ from benchmarks.triton_cases import cases as compiled_cases
 from ifdd import IFDD, IFDDConfig
 from ifdd.losses import IFDDLoss
 from ifdd.modules.backbone import MultiscaleBlock
-from ifdd_kernels._operator import NAMESPACE, OPERATORS
+from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels._schema import NAMESPACE
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.registry import REGISTRY, Maker, Sample
 
@@ -110,7 +111,7 @@ class Instance:
         return Sample(self.label, args)
 
     def _draw(self, place: int, values: Tensor, generator: torch.Generator) -> None:
-        layout, name = self.args[place], _names(self.op)[place]
+        layout, name = self.args[place], REGISTRY[self.op].signature.arguments[place]
         frames = self.layouts[0].shape[1]
         if layout.role == NUMBERS:
             values.random_(0, frames, generator=generator)
@@ -121,21 +122,14 @@ class Instance:
         elif values.dim() > 1:
             values.normal_(0, math.prod(values.shape[1:]) ** -0.5, generator=generator)
         else:
-            mean, spread = (1, 0.3) if "norm_weight" in name or self._is_norm(name) else (0, 0.1)
+            mean, spread = (1, 0.3) if "norm_weight" in name else (0, 0.1)
             values.normal_(mean, spread, generator=generator)
-
-    def _is_norm(self, name: str) -> bool:
-        return self.op == "split_frames" and name.endswith("_weight")
-
-
-def _names(op: str) -> list[str]:
-    return [argument.name for argument in REGISTRY[op].overload._schema.arguments]
 
 
 @functools.cache
 def roles(op: str) -> tuple[str | None, ...]:
     """What each argument of an op is, by the dtype that the registry first gives it; None: no tensor."""
-    found: list[str | None] = [None] * len(_names(op))
+    found: list[str | None] = [None] * len(REGISTRY[op].signature.arguments)
     for sample in REGISTRY[op].samples(Maker(torch.bfloat16, "meta")):
         for place, arg in enumerate(sample.args):
             if isinstance(arg, Tensor) and found[place] is None:
@@ -155,7 +149,7 @@ def _layout(op: str, place: int, arg: Any, batch: int) -> Any:
     assert role is not None, f"{op}: argument {place} is a tensor only here"
     if not arg.is_floating_point():
         role = NUMBERS
-    clips = role != PARAMETER or _names(op)[place].endswith("_index")
+    clips = role != PARAMETER or REGISTRY[op].signature.arguments[place].endswith("_index")
     per_clip = clips and bool(arg.shape) and arg.shape[0] == batch
     return Layout(
         role,

@@ -13,7 +13,9 @@ import ifdd_kernels
 from benchmarks.contender import Bound, Contender, Inputs, Outputs, parameters_of
 from benchmarks.rivals import network
 from ifdd.checkpoint import from_original
+from ifdd_kernels._arguments import public
 from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.backends import BACKENDS, can_run, composed, select
 from ifdd_kernels.registry import REGISTRY, Entry
 
@@ -31,23 +33,15 @@ def backends(op: str, device: str) -> list[str]:
     return [name for name in names if not composed(OPERATORS[op], device, name)]
 
 
-def argument_names(entry: Entry) -> list[str]:
-    """Names of an op's arguments, in the order of its schema."""
-    return [argument.name for argument in entry.overload._schema.arguments]
-
-
 def _differentiable(entry: Entry, result: object) -> Outputs:
     """The outputs a user sees: without what is kept for backward."""
-    results = (result,) if isinstance(result, Tensor) else tuple(result)  # type: ignore[arg-type]
-    hidden = entry.operator.non_differentiable if entry.operator is not None else ()
-    if len(hidden) == len(results):  # integer results, like ranked frame numbers
-        return results
-    return tuple(out for place, out in enumerate(results) if place not in hidden)
+    # None of them are: integer results, like ranked frame numbers.
+    return tuple(entry.differentiable(result)) or outputs_of(result)
 
 
 def _bind(entry: Entry, call: Callable[..., object], inputs: Inputs) -> Bound:
     parameters = parameters_of(inputs)
-    names = argument_names(entry)
+    names = entry.signature.arguments
     fixed = {**inputs.constants, **parameters}
     places = [names.index(name) for name in inputs.activations]
     template = [fixed.get(name) for name in names]
@@ -88,9 +82,8 @@ def choice_fields(op: str, inputs: Inputs, activations: torch.dtype) -> dict[str
     operator = OPERATORS.get(op)
     if operator is None:
         return {}
-    values = {**inputs.activations, **inputs.parameters, **inputs.constants}
-    arguments = [values.get(name) for name in argument_names(REGISTRY[op])]
-    dtype = activations if 0 in operator.autocast else arguments[0].dtype
+    arguments = operator.signature.order(inputs.named())
+    dtype = activations if operator.casts_input else arguments[0].dtype
     return {"dtype": str(dtype).removeprefix("torch."), "sizes": list(operator.sizes(*arguments))}
 
 
@@ -104,28 +97,14 @@ def issm(backend: str) -> Contender:
     """Frames to both normalised groups: ``static_dynamic_split``."""
 
     def bind(inputs: Inputs) -> Bound:
-        p, constants = parameters_of(inputs), inputs.constants
-        static, dynamic = ((p[f"{g}_norm_weight"], p[f"{g}_norm_bias"]) for g in ("static", "dynamic"))
-        grid, eps = (constants["height"], constants["width"]), constants["eps"]
+        parameters = parameters_of(inputs)
+        keywords = public("static_dynamic_split", {**parameters, **inputs.constants})
 
         def run(x: Tensor) -> Outputs:
-            found = ifdd_kernels.static_dynamic_split(
-                x,
-                grid,
-                p["token_weight"],
-                p["token_bias"],
-                p["static_weight"],
-                p["dynamic_weight"],
-                constants["pool"],
-                static,
-                dynamic,
-                reach=constants["reach"],
-                eps=eps,
-                backend=backend,
-            )
+            found = ifdd_kernels.static_dynamic_split(x, **keywords, backend=backend)
             return found.static, found.dynamic
 
-        return Bound(run, p)
+        return Bound(run, parameters)
 
     return Contender(backend, bind, ours=True)
 

@@ -11,6 +11,8 @@ import torch
 from ifdd import IFDD, IFDDConfig
 from ifdd.modules.backbone import Grid, MultiscaleBlock
 from ifdd.modules.ladm import LADM
+from ifdd_kernels import _arguments, live_tokens
+from ifdd_kernels._arguments import Arguments, Maker
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,17 @@ class BlockShape:
     def tokens(self) -> int:
         """Tokens that enter, the class token included."""
         return 1 + math.prod(self.grid)
+
+
+def live_pooling(make: Maker, block: BlockShape, batch: int = 1) -> Arguments:
+    """Arguments of ``pool_tokens`` as the backbone calls it: keys and values of the tokens that a window
+    covers, apart from the queries where some are left out.
+    """
+    live = live_tokens(block.grid, block.stride_kv, device="cpu")
+    apart = live.grid if live.grid != block.grid else None
+    stride_kv = live.stride if apart else block.stride_kv
+    sizes = (block.heads, block.head_dim, block.stride_q, stride_kv)
+    return _arguments.pool_tokens(make, batch, block.grid, *sizes, key_value_grid=apart)
 
 
 @dataclass(frozen=True)

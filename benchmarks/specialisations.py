@@ -52,7 +52,8 @@ from benchmarks.contender import DeviceMaker, prepare
 from benchmarks.network_calls import Instance
 from benchmarks.precision import PRECISIONS
 from benchmarks.triton_resources import Compilation, StandIn, instructions, launches_of
-from ifdd_kernels._operator import NAMESPACE, OPERATORS
+from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels._schema import NAMESPACE
 from ifdd_kernels.registry import REGISTRY, Maker
 from ifdd_kernels.triton._runtime import Kernel, Launch, captured_launches
 from ifdd_kernels.triton._tuning import Config
@@ -304,8 +305,7 @@ def _of_case(
     operator = OPERATORS.get(case.name)
     if operator is not None and "triton" in operator.twins:
         inputs = case.make(DeviceMaker(dtype, "meta"))
-        values = {**inputs.activations, **inputs.parameters, **inputs.constants}
-        arguments = tuple(values.get(name) for name in ours.argument_names(REGISTRY[case.name]))
+        arguments = operator.signature.order(inputs.named())
         yield case.name, launches_of(operator, arguments, architecture)
         return
     calls = _Calls(architecture)

@@ -35,7 +35,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction, MockTensor
 
 from benchmarks.triton_cases import cases
-from ifdd_kernels._operator import OPERATORS, Gradient, Operator
+from ifdd_kernels._operator import OPERATORS, Operator
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.triton._runtime import Arguments, Kernel, Launch, captured_launches
 from ifdd_kernels.triton._tuning import Config
 
@@ -192,13 +193,10 @@ def launches_of(operator: Operator, arguments: tuple[Any, ...], architecture: in
     """What an op's Triton kernels launch for these arguments, forward and backward."""
     module = importlib.import_module(f"ifdd_kernels.triton.{operator.name}")
     with captured_launches(architecture) as launches:
-        outputs = module.forward(*arguments)
-        if operator.backward is not None:
-            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-            wanted = operator.backward.arguments(arguments, outputs)
-            module.backward(
-                *(torch.empty_like(outputs[a.output]) if isinstance(a, Gradient) else a for a in wanted)
-            )
+        outputs = outputs_of(module.forward(*arguments))
+        if operator.wiring is not None:
+            gradients = [torch.empty_like(output) for output in outputs]
+            module.backward(*operator.wiring.arguments(arguments, outputs, gradients))
     return launches
 
 

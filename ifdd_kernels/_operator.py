@@ -1,5 +1,8 @@
 """How an op is registered: one description in, forward, backward, fake, autograd and autocast rules out.
 
+Every rule is a function of some of the op's arguments, and says which by the names of its parameters; the
+backward op is wired by the names in its schema (:mod:`ifdd_kernels._schema`).
+
 Each op ``f`` becomes a family of registered ops with one schema: ``torch.ops.ifdd.f``, whose kernels are
 the compiled ones where the native library has them and the reference elsewhere, and
 ``torch.ops.ifdd.f_reference``, which is always the reference. Every differentiable member has its own
@@ -9,8 +12,8 @@ registered backward (``f_backward``, ``f_backward_reference``).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +21,8 @@ from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd import forward_ad
 
-NAMESPACE = "ifdd"
+from ifdd_kernels._schema import NAMESPACE, Signature, Wiring, by_name, outputs_of
+
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
@@ -32,57 +36,50 @@ _AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | tor
 
 
 @dataclass(frozen=True)
-class Gradient:
-    """A gradient of the op's outputs, by its place, where :attr:`Backward.arguments` wants it."""
-
-    output: int
-
-
-@dataclass(frozen=True)
 class Backward:
-    """The backward op of an :class:`Operator`."""
+    """The backward op of an op: its schema says what it takes and returns."""
 
     schema: str
     reference: Callable[..., Any]
+    #: Shapes and dtypes of the gradients.
     fake: Callable[..., Any]
-    #: (inputs, outputs) -> the backward op's arguments, with :class:`Gradient` where a gradient goes.
-    arguments: Callable[[Sequence[Any], Sequence[Any]], tuple[Any, ...]]
-    #: Place of the input that each result of the backward op is the gradient of.
-    inputs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Operator:
-    """An op: its name, schema, definition and rules."""
+    """A registered op. Its rules take all arguments, as :func:`register` has made them."""
 
     name: str
     schema: str
+    signature: Signature
     reference: Callable[..., Any]
-    #: Shapes and dtypes of the outputs; called with checked arguments.
+    #: Shapes and dtypes of the results; called with checked arguments.
     fake: Callable[..., Any]
-    #: Raises on inputs the op cannot take; called with the op's arguments before anything runs.
+    #: Raises on arguments the op cannot take.
     check: Callable[..., None]
-    backward: Backward | None = None
-    #: Outputs no gradient flows through (statistics kept for backward, integer indexes).
-    non_differentiable: tuple[int, ...] = ()
-    #: Arguments cast to autocast's dtype. The others keep theirs: statistics, indexes and parameters are
-    #: read as they are, since rounding an index chain to bfloat16 moves a sample by 0.04 frames.
-    autocast: tuple[int, ...] = ()
-    #: Backends beside the default one; each has its own twin ``name_backend``.
-    twins: dict[str, Twin] = field(default_factory=dict)
-    #: (leading arguments) -> why the native CUDA kernels do not take these shapes; empty if they do.
-    cuda_limit: Callable[..., str] | None = None
-    #: Backends that are plain PyTorch calls, differentiated by PyTorch, and no ops of their own: functions of
-    #: the op's arguments that return its outputs or the first of them.
-    compositions: dict[str, Callable[..., tuple[Tensor, ...]]] = field(default_factory=dict)
-    #: (arguments) -> the sizes that its time depends on, by which measurements are told apart.
-    sizes: Callable[..., tuple[int, ...]] = lambda x, *_: tuple(x.shape)
-    #: Ops that the public function calls in place of this one wherever :func:`backends.composed` says so.
-    parts: tuple[str, ...] = ()
+    backward: Backward | None
+    wiring: Wiring | None
+    non_differentiable: tuple[str, ...]
+    autocast: tuple[str, ...]
+    twins: Mapping[str, Twin]
+    cuda_limit: Callable[..., str] | None
+    compositions: Mapping[str, Callable[..., tuple[Tensor, ...]]]
+    sizes: Callable[..., tuple[int, ...]]
+    parts: tuple[str, ...]
 
-    def overload(self, twin: str = "", backward: bool = False) -> torch._ops.OpOverload:
-        """The registered op of a backend: '' is the default one, 'reference' the reference."""
-        name = self.name + ("_backward" if backward else "") + (f"_{twin}" if twin else "")
+    @property
+    def casts_input(self) -> bool:
+        """Whether autocast casts the first argument, whose dtype decides the kernel."""
+        return self.signature.arguments[0] in self.autocast
+
+    def differentiable(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """The results that gradients flow through."""
+        named = zip(self.signature.results, results, strict=True)
+        return [result for name, result in named if name not in self.non_differentiable]
+
+    def overload(self, twin: str = "native", backward: bool = False) -> torch._ops.OpOverload:
+        """The registered op of a backend; ``"native"`` is ``torch.ops.ifdd.f`` itself."""
+        name = _op_name(self.name, twin, backward)
         overload: torch._ops.OpOverload = getattr(getattr(torch.ops, NAMESPACE), name).default
         return overload
 
@@ -123,34 +120,119 @@ OPERATORS: dict[str, Operator] = {}
 _EAGER: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
-def register(operator: Operator) -> Operator:
-    """Registers an op and its twins with PyTorch; returns it."""
-    OPERATORS[operator.name] = operator
-    backward = operator.backward
-    reference = Twin(
-        _kernel(_checked(operator.reference, operator.check)),
-        _kernel(backward.reference) if backward else None,
+def register(
+    name: str,
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    check: Callable[..., None],
+    backward: Backward | None = None,
+    non_differentiable: tuple[str, ...] = (),
+    autocast: tuple[str, ...] = (),
+    twins: Mapping[str, Twin] | None = None,
+    cuda_limit: Callable[..., str] | None = None,
+    compositions: Mapping[str, Callable[..., tuple[Tensor, ...]]] | None = None,
+    sizes: Callable[..., tuple[int, ...]] | None = None,
+    parts: tuple[str, ...] = (),
+) -> Operator:
+    """Registers an op and its twins with PyTorch.
+
+    The rules ``fake``, ``check``, ``cuda_limit`` and ``sizes`` are functions of the arguments that their
+    parameters name.
+
+    Args:
+        name: of the op, ``torch.ops.ifdd.<name>``.
+        schema: its arguments and results, each with a name.
+        reference: its definition in plain PyTorch, with the schema's arguments.
+        fake: shapes and dtypes of the results.
+        check: raises on arguments the op cannot take; called before anything runs.
+        backward: its backward op; without one the op cuts the graph.
+        non_differentiable: results no gradient flows through (statistics kept for backward, indexes).
+        autocast: arguments cast to autocast's dtype. The others keep theirs: statistics, indexes and
+            parameters are read as they are, since rounding an index chain to bfloat16 moves a sample by 0.04
+            frames.
+        twins: backends beside ``"native"`` and ``"reference"``; each has ops of its own, ``name_backend``.
+        cuda_limit: why the native CUDA kernels do not take these shapes, empty if they do; it is asked with
+            arguments missing, too (None).
+        compositions: backends that are plain PyTorch calls, differentiated by PyTorch, and no ops of their
+            own: functions of all arguments that return the results or the first of them.
+        sizes: the sizes that determine run time, the key of the table of measurements; those of the first
+            argument by default.
+        parts: ops that the public function calls in place of this one wherever
+            :func:`ifdd_kernels.backends.composed` says so.
+
+    Raises:
+        ValueError: a rule, or the backward op, names what the schema does not have.
+    """
+    signature = Signature.of(name, schema)
+    _known(name, "autocast", autocast, signature.arguments)
+    _known(name, "non_differentiable", non_differentiable, signature.results)
+    wiring = None
+    if backward is not None:
+        taken = Signature.of(f"{name}_backward", backward.schema)
+        wiring = Wiring.of(name, signature, taken)
+        backward = replace(backward, fake=by_name(backward.fake, taken, f"{name}: fake of backward"))
+    operator = Operator(
+        name=name,
+        schema=schema,
+        signature=signature,
+        reference=reference,
+        fake=by_name(fake, signature, f"{name}: fake"),
+        check=by_name(check, signature, f"{name}: check"),
+        backward=backward,
+        wiring=wiring,
+        non_differentiable=non_differentiable,
+        autocast=autocast,
+        twins=twins or {},
+        cuda_limit=None if cuda_limit is None else by_name(cuda_limit, signature, f"{name}: cuda_limit"),
+        compositions=compositions or {},
+        sizes=_first_shape if sizes is None else by_name(sizes, signature, f"{name}: sizes"),
+        parts=parts,
+    )
+    OPERATORS[name] = operator
+    plain = Twin(
+        _kernel(_checked(reference, operator.check)),
+        _kernel(backward.reference) if backward is not None else None,
     )
     checked = {
-        name: replace(twin, forward=_checked(twin.forward, operator.check))
-        for name, twin in operator.twins.items()
+        twin: replace(kernels, forward=_checked(kernels.forward, operator.check))
+        for twin, kernels in operator.twins.items()
     }
-    for name, twin in {"": reference, "reference": reference, **checked}.items():
-        suffix = f"_{name}" if name else ""
-        fake = _checked(operator.fake, operator.check)
-        _define(operator.name + suffix, operator.schema, twin.forward, fake, operator.autocast)
-        if backward is not None:
-            assert twin.backward is not None, f"{operator.name}: twin {name} has no backward"
-            backward_name = f"{operator.name}_backward{suffix}"
-            _define(backward_name, backward.schema, twin.backward, backward.fake, ())
-            rule = _second_derivatives(backward_name)
-            torch.library.register_autograd(f"{NAMESPACE}::{backward_name}", rule, lib=LIBRARY)
-        if twin.traced:
-            _trace_into(operator.name + suffix, twin.forward)
-            if twin.backward is not None and backward is not None:
-                _trace_into(f"{operator.name}_backward{suffix}", twin.backward)
-        _register_autograd(operator, name)
+    for twin, kernels in {"native": plain, "reference": plain, **checked}.items():
+        _register_family(operator, twin, kernels)
     return operator
+
+
+def _known(op: str, rule: str, names: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{op}: {rule}: the schema has no {', '.join(unknown)}")
+
+
+def _first_shape(x: Tensor, *_: Any) -> tuple[int, ...]:
+    return tuple(x.shape)
+
+
+def _op_name(op: str, twin: str, backward: bool = False) -> str:
+    return op + ("_backward" if backward else "") + ("" if twin == "native" else f"_{twin}")
+
+
+def _register_family(operator: Operator, twin: str, kernels: Twin) -> None:
+    """The op of one backend, its backward and its rules."""
+    name, backward = _op_name(operator.name, twin), operator.backward
+    _define(name, operator.schema, kernels.forward, _checked(operator.fake, operator.check), operator)
+    if backward is not None:
+        assert kernels.backward is not None, f"{name}: no backward"
+        backward_name = _op_name(operator.name, twin, backward=True)
+        _define(backward_name, backward.schema, kernels.backward, backward.fake)
+        refuse = _second_derivatives(backward_name)
+        torch.library.register_autograd(f"{NAMESPACE}::{backward_name}", refuse, lib=LIBRARY)
+        if kernels.traced:
+            _trace_into(backward_name, kernels.backward)
+    if kernels.traced:
+        _trace_into(name, kernels.forward)
+    _register_autograd(operator, twin)
 
 
 def _checked(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
@@ -176,21 +258,31 @@ def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _define(
-    name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], autocast: tuple[int, ...]
+    name: str,
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    operator: Operator | None = None,
 ) -> None:
+    """Defines an op with its kernel, fake and autocast rule; a backward op (no operator) casts nothing."""
     LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
     overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+    cast = () if operator is None else _cast_places(operator)
     for device in AUTOCAST_DEVICES:
         key = f"Autocast{device.upper()}"
-        LIBRARY.impl(name, _autocast_kernel(overload, device, key, autocast), key)
+        LIBRARY.impl(name, _autocast_kernel(overload, device, key, cast), key)
+
+
+def _cast_places(operator: Operator) -> tuple[int, ...]:
+    return tuple(operator.signature.arguments.index(name) for name in operator.autocast)
 
 
 def _autocast_kernel(
     overload: torch._ops.OpOverload, device: str, key: str, cast: tuple[int, ...]
 ) -> Callable[..., Any]:
-    """Casts the named arguments, then runs the op with autocast off: its kernels accumulate in float32."""
+    """Casts the arguments at these places, then runs the op without autocast: kernels sum in float32."""
     exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def kernel(*args: Any) -> Any:
@@ -241,59 +333,54 @@ def _second_derivatives(name: str) -> Callable[..., None]:
 
 def _register_autograd(operator: Operator, twin: str) -> None:
     """Gradients through the backward op of the same twin; an op without one cuts the graph."""
-    backward = operator.backward
+    wiring, count = operator.wiring, len(operator.signature.arguments)
+    hidden = [operator.signature.results.index(name) for name in operator.non_differentiable]
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        outputs = (output,) if isinstance(output, Tensor) else tuple(output)
+        outputs = outputs_of(output)
         # Autograd would fill zeros for every output without a gradient, statistics and indexes among them.
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(outputs[i] for i in operator.non_differentiable))
-        ctx.input_count = len(inputs)
-        if backward is None:
+        ctx.mark_non_differentiable(*(outputs[place] for place in hidden))
+        if wiring is None:
             return
-        arguments = backward.arguments(inputs, outputs)
-        ctx.save_for_backward(*(a for a in arguments if isinstance(a, Tensor)))
-        ctx.layout = tuple(None if isinstance(a, Tensor) else (a,) for a in arguments)
-        ctx.outputs = tuple((out.shape, out.dtype, out.device) for out in outputs)
+        values = (*inputs, *outputs)
+        ctx.save_for_backward(*(values[place] for place in wiring.kept))
+        ctx.constants = tuple(values[place] for place in wiring.constants)
+        wanted = (outputs[place] for place in wiring.gradients)
+        ctx.wanted = tuple((out.shape, out.dtype, out.device) for out in wanted)
 
-    suffix = f"_{twin}" if twin else ""
     run_backward: Callable[..., Any] | None = None
     transformed_backward: Callable[..., Any] | None = None
-    if backward is not None:
+    if wiring is not None:
         backward_op = operator.overload(twin, backward=True)
         run_backward = functools.partial(_run, backward_op)
-        transformed_backward = _transformable(
-            backward_op, lambda *_: None, _second_derivatives(f"{operator.name}_backward{suffix}")
-        )
+        refuse = _second_derivatives(_op_name(operator.name, twin, backward=True))
+        transformed_backward = _transformable(backward_op, lambda *_: None, refuse)
 
     def grads(
         ctx: Any, *output_grads: Tensor | None, run: Callable[..., Any] | None = run_backward
     ) -> tuple[Tensor | None, ...]:
-        results: list[Tensor | None] = [None] * ctx.input_count
-        if backward is None or run is None or all(grad is None for grad in output_grads):
+        results: list[Tensor | None] = [None] * count
+        if wiring is None or run is None or all(grad is None for grad in output_grads):
             return tuple(results)
-        tensors = iter(ctx.saved_tensors)
-        arguments = []
-        for place in ctx.layout:
-            argument = next(tensors) if place is None else place[0]
-            if isinstance(argument, Gradient):
-                grad = output_grads[argument.output]
-                argument = _zeros(*ctx.outputs[argument.output]) if grad is None else grad
-            arguments.append(argument)
-        computed = run(*arguments)
-        computed = (computed,) if isinstance(computed, Tensor) else computed
-        for place, grad in zip(backward.inputs, computed, strict=True):
+        given = [
+            _zeros(*wanted) if output_grads[place] is None else output_grads[place]
+            for place, wanted in zip(wiring.gradients, ctx.wanted, strict=True)
+        ]
+        values = (*given, *ctx.saved_tensors, *ctx.constants)
+        computed = outputs_of(run(*(values[place] for place in wiring.order)))
+        for place, grad in zip(wiring.inputs, computed, strict=True):
             # A backward op returns an empty tensor for an input that was not given or is an integer.
             if ctx.needs_input_grad[place]:
                 results[place] = grad
         return tuple(results)
 
     overload = operator.overload(twin)
-    torch.library.register_autograd(
-        f"{NAMESPACE}::{operator.name}{suffix}", grads, setup_context=setup_context, lib=LIBRARY
-    )
+    name = f"{NAMESPACE}::{_op_name(operator.name, twin)}"
+    torch.library.register_autograd(name, grads, setup_context=setup_context, lib=LIBRARY)
     transformed = _transformable(overload, setup_context, functools.partial(grads, run=transformed_backward))
-    _EAGER[operator.name, twin] = _eager(overload, setup_context, grads, transformed, operator.autocast)
+    cast = _cast_places(operator)
+    _EAGER[operator.name, twin] = _eager(overload, setup_context, grads, transformed, cast)
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -61,10 +61,14 @@ def can_run(op: str, backend: str, *args: Any, raise_error: bool = False) -> Sup
 
     Raises:
         ValueError: unknown op or backend.
+        TypeError: more arguments than the op has.
         RuntimeError: the backend cannot run the op and ``raise_error`` is set.
     """
     _check_names(op, backend)
     operator = OPERATORS[op]
+    most = len(operator.signature.arguments)
+    if len(args) > most:
+        raise TypeError(f"{op}: takes {most} arguments, got {len(args)}")
     device = next((arg.device for arg in args if isinstance(arg, Tensor)), _CPU)
     if composed(operator, device.type, backend):
         support = _composed_support(operator, backend, device, args)
@@ -112,8 +116,15 @@ def _whole(operator: Operator, args: Sequence[Any]) -> bool:
 
 
 def _composed_support(operator: Operator, backend: str, device: torch.device, args: Sequence[Any]) -> Support:
-    """The answer for an op that runs as its parts: that of each part, for the first argument."""
-    answers = {part: _answer(OPERATORS[part], backend, device, args[:1]) for part in operator.parts}
+    """The answer for an op that runs as its parts: that of each part, for what it shares with the op."""
+    named = dict(zip(operator.signature.arguments, args, strict=False))
+    if _whole(operator, args):  # then the parts' other arguments are results of the op
+        meta = (arg.to("meta") if isinstance(arg, Tensor) else arg for arg in args)
+        named.update(zip(operator.signature.results, operator.fake(*meta), strict=True))
+    answers = {}
+    for part in map(OPERATORS.__getitem__, operator.parts):
+        shared = tuple(named.get(name) for name in part.signature.arguments)
+        answers[part.name] = _answer(part, backend, device, shared)
     what = f"composed of {' and '.join(operator.parts)}"
     refused = next((name for name, support in answers.items() if not support), None)
     if refused is not None:
@@ -161,7 +172,7 @@ def _on_gpu(operator: Operator, args: Sequence[Any]) -> Situation:
     except (AttributeError, IndexError, TypeError):  # not all arguments that the sizes are read from
         sizes = None
     dtype, tensors = x.dtype, [arg for arg in args if isinstance(arg, Tensor)]
-    if 0 in operator.autocast and dtype != torch.float64 and torch.is_autocast_enabled("cuda"):
+    if operator.casts_input and dtype != torch.float64 and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
     training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     return Situation("cuda", gpu, dtype, limit, sizes, training)
@@ -268,27 +279,26 @@ def select(op: str, backend: str, *args: Any) -> str:
     device = x.device
     if backend == "auto":
         if device.type != "cuda":
-            return ""
+            return "native"
         gpu = device.index
         # Nothing measured is the common case, on every call.
         if _is_measured(op, gpu):
             asked: tuple[Any, ...] = _on_gpu(OPERATORS[op], args)
         else:
             asked = ("cuda", gpu, x.dtype, _limit(op, args))
-        twin: str = _fastest_twin(op, *asked)
-        return twin
+        chosen: str = _chosen(op, *asked)
+        return chosen
     limit = _limit(op, args) if device.type == "cuda" else ""
     refusal = _refusal(op, backend, device.type, device.index, x.dtype, limit)
     if refusal:
         raise RuntimeError(refusal)
-    return "" if backend == "native" else backend
+    return backend
 
 
 # A constant of the process, and it asks the dispatcher: compilers take the answer instead of tracing it.
 @torch.compiler.assume_constant_result
-def _fastest_twin(op: str, *situation: Any) -> str:
-    chosen = _fastest(op, *situation)[0]
-    return "" if chosen == "native" else chosen
+def _chosen(op: str, *situation: Any) -> str:
+    return _fastest(op, *situation)[0]
 
 
 @torch.compiler.assume_constant_result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,28 +91,29 @@ def full_float32() -> Iterator[None]:
     # PyTorch keeps an older and a newer set of switches, and raises where it reads one and the other
     # disagrees: both are changed by the older ones and restored one after the other.
     cudnn: Any = torch.backends.cudnn
-    switches = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+    switches = torch.backends, torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
     newer = [switch.fp32_precision for switch in switches]
-    products, convolutions = torch.get_float32_matmul_precision(), _convolution_switch()
+    products = _older(torch.get_float32_matmul_precision)
+    convolutions = _older(lambda: cudnn.allow_tf32)
     torch.set_float32_matmul_precision("highest")
     cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(products)
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
         if convolutions is not None:
             cudnn.allow_tf32 = convolutions
         for switch, precision in zip(switches, newer, strict=True):
             switch.fp32_precision = precision
 
 
-def _convolution_switch() -> bool | None:
-    """cuDNN's older switch; None where the newer ones were used, which then decide alone."""
+def _older(switch: Callable[[], Any]) -> Any:
+    """An older switch; None where the newer ones were used, which then decide alone."""
     try:
-        allowed: bool = torch.backends.cudnn.allow_tf32
+        return switch()
     except RuntimeError:
         return None
-    return allowed
 
 
 @contextmanager

@@ -69,16 +69,17 @@ std::vector<Sample<A>> make_samples(const char* op, const Tensor& static_index, 
 }
 
 std::tuple<Tensor, Tensor, Tensor> split_frames(const Tensor& x, const Tensor& static_index,
-                                                const Tensor& dynamic_index, const OptionalTensor& static_weight,
-                                                const OptionalTensor& static_bias, const OptionalTensor& dynamic_weight,
-                                                const OptionalTensor& dynamic_bias, double eps, bool aligned) {
+                                                const Tensor& dynamic_index, const OptionalTensor& static_norm_weight,
+                                                const OptionalTensor& static_norm_bias,
+                                                const OptionalTensor& dynamic_norm_weight,
+                                                const OptionalTensor& dynamic_norm_bias, double eps, bool aligned) {
   const char* op = "split_frames";
   const SplitInputs in = check_inputs(op, x, static_index, dynamic_index);
   const bool norm = check_norms(op, in,
-                                {{"static_weight", &static_weight},
-                                 {"static_bias", &static_bias},
-                                 {"dynamic_weight", &dynamic_weight},
-                                 {"dynamic_bias", &dynamic_bias}});
+                                {{"static_norm_weight", &static_norm_weight},
+                                 {"static_norm_bias", &static_norm_bias},
+                                 {"dynamic_norm_weight", &dynamic_norm_weight},
+                                 {"dynamic_norm_bias", &dynamic_norm_bias}});
   if (norm && !(eps > 0)) fail(op, "eps", "expected a positive number, got ", eps);
   const auto [T, N, C, Ks, Kd] = in.size;
   const int64_t K = Ks + Kd;
@@ -90,7 +91,8 @@ std::tuple<Tensor, Tensor, Tensor> split_frames(const Tensor& x, const Tensor& s
     using E = decltype(type);
     using A = acc_t<E>;
     const std::vector<Sample<A>> samples = make_samples<A>(op, static_index, dynamic_index, in, aligned);
-    const OptionalTensor *weights[2] = {&static_weight, &dynamic_weight}, *biases[2] = {&static_bias, &dynamic_bias};
+    const OptionalTensor *weights[2] = {&static_norm_weight, &dynamic_norm_weight},
+                         *biases[2] = {&static_norm_bias, &dynamic_norm_bias};
     const SplitNorms<A> norms(norm, weights, biases);
     sample_frames(split_call<E>(in, rows, samples, norms, static_cast<A>(eps), frames, stats), 0, in.B * N);
   });
@@ -99,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor> split_frames(const Tensor& x, const Tensor& s
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_backward(
     const Tensor& grad_static, const Tensor& grad_dynamic, const Tensor& x, const Tensor& static_index,
-    const Tensor& dynamic_index, const OptionalTensor& static_weight, const OptionalTensor& dynamic_weight,
+    const Tensor& dynamic_index, const OptionalTensor& static_norm_weight, const OptionalTensor& dynamic_norm_weight,
     const Tensor& stats, bool aligned) {
   const char* op = "split_frames_backward";
   const SplitInputs in = check_inputs(op, x, static_index, dynamic_index);
@@ -107,7 +109,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
   const int64_t K = Ks + Kd;
   check_tensor(op, "grad_static", grad_static, {in.B, Ks, N, C}, {in.dtype});
   check_tensor(op, "grad_dynamic", grad_dynamic, {in.B, Kd, N, C}, {in.dtype});
-  const bool norm = check_norms(op, in, {{"static_weight", &static_weight}, {"dynamic_weight", &dynamic_weight}});
+  const bool norm =
+      check_norms(op, in, {{"static_norm_weight", &static_norm_weight}, {"dynamic_norm_weight", &dynamic_norm_weight}});
   const ScalarType acc_dtype = accumulation_dtype(in.dtype);
   if (norm) {
     check_tensor(op, "stats", stats, {in.B, K, N, 2}, {acc_dtype});
@@ -130,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
     using E = decltype(type);
     using A = acc_t<E>;
     const std::vector<Sample<A>> samples = make_samples<A>(op, static_index, dynamic_index, in, aligned);
-    const OptionalTensor* weights[2] = {&static_weight, &dynamic_weight};
+    const OptionalTensor* weights[2] = {&static_norm_weight, &dynamic_norm_weight};
     const SplitNorms<A> norms(norm, weights, nullptr);
     const SamplingBackward<E> backward(in, rows, samples, norms, saved, grads, grad_x);
     backward.run(0, in.B);
@@ -147,10 +150,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
   return {grad_x,
           grad_index[0],
           grad_index[1],
-          norm_grad(static_weight, 0),
-          norm_grad(static_weight, 1),
-          norm_grad(dynamic_weight, 2),
-          norm_grad(dynamic_weight, 3)};
+          norm_grad(static_norm_weight, 0),
+          norm_grad(static_norm_weight, 1),
+          norm_grad(dynamic_norm_weight, 2),
+          norm_grad(dynamic_norm_weight, 3)};
 }
 
 }  // namespace

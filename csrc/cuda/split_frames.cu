@@ -416,16 +416,17 @@ Indexes indexes_of(const Inputs& in, const Tensor& static_index, const Tensor& d
 }
 
 std::tuple<Tensor, Tensor, Tensor> split_frames(const Tensor& x, const Tensor& static_index,
-                                                const Tensor& dynamic_index, const OptionalTensor& static_weight,
-                                                const OptionalTensor& static_bias, const OptionalTensor& dynamic_weight,
-                                                const OptionalTensor& dynamic_bias, double eps, bool aligned) {
+                                                const Tensor& dynamic_index, const OptionalTensor& static_norm_weight,
+                                                const OptionalTensor& static_norm_bias,
+                                                const OptionalTensor& dynamic_norm_weight,
+                                                const OptionalTensor& dynamic_norm_bias, double eps, bool aligned) {
   const char* op = "split_frames";
   const Inputs in = check_inputs(op, x, static_index, dynamic_index);
   const bool norm = check_norms(op, in, x,
-                                {{"static_weight", &static_weight},
-                                 {"static_bias", &static_bias},
-                                 {"dynamic_weight", &dynamic_weight},
-                                 {"dynamic_bias", &dynamic_bias}});
+                                {{"static_norm_weight", &static_norm_weight},
+                                 {"static_norm_bias", &static_norm_bias},
+                                 {"dynamic_norm_weight", &dynamic_norm_weight},
+                                 {"dynamic_norm_bias", &dynamic_norm_bias}});
   const CurrentDevice device(x);
   const Tensor rows = dense_rows(x);
   const Tensor index[2] = {stable::contiguous(static_index), stable::contiguous(dynamic_index)};
@@ -435,10 +436,10 @@ std::tuple<Tensor, Tensor, Tensor> split_frames(const Tensor& x, const Tensor& s
                             : stable::new_empty(x, {0}, ScalarType::Float);
   Tensor weight[2], bias[2];
   if (norm) {
-    weight[0] = as_float(*static_weight);
-    weight[1] = as_float(*dynamic_weight);
-    bias[0] = as_float(*static_bias);
-    bias[1] = as_float(*dynamic_bias);
+    weight[0] = as_float(*static_norm_weight);
+    weight[1] = as_float(*dynamic_norm_weight);
+    bias[0] = as_float(*static_norm_bias);
+    bias[1] = as_float(*dynamic_norm_bias);
   }
   dispatch_dtype(op, in.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
@@ -472,14 +473,15 @@ std::tuple<Tensor, Tensor, Tensor> split_frames(const Tensor& x, const Tensor& s
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_backward(
     const Tensor& grad_static, const Tensor& grad_dynamic, const Tensor& x, const Tensor& static_index,
-    const Tensor& dynamic_index, const OptionalTensor& static_weight, const OptionalTensor& dynamic_weight,
+    const Tensor& dynamic_index, const OptionalTensor& static_norm_weight, const OptionalTensor& dynamic_norm_weight,
     const Tensor& stats, bool aligned) {
   const char* op = "split_frames_backward";
   const Inputs in = check_inputs(op, x, static_index, dynamic_index);
   const int64_t K = in.Ks + in.Kd;
   check_tensor(op, "grad_static", grad_static, x, {in.B, in.Ks, in.N, in.C}, {in.dtype});
   check_tensor(op, "grad_dynamic", grad_dynamic, x, {in.B, in.Kd, in.N, in.C}, {in.dtype});
-  const bool norm = check_norms(op, in, x, {{"static_weight", &static_weight}, {"dynamic_weight", &dynamic_weight}});
+  const bool norm = check_norms(
+      op, in, x, {{"static_norm_weight", &static_norm_weight}, {"dynamic_norm_weight", &dynamic_norm_weight}});
   if (norm) {
     check_tensor(op, "stats", stats, x, {in.B, K, in.N, 2}, {ScalarType::Float});
   } else {
@@ -491,8 +493,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
   const Tensor grads[2] = {stable::contiguous(grad_static), stable::contiguous(grad_dynamic)};
   Tensor weight[2];
   if (norm) {
-    weight[0] = as_float(*static_weight);
-    weight[1] = as_float(*dynamic_weight);
+    weight[0] = as_float(*static_norm_weight);
+    weight[1] = as_float(*dynamic_norm_weight);
   }
   const Tensor grad_x = stable::new_empty(x, {in.B, in.T, in.N, in.C});
   const Chunks chunks = chunks_of(in.N, std::max<int64_t>(1, kBackwardBlocks / std::max<int64_t>(1, in.B)));
@@ -538,8 +540,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
     return norm ? stable::new_empty(x, {in.C}, like->scalar_type()) : none(in.dtype);
   };
   const Tensor grad_index[2] = {index_grad(in.Ks), index_grad(in.Kd)};
-  const Tensor grad_norm[4] = {norm_grad(static_weight), norm_grad(static_weight), norm_grad(dynamic_weight),
-                               norm_grad(dynamic_weight)};
+  const Tensor grad_norm[4] = {norm_grad(static_norm_weight), norm_grad(static_norm_weight),
+                               norm_grad(dynamic_norm_weight), norm_grad(dynamic_norm_weight)};
   // What does not exist has no groups.
   const auto index_sum = [&](int group, int64_t first, int64_t count) {
     const float* from = in.gather ? nullptr : data<float>(index_partial) + first;

@@ -5,42 +5,38 @@ from __future__ import annotations
 from torch import Tensor
 
 from ifdd_kernels import _check, reference
-from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
 
 
-def _check_arguments(tokens: Tensor, scale: float) -> None:
+def _check_arguments(tokens: Tensor) -> None:
     _check.shape("frame_correlation", "tokens", tokens, ("B", "T", "D"))
     _check.floating("frame_correlation", "tokens", tokens)
 
 
-def _fake(tokens: Tensor, scale: float) -> Tensor:
+def _fake(tokens: Tensor) -> Tensor:
     batch, frames, _ = tokens.shape
     return tokens.new_empty(batch, frames, frames, dtype=accumulator(tokens.dtype))
 
 
-def _fake_backward(grad: Tensor, tokens: Tensor, scale: float) -> Tensor:
+def _fake_backward(tokens: Tensor) -> Tensor:
     return tokens.new_empty(tokens.shape)
 
 
 OPERATOR = register(
-    Operator(
-        name="frame_correlation",
-        schema="(Tensor tokens, float scale) -> Tensor",
-        reference=reference.frame_correlation,
-        fake=_fake,
-        check=_check_arguments,
-        twins={"triton": twin("frame_correlation")},
-        backward=Backward(
-            schema="(Tensor grad, Tensor tokens, float scale) -> Tensor",
-            reference=reference.frame_correlation_backward,
-            fake=_fake_backward,
-            arguments=lambda inputs, outputs: (Gradient(0), *inputs),
-            inputs=(0,),
-        ),
-    )
+    "frame_correlation",
+    "(Tensor tokens, float scale) -> Tensor correlation",
+    reference=reference.frame_correlation,
+    fake=_fake,
+    check=_check_arguments,
+    twins={"triton": twin("frame_correlation")},
+    backward=Backward(
+        schema="(Tensor grad_correlation, Tensor tokens, float scale) -> Tensor grad_tokens",
+        reference=reference.frame_correlation_backward,
+        fake=_fake_backward,
+    ),
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ifdd_kernels import _check, _cuda_limits, reference
-from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
@@ -19,40 +19,28 @@ def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor, height: int, width
     _check.parameter("frame_tokens", "bias", bias, (weight.shape[0],), "x", x)
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, pool: int) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], weight.shape[0] * pool * pool, dtype=accumulator(x.dtype))
 
 
-def _fake_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_backward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
-def _cuda_limit(
-    x: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None, *sides: int | None
-) -> str:
-    return _cuda_limits.tokenizer(x, weight, *sides)
-
-
 OPERATOR = register(
-    Operator(
-        name="frame_tokens",
-        schema="(Tensor x, Tensor weight, Tensor bias, int height, int width, int pool) -> Tensor",
-        reference=reference.frame_tokens,
-        fake=_fake,
-        check=_check_arguments,
-        twins={"triton": twin("frame_tokens")},
-        cuda_limit=_cuda_limit,
-        backward=Backward(
-            schema="(Tensor grad, Tensor x, Tensor weight, Tensor bias, int height, int width, int pool)"
-            " -> (Tensor, Tensor, Tensor)",
-            reference=reference.frame_tokens_backward,
-            fake=_fake_backward,
-            arguments=lambda inputs, outputs: (Gradient(0), *inputs),
-            inputs=(0, 1, 2),
-        ),
-    )
+    "frame_tokens",
+    "(Tensor x, Tensor weight, Tensor bias, int height, int width, int pool) -> Tensor tokens",
+    reference=reference.frame_tokens,
+    fake=_fake,
+    check=_check_arguments,
+    twins={"triton": twin("frame_tokens")},
+    cuda_limit=_cuda_limits.tokenizer,
+    backward=Backward(
+        schema="(Tensor grad_tokens, Tensor x, Tensor weight, Tensor bias, int height, int width, int pool)"
+        " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+        reference=reference.frame_tokens_backward,
+        fake=_fake_backward,
+    ),
 )
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ifdd_kernels import _check, _cuda_limits, reference
-from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
 
 
-def _check_arguments(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
+def _check_arguments(query: Tensor, key: Tensor, value: Tensor) -> None:
     op = "lifting_attention"
     _check.shape(op, "query", query, ("B", "M", "h", "d"))
     _check.floating(op, "query", query)
@@ -23,7 +21,7 @@ def _check_arguments(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
         _check.same(op, name, part, "query", query)
 
 
-def _fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake(query: Tensor) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, channels = query.shape
     return (
         query.new_empty(batch, tokens, heads * channels),
@@ -31,11 +29,11 @@ def _fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def _fake_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _fake_backward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.new_empty(part.shape) for part in (query, key, value))
 
 
-def _cuda_limit(query: Tensor | None, *rest: Any) -> str:
+def _cuda_limit(query: Tensor | None) -> str:
     batch, tokens, heads, channels = _cuda_limits.sizes(query, 4)
     return _cuda_limits.most("head_dim", _cuda_limits.HEAD_DIM, channels) or _cuda_limits.rows(
         batch * tokens * heads
@@ -43,25 +41,21 @@ def _cuda_limit(query: Tensor | None, *rest: Any) -> str:
 
 
 OPERATOR = register(
-    Operator(
-        name="lifting_attention",
-        schema="(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor out, Tensor log_sum)",
-        reference=reference.lifting_attention,
-        fake=_fake,
-        check=_check_arguments,
-        backward=Backward(
-            schema="(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor log_sum,"
-            " float scale) -> (Tensor, Tensor, Tensor)",
-            reference=reference.lifting_attention_backward,
-            fake=_fake_backward,
-            arguments=lambda inputs, outputs: (Gradient(0), *inputs[:3], *outputs, inputs[3]),
-            inputs=(0, 1, 2),
-        ),
-        non_differentiable=(1,),
-        autocast=(0, 1, 2),
-        cuda_limit=_cuda_limit,
-        twins={"triton": twin("lifting_attention")},
-    )
+    "lifting_attention",
+    "(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor out, Tensor log_sum)",
+    reference=reference.lifting_attention,
+    fake=_fake,
+    check=_check_arguments,
+    backward=Backward(
+        schema="(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor log_sum,"
+        " float scale) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
+        reference=reference.lifting_attention_backward,
+        fake=_fake_backward,
+    ),
+    non_differentiable=("log_sum",),
+    autocast=("query", "key", "value"),
+    cuda_limit=_cuda_limit,
+    twins={"triton": twin("lifting_attention")},
 )
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ifdd_kernels import _check, reference
-from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
@@ -15,38 +13,35 @@ from ifdd_kernels.triton import twin
 REDUCTIONS = ("sum", "mean")
 
 
-def _check_arguments(residual: Tensor, weight: float, beta: float, mean: bool) -> None:
+def _check_arguments(residual: Tensor, beta: float) -> None:
     if residual.dim() < 1:
         raise ValueError("lifting_loss: residual must have shape (B, ...), got a scalar")
     _check.floating("lifting_loss", "residual", residual)
     _check.positive("lifting_loss", beta=beta)
 
 
-def _fake(residual: Tensor, *_: Any) -> Tensor:
+def _fake(residual: Tensor) -> Tensor:
     return residual.new_empty((), dtype=accumulator(residual.dtype))
 
 
-def _fake_backward(grad: Tensor, residual: Tensor, weight: float, beta: float, mean: bool) -> Tensor:
+def _fake_backward(residual: Tensor) -> Tensor:
     return residual.new_empty(residual.shape)
 
 
 OPERATOR = register(
-    Operator(
-        name="lifting_loss",
-        # A flag, not a string: string arguments leak memory in the stable ABI.
-        schema="(Tensor residual, float weight, float beta, bool mean) -> Tensor",
-        reference=reference.lifting_loss,
-        fake=_fake,
-        check=_check_arguments,
-        twins={"triton": twin("lifting_loss")},
-        backward=Backward(
-            schema="(Tensor grad, Tensor residual, float weight, float beta, bool mean) -> Tensor",
-            reference=reference.lifting_loss_backward,
-            fake=_fake_backward,
-            arguments=lambda inputs, outputs: (Gradient(0), *inputs),
-            inputs=(0,),
-        ),
-    )
+    "lifting_loss",
+    # A flag, not a string: string arguments leak memory in the stable ABI.
+    "(Tensor residual, float weight, float beta, bool mean) -> Tensor loss",
+    reference=reference.lifting_loss,
+    fake=_fake,
+    check=_check_arguments,
+    twins={"triton": twin("lifting_loss")},
+    backward=Backward(
+        schema="(Tensor grad_loss, Tensor residual, float weight, float beta, bool mean)"
+        " -> Tensor grad_residual",
+        reference=reference.lifting_loss_backward,
+        fake=_fake_backward,
+    ),
 )
 
 

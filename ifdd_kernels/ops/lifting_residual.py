@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ifdd_kernels import _check, reference
-from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
@@ -24,31 +24,28 @@ def _check_arguments(x: Tensor, approximation: Tensor) -> None:
         )
 
 
-def _fake(x: Tensor, approximation: Tensor) -> Tensor:
+def _fake(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[2], dtype=accumulator(x.dtype))
 
 
-def _fake_backward(grad: Tensor, x: Tensor, approximation: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_backward(x: Tensor, approximation: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), approximation.new_empty(approximation.shape)
 
 
 OPERATOR = register(
-    Operator(
-        name="lifting_residual",
-        schema="(Tensor x, Tensor approximation) -> Tensor",
-        reference=reference.lifting_residual,
-        fake=_fake,
-        check=_check_arguments,
-        twins={"triton": twin("lifting_residual")},
-        backward=Backward(
-            # The inputs are passed for their shapes and dtypes only; both are kept by their producers.
-            schema="(Tensor grad, Tensor x, Tensor approximation) -> (Tensor, Tensor)",
-            reference=reference.lifting_residual_backward,
-            fake=_fake_backward,
-            arguments=lambda inputs, outputs: (Gradient(0), *inputs),
-            inputs=(0, 1),
-        ),
-    )
+    "lifting_residual",
+    "(Tensor x, Tensor approximation) -> Tensor residual",
+    reference=reference.lifting_residual,
+    fake=_fake,
+    check=_check_arguments,
+    twins={"triton": twin("lifting_residual")},
+    backward=Backward(
+        # The inputs are passed for their shapes and dtypes only; both are kept by their producers.
+        schema="(Tensor grad_residual, Tensor x, Tensor approximation)"
+        " -> (Tensor grad_x, Tensor grad_approximation)",
+        reference=reference.lifting_residual_backward,
+        fake=_fake_backward,
+    ),
 )
 
 

@@ -15,10 +15,10 @@ from ifdd_kernels.ops.lifting_attention import lifting_attention
 from ifdd_kernels.ops.linear import linear
 
 STEPS = ("lifting_update", "lifting_predict")
-_SCHEMA = (
+STEP_SCHEMA = (
     "(Tensor target, Tensor source, Tensor query_weight, Tensor query_bias, Tensor key_value_weight,"
     " Tensor key_value_bias, Tensor output_weight, Tensor output_bias, int num_heads,"
-    " bool self_conditioned) -> Tensor"
+    " bool self_conditioned) -> Tensor out"
 )
 
 
@@ -77,7 +77,7 @@ def _register(op: str) -> None:
     def decomposition(*args: object) -> Tensor:
         return _step(op, *args)  # type: ignore[arg-type]
 
-    LIBRARY.define(op + _SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(op + STEP_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(op, decomposition, "CompositeImplicitAutograd")
 
 

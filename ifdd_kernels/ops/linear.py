@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ifdd_kernels import _check, _library, reference
-from ifdd_kernels._operator import AUTOCAST_DEVICES, Backward, Gradient, Operator, register
+from ifdd_kernels._operator import AUTOCAST_DEVICES, Backward, register
 from ifdd_kernels.backends import run
 
 
@@ -17,31 +17,28 @@ def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     _check.linear("linear", x, weight, bias)
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _fake(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_backward(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
 OPERATOR = register(
-    Operator(
-        name="linear",
-        schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-        reference=reference.linear,
-        fake=_fake,
-        check=_check_arguments,
-        backward=Backward(
-            schema="(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor, Tensor)",
-            reference=reference.linear_backward,
-            fake=_fake_backward,
-            arguments=lambda inputs, outputs: (Gradient(0), *inputs[:2]),
-            inputs=(0, 1, 2),
-        ),
-        # The parameters stay as they are: the kernel multiplies in their float32.
-        autocast=(0,),
-    )
+    "linear",
+    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor out",
+    reference=reference.linear,
+    fake=_fake,
+    check=_check_arguments,
+    backward=Backward(
+        schema="(Tensor grad_out, Tensor x, Tensor weight)"
+        " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+        reference=reference.linear_backward,
+        fake=_fake_backward,
+    ),
+    # The parameters stay as they are: the kernel multiplies in their float32.
+    autocast=("x",),
 )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ifdd_kernels import _check, reference
-from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.ops.pool_tokens import pooled_grid
 
@@ -31,26 +31,22 @@ def _fake(x: Tensor, grid: Sequence[int], stride: Sequence[int]) -> tuple[Tensor
     return x.new_empty(batch, 1 + cells, channels), rows
 
 
-def _fake_backward(grad: Tensor, rows: Tensor, grid: Sequence[int], stride: Sequence[int]) -> Tensor:
-    return grad.new_empty(grad.shape[0], 1 + math.prod(grid), grad.shape[2])
+def _fake_backward(grad_out: Tensor, grid: Sequence[int]) -> Tensor:
+    return grad_out.new_empty(grad_out.shape[0], 1 + math.prod(grid), grad_out.shape[2])
 
 
 OPERATOR = register(
-    Operator(
-        name="max_pool_tokens",
-        schema="(Tensor x, int[3] grid, int[3] stride) -> (Tensor out, Tensor rows)",
-        reference=reference.max_pool_tokens,
-        fake=_fake,
-        check=_check_arguments,
-        backward=Backward(
-            schema="(Tensor grad, Tensor rows, int[3] grid, int[3] stride) -> Tensor",
-            reference=reference.max_pool_tokens_backward,
-            fake=_fake_backward,
-            arguments=lambda inputs, outputs: (Gradient(0), outputs[1], *inputs[1:]),
-            inputs=(0,),
-        ),
-        non_differentiable=(1,),
-    )
+    "max_pool_tokens",
+    "(Tensor x, int[3] grid, int[3] stride) -> (Tensor out, Tensor rows)",
+    reference=reference.max_pool_tokens,
+    fake=_fake,
+    check=_check_arguments,
+    backward=Backward(
+        schema="(Tensor grad_out, Tensor rows, int[3] grid, int[3] stride) -> Tensor grad_x",
+        reference=reference.max_pool_tokens_backward,
+        fake=_fake_backward,
+    ),
+    non_differentiable=("rows",),
 )
 
 

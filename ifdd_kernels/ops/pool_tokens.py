@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ifdd_kernels import _check, _cuda_limits, reference
-from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
@@ -145,8 +145,15 @@ def _check_arguments(
         _check.parameter(op, name, value, (channels,), "qkv", qkv)
 
 
-def _fake(qkv: Tensor, key_value: Tensor | None, weight_q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    grid, key_value_grid, heads, stride_q, stride_kv = rest[8:13]
+def _fake(
+    qkv: Tensor,
+    weight_q: Tensor,
+    grid: Sequence[int],
+    key_value_grid: Sequence[int],
+    heads: int,
+    stride_q: Sequence[int],
+    stride_kv: Sequence[int],
+) -> tuple[Tensor, ...]:
     batch, channels = qkv.shape[0], weight_q.shape[0]
     of_key_value = 1 + math.prod(pooled_grid(key_value_grid, stride_kv))
     rows = (1 + math.prod(pooled_grid(grid, stride_q)), of_key_value, of_key_value)
@@ -155,20 +162,31 @@ def _fake(qkv: Tensor, key_value: Tensor | None, weight_q: Tensor, *rest: Any) -
     return (*pooled, *stats)
 
 
-def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
-    qkv, key_value, *convolutions = args[3:8]
-    norms = [weight for weight in args[8:11] for _ in ("weight", "bias")]
-    grads = [t.new_empty(t.shape) for t in (qkv, *convolutions, *norms)]
+def _fake_backward(
+    qkv: Tensor,
+    key_value: Tensor | None,
+    weight_q: Tensor,
+    weight_k: Tensor,
+    weight_v: Tensor,
+    norm_weight_q: Tensor,
+    norm_weight_k: Tensor,
+    norm_weight_v: Tensor,
+) -> tuple[Tensor, ...]:
     grad_key_value = qkv.new_empty(0) if key_value is None else key_value.new_empty(key_value.shape)
-    return grads[0], grad_key_value, *grads[1:]
+    norms = [t for t in (norm_weight_q, norm_weight_k, norm_weight_v) for _ in ("weight", "bias")]
+    parameters = (t.new_empty(t.shape) for t in (weight_q, weight_k, weight_v, *norms))
+    return qkv.new_empty(qkv.shape), grad_key_value, *parameters
 
 
 def _cuda_limit(
-    qkv: Tensor | None, key_value: Tensor | None = None, weight_q: Tensor | None = None, *rest: Any
+    qkv: Tensor | None,
+    key_value: Tensor | None,
+    weight_q: Tensor | None,
+    grid: Sequence[int] | None,
+    key_value_grid: Sequence[int] | None,
 ) -> str:
     head_dim = _cuda_limits.sizes(weight_q, 5)[0]
-    # Behind the weight of q: two weights, six of norms, then grid and key_value_grid.
-    longest = _cuda_limits.longest(*rest[8:10])
+    longest = _cuda_limits.longest(grid, key_value_grid)
     # Rows of one head are counted, and without the weight it is open how wide a head is.
     parts = (qkv, key_value) if head_dim else ()
     channels = sum(math.prod(_cuda_limits.sizes(part, 3)) for part in parts)
@@ -180,41 +198,31 @@ def _cuda_limit(
 
 
 OPERATOR = register(
-    Operator(
-        name="pool_tokens",
-        schema="(Tensor qkv, Tensor? key_value, Tensor weight_q, Tensor weight_k, Tensor weight_v,"
-        " Tensor norm_weight_q, Tensor norm_bias_q, Tensor norm_weight_k, Tensor norm_bias_k,"
-        " Tensor norm_weight_v, Tensor norm_bias_v, int[3] grid, int[3] key_value_grid, int heads,"
-        " int[3] stride_q, int[3] stride_kv, float eps)"
-        " -> (Tensor query, Tensor key, Tensor value, Tensor stats_q, Tensor stats_k, Tensor stats_v)",
-        reference=reference.pool_tokens,
-        fake=_fake,
-        check=_check_arguments,
-        backward=Backward(
-            schema="(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor qkv, Tensor? key_value,"
-            " Tensor weight_q, Tensor weight_k, Tensor weight_v, Tensor norm_weight_q, Tensor norm_weight_k,"
-            " Tensor norm_weight_v, Tensor stats_q, Tensor stats_k, Tensor stats_v, int[3] grid,"
-            " int[3] key_value_grid, int heads, int[3] stride_q, int[3] stride_kv)"
-            " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-            reference=reference.pool_tokens_backward,
-            fake=_fake_backward,
-            arguments=lambda inputs, outputs: (
-                Gradient(0),
-                Gradient(1),
-                Gradient(2),
-                *inputs[:6],
-                inputs[7],
-                inputs[9],
-                *outputs[3:],
-                *inputs[11:16],
-            ),
-            inputs=tuple(range(11)),
-        ),
-        non_differentiable=(3, 4, 5),
-        autocast=(0, 1),
-        cuda_limit=_cuda_limit,
-        twins={"triton": twin("pool_tokens", traced=False)},
-    )
+    "pool_tokens",
+    "(Tensor qkv, Tensor? key_value, Tensor weight_q, Tensor weight_k, Tensor weight_v,"
+    " Tensor norm_weight_q, Tensor norm_bias_q, Tensor norm_weight_k, Tensor norm_bias_k,"
+    " Tensor norm_weight_v, Tensor norm_bias_v, int[3] grid, int[3] key_value_grid, int heads,"
+    " int[3] stride_q, int[3] stride_kv, float eps)"
+    " -> (Tensor query, Tensor key, Tensor value, Tensor stats_q, Tensor stats_k, Tensor stats_v)",
+    reference=reference.pool_tokens,
+    fake=_fake,
+    check=_check_arguments,
+    backward=Backward(
+        schema="(Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor qkv, Tensor? key_value,"
+        " Tensor weight_q, Tensor weight_k, Tensor weight_v, Tensor norm_weight_q, Tensor norm_weight_k,"
+        " Tensor norm_weight_v, Tensor stats_q, Tensor stats_k, Tensor stats_v, int[3] grid,"
+        " int[3] key_value_grid, int heads, int[3] stride_q, int[3] stride_kv)"
+        " -> (Tensor grad_qkv, Tensor grad_key_value, Tensor grad_weight_q, Tensor grad_weight_k,"
+        " Tensor grad_weight_v, Tensor grad_norm_weight_q, Tensor grad_norm_bias_q,"
+        " Tensor grad_norm_weight_k, Tensor grad_norm_bias_k, Tensor grad_norm_weight_v,"
+        " Tensor grad_norm_bias_v)",
+        reference=reference.pool_tokens_backward,
+        fake=_fake_backward,
+    ),
+    non_differentiable=("stats_q", "stats_k", "stats_v"),
+    autocast=("qkv", "key_value"),
+    cuda_limit=_cuda_limit,
+    twins={"triton": twin("pool_tokens", traced=False)},
 )
 
 

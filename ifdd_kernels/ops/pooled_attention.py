@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ifdd_kernels import _check, augmented_attention, reference
-from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
@@ -30,7 +29,6 @@ def _check_arguments(
     table_t: Tensor,
     q_grid: Sequence[int],
     k_grid: Sequence[int],
-    scale: float,
 ) -> None:
     op = "pooled_attention"
     _check.triple(op, "q_grid", q_grid)
@@ -47,7 +45,7 @@ def _check_arguments(
         _check.parameter(op, name, table, (rows, channels), "query", query)
 
 
-def _fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake(query: Tensor) -> tuple[Tensor, Tensor]:
     batch, rows, heads, channels = query.shape
     return (
         query.new_empty(batch, rows, heads * channels),
@@ -55,33 +53,36 @@ def _fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in args[:6])  # query, key, value and the three tables
+def _fake_backward(
+    query: Tensor, key: Tensor, value: Tensor, table_h: Tensor, table_w: Tensor, table_t: Tensor
+) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in (query, key, value, table_h, table_w, table_t))
+
+
+def _sizes(query: Tensor, key: Tensor) -> tuple[int, ...]:
+    return (*query.shape, key.shape[1])
 
 
 OPERATOR = register(
-    Operator(
-        name="pooled_attention",
-        schema="(Tensor query, Tensor key, Tensor value, Tensor table_h, Tensor table_w, Tensor table_t,"
-        " int[3] q_grid, int[3] k_grid, float scale) -> (Tensor out, Tensor log_sum)",
-        reference=reference.pooled_attention,
-        fake=_fake,
-        check=_check_arguments,
-        backward=Backward(
-            schema="(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor table_h, Tensor table_w,"
-            " Tensor table_t, Tensor out, Tensor log_sum, int[3] q_grid, int[3] k_grid, float scale)"
-            " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-            reference=reference.pooled_attention_backward,
-            fake=_fake_backward,
-            arguments=lambda inputs, outputs: (Gradient(0), *inputs[:6], *outputs, *inputs[6:]),
-            inputs=(0, 1, 2, 3, 4, 5),
-        ),
-        non_differentiable=(1,),
-        autocast=(0, 1, 2),
-        twins={"triton": twin("pooled_attention")},
-        sizes=lambda query, key, *_: (*query.shape, key.shape[1]),
-        compositions={"sdpa": augmented_attention.pooled_attention},
-    )
+    "pooled_attention",
+    "(Tensor query, Tensor key, Tensor value, Tensor table_h, Tensor table_w, Tensor table_t,"
+    " int[3] q_grid, int[3] k_grid, float scale) -> (Tensor out, Tensor log_sum)",
+    reference=reference.pooled_attention,
+    fake=_fake,
+    check=_check_arguments,
+    backward=Backward(
+        schema="(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor table_h, Tensor table_w,"
+        " Tensor table_t, Tensor out, Tensor log_sum, int[3] q_grid, int[3] k_grid, float scale)"
+        " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_table_h,"
+        " Tensor grad_table_w, Tensor grad_table_t)",
+        reference=reference.pooled_attention_backward,
+        fake=_fake_backward,
+    ),
+    non_differentiable=("log_sum",),
+    autocast=("query", "key", "value"),
+    twins={"triton": twin("pooled_attention")},
+    sizes=_sizes,
+    compositions={"sdpa": augmented_attention.pooled_attention},
 )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ifdd_kernels import _check, _cuda_limits, reference
-from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
@@ -53,12 +51,11 @@ def _check_arguments(
     x: Tensor,
     static_index: Tensor,
     dynamic_index: Tensor,
-    static_weight: Tensor | None,
-    static_bias: Tensor | None,
-    dynamic_weight: Tensor | None,
-    dynamic_bias: Tensor | None,
+    static_norm_weight: Tensor | None,
+    static_norm_bias: Tensor | None,
+    dynamic_norm_weight: Tensor | None,
+    dynamic_norm_bias: Tensor | None,
     eps: float,
-    aligned: bool,
 ) -> None:
     op = "split_frames"
     _check.shape(op, "x", x, ("B", "T", "N", "C"))
@@ -74,20 +71,20 @@ def _check_arguments(
     if x.shape[1] < least:
         raise ValueError(f"{op}: x must have at least {least} frames, got {x.shape[1]}")
     norms = {
-        "static_weight": static_weight,
-        "static_bias": static_bias,
-        "dynamic_weight": dynamic_weight,
-        "dynamic_bias": dynamic_bias,
+        "static_norm_weight": static_norm_weight,
+        "static_norm_bias": static_norm_bias,
+        "dynamic_norm_weight": dynamic_norm_weight,
+        "dynamic_norm_bias": dynamic_norm_bias,
     }
     check_norms(op, x, norms, eps)
 
 
 def _fake(
-    x: Tensor, static_index: Tensor, dynamic_index: Tensor, static_weight: Tensor | None, *rest: Any
+    x: Tensor, static_index: Tensor, dynamic_index: Tensor, static_norm_weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, tokens, channels = x.shape
     count_s, count_d = static_index.shape[1], dynamic_index.shape[1]
-    stats = (0,) if static_weight is None else (batch, count_s + count_d, tokens, 2)
+    stats = (0,) if static_norm_weight is None else (batch, count_s + count_d, tokens, 2)
     return (
         x.new_empty(batch, count_s, tokens, channels),
         x.new_empty(batch, count_d, tokens, channels),
@@ -96,15 +93,11 @@ def _fake(
 
 
 def _fake_backward(
-    grad_static: Tensor,
-    grad_dynamic: Tensor,
     x: Tensor,
     static_index: Tensor,
     dynamic_index: Tensor,
-    static_weight: Tensor | None,
-    dynamic_weight: Tensor | None,
-    stats: Tensor,
-    aligned: bool,
+    static_norm_weight: Tensor | None,
+    dynamic_norm_weight: Tensor | None,
 ) -> tuple[Tensor, ...]:
     floating = static_index.is_floating_point()
     indexes = [
@@ -113,14 +106,12 @@ def _fake_backward(
     ]
     norms = [
         x.new_empty(0) if weight is None else weight.new_empty(weight.shape)
-        for weight in (static_weight, static_weight, dynamic_weight, dynamic_weight)
+        for weight in (static_norm_weight, static_norm_weight, dynamic_norm_weight, dynamic_norm_weight)
     ]
     return x.new_empty(x.shape), *indexes, *norms
 
 
-def _cuda_limit(
-    x: Tensor | None, static_index: Tensor | None = None, dynamic_index: Tensor | None = None, *rest: Any
-) -> str:
+def _cuda_limit(x: Tensor | None, static_index: Tensor | None, dynamic_index: Tensor | None) -> str:
     batch, frames, tokens, _ = _cuda_limits.sizes(x, 4)
     outputs = sum(_cuda_limits.sizes(index, 2)[1] for index in (static_index, dynamic_index))
     return _cuda_limits.most(
@@ -129,37 +120,27 @@ def _cuda_limit(
 
 
 OPERATOR = register(
-    Operator(
-        name="split_frames",
-        schema="(Tensor x, Tensor static_index, Tensor dynamic_index, Tensor? static_weight,"
-        " Tensor? static_bias, Tensor? dynamic_weight, Tensor? dynamic_bias, float eps, bool aligned)"
-        " -> (Tensor static_frames, Tensor dynamic_frames, Tensor stats)",
-        reference=reference.split_frames,
-        fake=_fake,
-        check=_check_arguments,
-        twins={"triton": twin("split_frames")},
-        cuda_limit=_cuda_limit,
-        backward=Backward(
-            schema="(Tensor grad_static, Tensor grad_dynamic, Tensor x, Tensor static_index,"
-            " Tensor dynamic_index, Tensor? static_weight, Tensor? dynamic_weight, Tensor stats,"
-            " bool aligned) -> (Tensor grad_x, Tensor grad_static_index, Tensor grad_dynamic_index,"
-            " Tensor grad_static_weight, Tensor grad_static_bias, Tensor grad_dynamic_weight,"
-            " Tensor grad_dynamic_bias)",
-            reference=reference.split_frames_backward,
-            fake=_fake_backward,
-            arguments=lambda inputs, outputs: (
-                Gradient(0),
-                Gradient(1),
-                *inputs[:4],
-                inputs[5],
-                outputs[2],
-                inputs[8],
-            ),
-            inputs=(0, 1, 2, 3, 4, 5, 6),
-        ),
-        non_differentiable=(2,),
-        autocast=(0,),
-    )
+    "split_frames",
+    "(Tensor x, Tensor static_index, Tensor dynamic_index, Tensor? static_norm_weight,"
+    " Tensor? static_norm_bias, Tensor? dynamic_norm_weight, Tensor? dynamic_norm_bias, float eps,"
+    " bool aligned)"
+    " -> (Tensor static_frames, Tensor dynamic_frames, Tensor stats)",
+    reference=reference.split_frames,
+    fake=_fake,
+    check=_check_arguments,
+    twins={"triton": twin("split_frames")},
+    cuda_limit=_cuda_limit,
+    backward=Backward(
+        schema="(Tensor grad_static_frames, Tensor grad_dynamic_frames, Tensor x, Tensor static_index,"
+        " Tensor dynamic_index, Tensor? static_norm_weight, Tensor? dynamic_norm_weight, Tensor stats,"
+        " bool aligned) -> (Tensor grad_x, Tensor grad_static_index, Tensor grad_dynamic_index,"
+        " Tensor grad_static_norm_weight, Tensor grad_static_norm_bias, Tensor grad_dynamic_norm_weight,"
+        " Tensor grad_dynamic_norm_bias)",
+        reference=reference.split_frames_backward,
+        fake=_fake_backward,
+    ),
+    non_differentiable=("stats",),
+    autocast=("x",),
 )
 
 

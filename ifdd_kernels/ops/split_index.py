@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ifdd_kernels import _check, _cuda_limits, reference
-from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
@@ -26,6 +27,7 @@ class SplitIndex(NamedTuple):
 
 
 def check_arguments(
+    op: str,
     x: Tensor,
     token_weight: Tensor,
     token_bias: Tensor,
@@ -34,8 +36,6 @@ def check_arguments(
     height: int,
     width: int,
     pool: int,
-    reach: float,
-    op: str = "split_index",
 ) -> None:
     """Raises on arguments that ``split_index``, or an op that begins with it, cannot take."""
     _check.grid(op, x, height, width, pool)
@@ -47,7 +47,7 @@ def check_arguments(
     _check.parameter(op, "dynamic_weight", dynamic_weight, (frames // 2, frames * frames), "x", x)
 
 
-def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     batch, frames = x.shape[:2]
     dtype = accumulator(x.dtype)
     return (
@@ -57,44 +57,38 @@ def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in args[3:8])  # x and the four parameters
+def _fake_backward(
+    x: Tensor, token_weight: Tensor, token_bias: Tensor, static_weight: Tensor, dynamic_weight: Tensor
+) -> tuple[Tensor, ...]:
+    given = (x, token_weight, token_bias, static_weight, dynamic_weight)
+    return tuple(t.new_empty(t.shape) for t in given)
 
 
-def _cuda_limit(x: Tensor | None, token_weight: Tensor | None = None, *rest: Any) -> str:
-    # Behind the weight: token_bias, both offset weights, the three sides, reach.
-    return _cuda_limits.tokenizer(x, token_weight, *rest[3:6])
+def _cuda_limit(
+    x: Tensor | None, token_weight: Tensor | None, height: int | None, width: int | None, pool: int | None
+) -> str:
+    return _cuda_limits.tokenizer(x, token_weight, height, width, pool)
 
 
 OPERATOR = register(
-    Operator(
-        name="split_index",
-        schema="(Tensor x, Tensor token_weight, Tensor token_bias, Tensor static_weight,"
-        " Tensor dynamic_weight, int height, int width, int pool, float reach)"
-        " -> (Tensor static_index, Tensor dynamic_index, Tensor correlation)",
-        reference=reference.split_index,
-        fake=_fake,
-        check=check_arguments,
-        twins={"triton": twin("split_index")},
-        cuda_limit=_cuda_limit,
-        backward=Backward(
-            schema="(Tensor grad_static, Tensor grad_dynamic, Tensor grad_correlation, Tensor x,"
-            " Tensor token_weight, Tensor token_bias, Tensor static_weight, Tensor dynamic_weight,"
-            " Tensor correlation, int height, int width, int pool, float reach)"
-            " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-            reference=reference.split_index_backward,
-            fake=_fake_backward,
-            arguments=lambda inputs, outputs: (
-                Gradient(0),
-                Gradient(1),
-                Gradient(2),
-                *inputs[:5],
-                outputs[2],
-                *inputs[5:],
-            ),
-            inputs=(0, 1, 2, 3, 4),
-        ),
-    )
+    "split_index",
+    "(Tensor x, Tensor token_weight, Tensor token_bias, Tensor static_weight,"
+    " Tensor dynamic_weight, int height, int width, int pool, float reach)"
+    " -> (Tensor static_index, Tensor dynamic_index, Tensor correlation)",
+    reference=reference.split_index,
+    fake=_fake,
+    check=functools.partial(check_arguments, "split_index"),
+    twins={"triton": twin("split_index")},
+    cuda_limit=_cuda_limit,
+    backward=Backward(
+        schema="(Tensor grad_static_index, Tensor grad_dynamic_index, Tensor grad_correlation, Tensor x,"
+        " Tensor token_weight, Tensor token_bias, Tensor static_weight, Tensor dynamic_weight,"
+        " Tensor correlation, int height, int width, int pool, float reach)"
+        " -> (Tensor grad_x, Tensor grad_token_weight, Tensor grad_token_bias,"
+        " Tensor grad_static_weight, Tensor grad_dynamic_weight)",
+        reference=reference.split_index_backward,
+        fake=_fake_backward,
+    ),
 )
 
 

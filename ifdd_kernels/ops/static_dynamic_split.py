@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ifdd_kernels import _check, reference
-from ifdd_kernels._operator import Backward, Gradient, Operator, register
+from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import composed, run
 from ifdd_kernels.ops.split_frames import Norm, check_norms, norm_arguments, split_frames
 from ifdd_kernels.ops.split_index import check_arguments as check_index_arguments
@@ -46,13 +46,9 @@ def _check_arguments(
     height: int,
     width: int,
     pool: int,
-    reach: float,
     eps: float,
-    aligned: bool,
 ) -> None:
-    check_index_arguments(
-        x, token_weight, token_bias, static_weight, dynamic_weight, height, width, pool, reach, op=OP
-    )
+    check_index_arguments(OP, x, token_weight, token_bias, static_weight, dynamic_weight, height, width, pool)
     norms = {
         "static_norm_weight": static_norm_weight,
         "static_norm_bias": static_norm_bias,
@@ -63,12 +59,11 @@ def _check_arguments(
 
 
 def _fake(
-    x: Tensor, token_weight: Tensor, *rest: Any
+    x: Tensor, token_weight: Tensor, static_norm_weight: Tensor | None, pool: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, frames, tokens, channels = x.shape
-    norm, pool = rest[3], rest[9]
     dtype = accumulator(x.dtype)
-    stats = (0,) if norm is None else (batch, frames, tokens, 2)
+    stats = (0,) if static_norm_weight is None else (batch, frames, tokens, 2)
     return (
         x.new_empty(batch, frames // 2, tokens, channels),
         x.new_empty(batch, frames // 2, tokens, channels),
@@ -80,46 +75,45 @@ def _fake(
     )
 
 
-def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
-    x, *norms = args[5], args[10], args[10], args[11], args[11]
-    parameters = [t.new_empty(t.shape) for t in args[6:10]]
+def _fake_backward(
+    x: Tensor,
+    token_weight: Tensor,
+    token_bias: Tensor,
+    static_weight: Tensor,
+    dynamic_weight: Tensor,
+    static_norm_weight: Tensor | None,
+    dynamic_norm_weight: Tensor | None,
+) -> tuple[Tensor, ...]:
+    given = (x, token_weight, token_bias, static_weight, dynamic_weight)
+    norms = (static_norm_weight, static_norm_weight, dynamic_norm_weight, dynamic_norm_weight)
     norm_grads = [x.new_empty(0) if t is None else t.new_empty(t.shape) for t in norms]
-    return x.new_empty(x.shape), *parameters, *norm_grads
+    return *(t.new_empty(t.shape) for t in given), *norm_grads
 
 
 OPERATOR = register(
-    Operator(
-        name=OP,
-        schema="(Tensor x, Tensor token_weight, Tensor token_bias, Tensor static_weight,"
-        " Tensor dynamic_weight, Tensor? static_norm_weight, Tensor? static_norm_bias,"
-        " Tensor? dynamic_norm_weight, Tensor? dynamic_norm_bias, int height, int width, int pool,"
-        " float reach, float eps, bool aligned) -> (Tensor static_frames, Tensor dynamic_frames,"
-        " Tensor static_index, Tensor dynamic_index, Tensor correlation, Tensor tokens, Tensor stats)",
-        reference=reference.static_dynamic_split,
-        fake=_fake,
-        check=_check_arguments,
-        backward=Backward(
-            schema="(Tensor grad_static, Tensor grad_dynamic, Tensor grad_static_index,"
-            " Tensor grad_dynamic_index, Tensor grad_correlation, Tensor x, Tensor token_weight,"
-            " Tensor token_bias, Tensor static_weight, Tensor dynamic_weight, Tensor? static_norm_weight,"
-            " Tensor? dynamic_norm_weight, Tensor static_index, Tensor dynamic_index, Tensor correlation,"
-            " Tensor tokens, Tensor stats, int height, int width, int pool, float reach, bool aligned)"
-            " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-            reference=reference.static_dynamic_split_backward,
-            fake=_fake_backward,
-            arguments=lambda inputs, outputs: (
-                *(Gradient(place) for place in range(5)),
-                *inputs[:6],
-                inputs[7],
-                *outputs[2:],
-                *inputs[9:13],
-                inputs[14],
-            ),
-            inputs=tuple(range(9)),
-        ),
-        non_differentiable=(5, 6),
-        parts=("split_index", "split_frames"),
-    )
+    OP,
+    "(Tensor x, Tensor token_weight, Tensor token_bias, Tensor static_weight,"
+    " Tensor dynamic_weight, Tensor? static_norm_weight, Tensor? static_norm_bias,"
+    " Tensor? dynamic_norm_weight, Tensor? dynamic_norm_bias, int height, int width, int pool,"
+    " float reach, float eps, bool aligned) -> (Tensor static_frames, Tensor dynamic_frames,"
+    " Tensor static_index, Tensor dynamic_index, Tensor correlation, Tensor tokens, Tensor stats)",
+    reference=reference.static_dynamic_split,
+    fake=_fake,
+    check=_check_arguments,
+    backward=Backward(
+        schema="(Tensor grad_static_frames, Tensor grad_dynamic_frames, Tensor grad_static_index,"
+        " Tensor grad_dynamic_index, Tensor grad_correlation, Tensor x, Tensor token_weight,"
+        " Tensor token_bias, Tensor static_weight, Tensor dynamic_weight, Tensor? static_norm_weight,"
+        " Tensor? dynamic_norm_weight, Tensor static_index, Tensor dynamic_index, Tensor correlation,"
+        " Tensor tokens, Tensor stats, int height, int width, int pool, float reach, bool aligned)"
+        " -> (Tensor grad_x, Tensor grad_token_weight, Tensor grad_token_bias, Tensor grad_static_weight,"
+        " Tensor grad_dynamic_weight, Tensor grad_static_norm_weight, Tensor grad_static_norm_bias,"
+        " Tensor grad_dynamic_norm_weight, Tensor grad_dynamic_norm_bias)",
+        reference=reference.static_dynamic_split_backward,
+        fake=_fake_backward,
+    ),
+    non_differentiable=("tokens", "stats"),
+    parts=("split_index", "split_frames"),
 )
 
 

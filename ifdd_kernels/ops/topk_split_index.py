@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ifdd_kernels import _check, _cuda_limits, reference
-from ifdd_kernels._operator import Operator, register
+from ifdd_kernels._operator import register
 from ifdd_kernels.backends import run
 from ifdd_kernels.triton import twin
 
@@ -23,23 +23,17 @@ class TopkIndex(NamedTuple):
     dynamic_index: Tensor
 
 
-def _check_arguments(x: Tensor, height: int, width: int, pool: int, order_prior: bool) -> None:
+def _check_arguments(x: Tensor, height: int, width: int, pool: int) -> None:
     _check.grid("topk_split_index", x, height, width, pool)
     _check.even_frames("topk_split_index", x)
 
 
-def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor) -> tuple[Tensor, Tensor]:
     shape = (x.shape[0], x.shape[1] // 2)
     return x.new_empty(shape, dtype=torch.int64), x.new_empty(shape, dtype=torch.int64)
 
 
-def _cuda_limit(
-    x: Tensor | None,
-    height: int | None = None,
-    width: int | None = None,
-    pool: int | None = None,
-    *rest: Any,
-) -> str:
+def _cuda_limit(x: Tensor | None, height: int | None, width: int | None, pool: int | None) -> str:
     frames = _cuda_limits.sizes(x, 4)[1]
     return _cuda_limits.most("frames", _cuda_limits.RANKED_FRAMES, frames) or _cuda_limits.tokenizer(
         x, None, height, width, pool
@@ -47,17 +41,15 @@ def _cuda_limit(
 
 
 OPERATOR = register(
-    Operator(
-        name="topk_split_index",
-        schema="(Tensor x, int height, int width, int pool, bool order_prior)"
-        " -> (Tensor static_index, Tensor dynamic_index)",
-        reference=reference.topk_split_index,
-        fake=_fake,
-        check=_check_arguments,
-        twins={"triton": twin("topk_split_index")},
-        cuda_limit=_cuda_limit,
-        non_differentiable=(0, 1),
-    )
+    "topk_split_index",
+    "(Tensor x, int height, int width, int pool, bool order_prior)"
+    " -> (Tensor static_index, Tensor dynamic_index)",
+    reference=reference.topk_split_index,
+    fake=_fake,
+    check=_check_arguments,
+    twins={"triton": twin("topk_split_index")},
+    cuda_limit=_cuda_limit,
+    non_differentiable=("static_index", "dynamic_index"),
 )
 
 

@@ -13,8 +13,8 @@ def frame_correlation(tokens: Tensor, scale: float) -> Tensor:
     return (z @ z.mT) * scale
 
 
-def frame_correlation_backward(grad: Tensor, tokens: Tensor, scale: float) -> Tensor:
+def frame_correlation_backward(grad_correlation: Tensor, tokens: Tensor, scale: float) -> Tensor:
     """Dz = scale * (G + G^T) z."""
     z = tokens.to(accumulator(tokens.dtype))
-    grad = grad.to(z.dtype)
-    return (((grad + grad.mT) @ z) * scale).to(tokens.dtype)
+    grad_correlation = grad_correlation.to(z.dtype)
+    return (((grad_correlation + grad_correlation.mT) @ z) * scale).to(tokens.dtype)

@@ -26,12 +26,12 @@ def frame_tokens(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: in
 
 
 def frame_tokens_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int
+    grad_tokens: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias; the activation's input is recomputed rather than stored."""
     pooled = pool_frames(x, height, width, pool)
     before = _project(pooled, weight, bias)
-    inner = torch.ops.aten.gelu_backward(grad.to(before.dtype).reshape(before.shape), before)
+    inner = torch.ops.aten.gelu_backward(grad_tokens.to(before.dtype).reshape(before.shape), before)
     grad_weight = torch.einsum("btsp,btpc->sc", inner, pooled)
     grad_pooled = torch.einsum("btsp,sc->btpc", inner, weight.to(inner.dtype))
     grad_x = pool_frames_backward(grad_pooled, height, width, pool)

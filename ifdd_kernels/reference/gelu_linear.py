@@ -16,9 +16,9 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(F.gelu(x), weight.to(x.dtype), bias.to(x.dtype))
 
 
-def gelu_linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def gelu_linear_backward(grad_out: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias; GELU(x) is computed again."""
-    grad_rows, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    grad_rows, rows = grad_out.reshape(-1, grad_out.shape[-1]), x.reshape(-1, x.shape[-1])
     wide = rows.to(accumulator(x.dtype))
     cdf = 0.5 * torch.erfc(wide * -math.sqrt(0.5))
     slope = cdf + wide * torch.exp(-0.5 * wide.square()) / math.sqrt(2 * math.pi)

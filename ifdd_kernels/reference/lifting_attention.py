@@ -18,17 +18,17 @@ def lifting_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -
 
 
 def lifting_attention_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum: Tensor, scale: float
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value; the probabilities are recomputed.
 
     ``log_sum`` is there for kernels that do not see whole rows at once, ``out`` for those that form
-    rowsum(dP * P) as rowsum(grad * (out - v)) without a matrix. The softmax and the sum themselves, used
+    rowsum(dP * P) as rowsum(grad_out * (out - v)) without a matrix. The softmax and the sum themselves, used
     here, carry neither the rounding of a large ``log_sum`` nor that of a 16-bit ``out``.
     """
     dtype = accumulator(query.dtype)
     q, k, v = (part.to(dtype).transpose(1, 2) for part in (query, key, value))
-    g = grad.to(dtype).reshape(value.shape).transpose(1, 2)
+    g = grad_out.to(dtype).reshape(value.shape).transpose(1, 2)
     probability = ((q @ k.mT) * scale).softmax(-1)
     grad_probability = g @ v.mT
     delta = (grad_probability * probability).sum(-1, keepdim=True)

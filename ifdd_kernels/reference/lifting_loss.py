@@ -19,9 +19,11 @@ def lifting_loss(residual: Tensor, weight: float, beta: float, mean: bool) -> Te
     return weight * (clips.mean() if mean else clips.sum())
 
 
-def lifting_loss_backward(grad: Tensor, residual: Tensor, weight: float, beta: float, mean: bool) -> Tensor:
+def lifting_loss_backward(
+    grad_loss: Tensor, residual: Tensor, weight: float, beta: float, mean: bool
+) -> Tensor:
     """Grad * weight * clamp(r / beta, -1, 1), shared over the cells of a clip (and over the clips)."""
     r = residual.to(accumulator(residual.dtype))
     clips, cells = r.shape[0], r[0:1].numel()
     share = weight / (max(cells, 1) * (max(clips, 1) if mean else 1))
-    return (grad * (r / beta).clamp(-1, 1) * share).to(residual.dtype)
+    return (grad_loss * (r / beta).clamp(-1, 1) * share).to(residual.dtype)

@@ -28,10 +28,10 @@ def max_pool_tokens(x: Tensor, grid: Triple, stride: Triple) -> tuple[Tensor, Te
     return torch.cat((x[:, :1], pooled), 1), (1 + places).to(torch.int32)
 
 
-def max_pool_tokens_backward(grad: Tensor, rows: Tensor, grid: Triple, stride: Triple) -> Tensor:
+def max_pool_tokens_backward(grad_out: Tensor, rows: Tensor, grid: Triple, stride: Triple) -> Tensor:
     """Gradient of x: every cell's gradient goes to the row its value came from."""
-    batch, _, channels = grad.shape
-    wide = grad.to(torch.float64 if grad.dtype == torch.float64 else torch.float32)
+    batch, _, channels = grad_out.shape
+    wide = grad_out.to(torch.float64 if grad_out.dtype == torch.float64 else torch.float32)
     grad_x = wide.new_zeros(batch, 1 + grid[0] * grid[1] * grid[2], channels)
     grad_x[:, :1] = wide[:, :1]
-    return grad_x.scatter_add(1, rows.long(), wide[:, 1:]).to(grad.dtype)
+    return grad_x.scatter_add(1, rows.long(), wide[:, 1:]).to(grad_out.dtype)

@@ -117,9 +117,9 @@ def _backward_part(
 
 
 def pool_tokens_backward(
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
+    grad_query: Tensor,
+    grad_key: Tensor,
+    grad_value: Tensor,
     qkv: Tensor,
     key_value: Tensor | None,
     weight_q: Tensor,
@@ -146,9 +146,9 @@ def pool_tokens_backward(
     results = [
         _backward_part(grad.to(dtype), tokens, weight.to(dtype), norm_weight.to(dtype), stats, cells, stride)
         for grad, tokens, weight, norm_weight, stats, cells, stride in (
-            (grad_q, parts[0], weight_q, norm_weight_q, stats_q, grid, stride_q),
-            (grad_k, parts[1], weight_k, norm_weight_k, stats_k, key_value_grid, stride_kv),
-            (grad_v, parts[2], weight_v, norm_weight_v, stats_v, key_value_grid, stride_kv),
+            (grad_query, parts[0], weight_q, norm_weight_q, stats_q, grid, stride_q),
+            (grad_key, parts[1], weight_k, norm_weight_k, stats_k, key_value_grid, stride_kv),
+            (grad_value, parts[2], weight_v, norm_weight_v, stats_v, key_value_grid, stride_kv),
         )
     ]
     grads = [result[0].flatten(2).to(qkv.dtype) for result in results]

@@ -82,7 +82,7 @@ def pooled_attention(
 
 
 def pooled_attention_backward(
-    grad: Tensor,
+    grad_out: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -98,13 +98,13 @@ def pooled_attention_backward(
     """Gradients of query, key, value and the three tables; the probabilities are recomputed.
 
     ``log_sum`` is there for kernels that do not see whole rows at once, ``out`` for those that form
-    rowsum(dP * P) as rowsum(grad * (out - residual)) without a matrix. The softmax and the sum themselves,
+    rowsum(dP * P) as rowsum(grad_out * (out - residual)) without a matrix. The softmax and the sum,
     used here, carry neither the rounding of a large ``log_sum`` nor that of a 16-bit ``out``.
     """
     dtype = accumulator(query.dtype)
     batch, length, heads, channels = query.shape
     q, k, v = (part.to(dtype).transpose(1, 2) for part in (query, key, value))
-    g = grad.to(dtype).reshape(query.shape).transpose(1, 2)
+    g = grad_out.to(dtype).reshape(query.shape).transpose(1, 2)
     tables = (table_t.to(dtype), table_h.to(dtype), table_w.to(dtype))
 
     probability = _scores(q, k, tables, q_grid, k_grid, scale).softmax(-1)

@@ -53,10 +53,10 @@ def split_frames(
     x: Tensor,
     static_index: Tensor,
     dynamic_index: Tensor,
-    static_weight: Tensor | None,
-    static_bias: Tensor | None,
-    dynamic_weight: Tensor | None,
-    dynamic_bias: Tensor | None,
+    static_norm_weight: Tensor | None,
+    static_norm_bias: Tensor | None,
+    dynamic_norm_weight: Tensor | None,
+    dynamic_norm_bias: Tensor | None,
     eps: float,
     aligned: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,8 +67,8 @@ def split_frames(
 
     groups, statistics = [], []
     for index, weight, bias in (
-        (static_index, static_weight, static_bias),
-        (dynamic_index, dynamic_weight, dynamic_bias),
+        (static_index, static_norm_weight, static_norm_bias),
+        (dynamic_index, dynamic_norm_weight, dynamic_norm_bias),
     ):
         group = _weights(index, frames, aligned, dtype) @ flat
         group = group.reshape(batch, index.shape[1], tokens, channels)
@@ -82,13 +82,13 @@ def split_frames(
 
 
 def split_frames_backward(
-    grad_static: Tensor,
-    grad_dynamic: Tensor,
+    grad_static_frames: Tensor,
+    grad_dynamic_frames: Tensor,
     x: Tensor,
     static_index: Tensor,
     dynamic_index: Tensor,
-    static_weight: Tensor | None,
-    dynamic_weight: Tensor | None,
+    static_norm_weight: Tensor | None,
+    dynamic_norm_weight: Tensor | None,
     stats: Tensor,
     aligned: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -104,8 +104,8 @@ def split_frames_backward(
     grad_norm: list[Tensor] = []
     first = 0
     for grad, index, weight in (
-        (grad_static, static_index, static_weight),
-        (grad_dynamic, dynamic_index, dynamic_weight),
+        (grad_static_frames, static_index, static_norm_weight),
+        (grad_dynamic_frames, dynamic_index, dynamic_norm_weight),
     ):
         count = index.shape[1]
         grad = grad.to(dtype)

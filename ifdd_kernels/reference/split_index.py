@@ -47,8 +47,8 @@ def split_index(
 
 
 def split_index_backward(
-    grad_static: Tensor,
-    grad_dynamic: Tensor,
+    grad_static_index: Tensor,
+    grad_dynamic_index: Tensor,
     grad_correlation: Tensor,
     x: Tensor,
     token_weight: Tensor,
@@ -64,10 +64,10 @@ def split_index_backward(
     """Gradients of x, token_weight, token_bias, static_weight and dynamic_weight."""
     dtype = correlation.dtype
     from_static, grad_static_weight = _offset_backward(
-        reach * grad_static.to(dtype), correlation, static_weight
+        reach * grad_static_index.to(dtype), correlation, static_weight
     )
     from_dynamic, grad_dynamic_weight = _offset_backward(
-        reach * grad_dynamic.to(dtype), -correlation, dynamic_weight
+        reach * grad_dynamic_index.to(dtype), -correlation, dynamic_weight
     )
     grad_total = grad_correlation.to(dtype) + from_static - from_dynamic
     tokens = frame_tokens(x, token_weight, token_bias, height, width, pool)

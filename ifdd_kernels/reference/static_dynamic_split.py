@@ -38,8 +38,8 @@ def static_dynamic_split(
 
 
 def static_dynamic_split_backward(
-    grad_static: Tensor,
-    grad_dynamic: Tensor,
+    grad_static_frames: Tensor,
+    grad_dynamic_frames: Tensor,
     grad_static_index: Tensor,
     grad_dynamic_index: Tensor,
     grad_correlation: Tensor,
@@ -64,7 +64,7 @@ def static_dynamic_split_backward(
     """Gradients of x, of the indexes' four parameters and of the norms' four; recomputes the tokens."""
     norm_weights = (static_norm_weight, dynamic_norm_weight)
     from_frames, from_static, from_dynamic, *grad_norms = split_frames_backward(
-        grad_static, grad_dynamic, x, static_index, dynamic_index, *norm_weights, stats, aligned
+        grad_static_frames, grad_dynamic_frames, x, static_index, dynamic_index, *norm_weights, stats, aligned
     )
     grad_x, *grad_parameters = split_index_backward(
         grad_static_index + from_static,

@@ -1,14 +1,14 @@
 """Which configuration a kernel runs in: from the table of known devices, a measurement, or the default.
 
 In this order: a choice of this process; :mod:`ifdd_kernels.triton._tuned`, the committed table; the cache
-on disk; a measurement, at the kernel's first launch with a key, whose result goes to the disk. Nothing is
-timed while a CUDA graph is captured or a compiler traces (the default then), nor where
+on disk; a measurement, at the kernel's first launch with a key, whose result goes to the disk; the default.
+Nothing is timed while a CUDA graph is captured or a compiler traces, nor where
 ``torch.use_deterministic_algorithms`` asks for results that do not depend on a stopwatch, nor with
 ``IFDD_TRITON_TUNE=0``.
 
 A choice is kept twice in a process: by its key, which launches of about the same size share, and by the
 launch itself, so that the next one like it costs one look-up. That the default was taken for want of a
-measurement is kept apart, and forgotten as soon as something may be timed.
+measurement is kept apart, and forgotten with the next measurement.
 """
 
 from __future__ import annotations
@@ -101,8 +101,9 @@ def choose(
         try:
             config = _measured(kernel, grid, arguments, device, candidates, launch)
         except torch.OutOfMemoryError as error:
+            # Kept for this process: another attempt would make the allocator give back all its memory again.
             logger.warning("%s: not timed for want of memory: %s", kernel.name, _first_line(error))
-            return candidates[0]
+            config = candidates[0]
     elif config is None:
         config, memory = candidates[0], _default
     if len(memory) >= MOST_LAUNCHES:
@@ -162,6 +163,7 @@ def _measured(
     name = _cache_name(kernel, device, key, candidates)
     config = _store(name, key, fastest(kernel.name, candidates, launch, device), candidates)
     _by_key[device, name] = config
+    _default.clear()  # launches with this key were remembered there
     return config
 
 

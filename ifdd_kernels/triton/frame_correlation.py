@@ -114,14 +114,14 @@ def forward(tokens: Tensor, scale: float) -> Tensor:
     return correlation
 
 
-def backward(grad: Tensor, tokens: Tensor, scale: float) -> Tensor:
+def backward(grad_correlation: Tensor, tokens: Tensor, scale: float) -> Tensor:
     """``torch.ops.ifdd.frame_correlation_backward``."""
     tokens = contiguous_channels(tokens)
     batch, frames, width = tokens.shape
     grad_tokens = tokens.new_empty(tokens.shape)
     CORRELATION_BACKWARD(
         lambda tiles: (batch, cdiv(frames, tiles["BLOCK_T"]), cdiv(width, tiles["BLOCK_D"])),
-        grad=grad.contiguous(),
+        grad=grad_correlation.contiguous(),
         z=tokens,
         grad_z=grad_tokens,
         frames=frames,

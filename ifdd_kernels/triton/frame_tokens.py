@@ -325,22 +325,22 @@ def _token_grid(frames: int, width: int) -> Grid:
 
 
 def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int
+    grad_tokens: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``torch.ops.ifdd.frame_tokens_backward``."""
     x = contiguous_channels(x)
     cells = project_cells(x, weight)
-    grad = grad.contiguous()
-    grad_inner = torch.empty_like(grad, dtype=torch.float32)
+    grad_tokens = grad_tokens.contiguous()
+    grad_inner = torch.empty_like(grad_tokens, dtype=torch.float32)
     frames = x.shape[0] * x.shape[1]
     TOKENS_BACKWARD(
-        _token_grid(frames, grad.shape[2]),
-        grad=grad,
+        _token_grid(frames, grad_tokens.shape[2]),
+        grad=grad_tokens,
         cells=cells,
         bias=bias.contiguous(),
         grad_inner=grad_inner,
         frames=frames,
-        width=grad.shape[2],
+        width=grad_tokens.shape[2],
         outputs=weight.shape[0],
         **window_constants(height, width, pool),
     )

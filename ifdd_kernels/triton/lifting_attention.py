@@ -17,8 +17,8 @@ def forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Te
 
 
 def backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum: Tensor, scale: float
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value; arguments of the backward op's schema."""
     query, key, value = (contiguous_channels(part) for part in (query, key, value))
-    return _attention.backward(grad, query, key, value, None, out, log_sum, _NO_GRID, scale)[:3]
+    return _attention.backward(grad_out, query, key, value, None, out, log_sum, _NO_GRID, scale)[:3]

@@ -83,13 +83,13 @@ def _factor(residual: Tensor, weight: float, mean: bool) -> float:
     return weight / (max(cells, 1) * (max(clips, 1) if mean else 1))
 
 
-def backward(grad: Tensor, residual: Tensor, weight: float, beta: float, mean: bool) -> Tensor:
+def backward(grad_loss: Tensor, residual: Tensor, weight: float, beta: float, mean: bool) -> Tensor:
     """``torch.ops.ifdd.lifting_loss_backward``."""
     grad_residual = residual.new_empty(residual.shape)
     size = residual.numel()
     LOSS_BACKWARD(
         lambda tiles: (cdiv(size, tiles["BLOCK"]),),
-        grad=grad,
+        grad=grad_loss,
         residual=residual.contiguous(),
         grad_residual=grad_residual,
         size=size,

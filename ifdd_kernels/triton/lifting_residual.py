@@ -137,7 +137,7 @@ def forward(x: Tensor, approximation: Tensor) -> Tensor:
     return residual
 
 
-def backward(grad: Tensor, x: Tensor, approximation: Tensor) -> tuple[Tensor, Tensor]:
+def backward(grad_residual: Tensor, x: Tensor, approximation: Tensor) -> tuple[Tensor, Tensor]:
     """``torch.ops.ifdd.lifting_residual_backward``; reads nothing of x and approximation."""
     batch, frames, tokens, channels = x.shape
     count = approximation.shape[1]
@@ -146,7 +146,7 @@ def backward(grad: Tensor, x: Tensor, approximation: Tensor) -> tuple[Tensor, Te
     x_rows, approximation_rows = batch * frames * tokens, batch * count * tokens
     SPREAD(
         lambda tiles: (cdiv(x_rows, tiles["BLOCK_R"]) + cdiv(approximation_rows, tiles["BLOCK_R"]),),
-        grad=grad.contiguous(),
+        grad=grad_residual.contiguous(),
         grad_x=grad_x,
         grad_approximation=grad_approximation,
         x_rows=x_rows,

@@ -200,9 +200,9 @@ def forward(
 
 
 def backward(
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
+    grad_query: Tensor,
+    grad_key: Tensor,
+    grad_value: Tensor,
     qkv: Tensor,
     key_value: Tensor | None,
     weight_q: Tensor,
@@ -232,7 +232,7 @@ def backward(
 
     # The gradient of the convolutions' results, in the precision of the inputs.
     names = ("grad_q", "grad_k", "grad_v")
-    arriving = [grad.contiguous() for grad in (grad_q, grad_k, grad_v)]
+    arriving = [grad.contiguous() for grad in (grad_query, grad_key, grad_value)]
     pooled = dict(zip(names, (torch.empty_like(grad) for grad in arriving), strict=True))
     tile = _tile(shape.out_grids[0], shape.batch * heads, 4, 8)
     counts = [_tiles(out_grid, tile) for out_grid in shape.out_grids]

@@ -350,7 +350,7 @@ def forward(
 
 
 def backward(
-    grad: Tensor,
+    grad_out: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -368,7 +368,7 @@ def backward(
     tables = [table.contiguous() for table in (table_h, table_w, table_t)]
     position = _position(query, tables, q_grid, k_grid)
     partial, grad_key, grad_value, grad_position = _attention.backward(
-        grad, query, key, value, position, out, log_sum, k_grid, scale
+        grad_out, query, key, value, position, out, log_sum, k_grid, scale
     )
     grad_query = torch.empty_like(partial)
     grad_query[:, 0] = partial[:, 0]  # the class query has no position

@@ -386,10 +386,10 @@ def forward(
     x: Tensor,
     static_index: Tensor,
     dynamic_index: Tensor,
-    static_weight: Tensor | None,
-    static_bias: Tensor | None,
-    dynamic_weight: Tensor | None,
-    dynamic_bias: Tensor | None,
+    static_norm_weight: Tensor | None,
+    static_norm_bias: Tensor | None,
+    dynamic_norm_weight: Tensor | None,
+    dynamic_norm_bias: Tensor | None,
     eps: float,
     aligned: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -401,15 +401,15 @@ def forward(
     batch, frames, tokens, channels = x.shape
     static_count, dynamic_count = static_index.shape[1], dynamic_index.shape[1]
     outputs = static_count + dynamic_count
-    norm = static_weight is not None
+    norm = static_norm_weight is not None
     static_frames = x.new_empty(batch, static_count, tokens, channels)
     dynamic_frames = x.new_empty(batch, dynamic_count, tokens, channels)
     stats = x.new_empty((batch, outputs, tokens, 2) if norm else (0,), dtype=torch.float32)
     norms = {
-        "static_weight": static_weight,
-        "static_bias": static_bias,
-        "dynamic_weight": dynamic_weight,
-        "dynamic_bias": dynamic_bias,
+        "static_weight": static_norm_weight,
+        "static_bias": static_norm_bias,
+        "dynamic_weight": dynamic_norm_weight,
+        "dynamic_bias": dynamic_norm_bias,
     }
     rows = batch * tokens
     SAMPLE_FRAMES(
@@ -437,13 +437,13 @@ def forward(
 
 
 def backward(
-    grad_static: Tensor,
-    grad_dynamic: Tensor,
+    grad_static_frames: Tensor,
+    grad_dynamic_frames: Tensor,
     x: Tensor,
     static_index: Tensor,
     dynamic_index: Tensor,
-    static_weight: Tensor | None,
-    dynamic_weight: Tensor | None,
+    static_norm_weight: Tensor | None,
+    dynamic_norm_weight: Tensor | None,
     stats: Tensor,
     aligned: bool,
 ) -> tuple[Tensor, ...]:
@@ -452,18 +452,18 @@ def backward(
     batch, frames, tokens, channels = x.shape
     static_count, dynamic_count = static_index.shape[1], dynamic_index.shape[1]
     outputs = static_count + dynamic_count
-    floating, norm = static_index.is_floating_point(), static_weight is not None
+    floating, norm = static_index.is_floating_point(), static_norm_weight is not None
     static_index, dynamic_index = static_index.contiguous(), dynamic_index.contiguous()
     grad_x = x.new_empty(x.shape)
     sampling = _sampling(frames, aligned)
     arguments: dict[str, Any] = {
-        "grad_static": grad_static.contiguous(),
-        "grad_dynamic": grad_dynamic.contiguous(),
+        "grad_static": grad_static_frames.contiguous(),
+        "grad_dynamic": grad_dynamic_frames.contiguous(),
         "x": x,
         "static_index": static_index,
         "dynamic_index": dynamic_index,
-        "static_weight": None if static_weight is None else static_weight.contiguous(),
-        "dynamic_weight": None if dynamic_weight is None else dynamic_weight.contiguous(),
+        "static_weight": None if static_norm_weight is None else static_norm_weight.contiguous(),
+        "dynamic_weight": None if dynamic_norm_weight is None else dynamic_norm_weight.contiguous(),
         "stats": stats.contiguous(),
         "row_means": torch.empty_like(stats),
         "frames": frames,
@@ -516,7 +516,7 @@ def backward(
         grad_indexes = [x.new_empty(0, dtype=torch.float32) for _ in range(2)]
     grad_norms = [
         x.new_empty(0) if weight is None else weight.new_empty(weight.shape)
-        for weight in (static_weight, static_weight, dynamic_weight, dynamic_weight)
+        for weight in (static_norm_weight, static_norm_weight, dynamic_norm_weight, dynamic_norm_weight)
     ]
     if norm:
         sum_partials(norm_partials, grad_norms)

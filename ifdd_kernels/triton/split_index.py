@@ -287,8 +287,8 @@ def forward(
 
 
 def backward(
-    grad_static: Tensor,
-    grad_dynamic: Tensor,
+    grad_static_index: Tensor,
+    grad_dynamic_index: Tensor,
     grad_correlation: Tensor,
     x: Tensor,
     token_weight: Tensor,
@@ -310,8 +310,8 @@ def backward(
     grad_scores = correlation.new_empty(batch, 2, pairs)
     OFFSETS_BACKWARD(
         lambda _: (batch, 2),
-        grad_static=grad_static.contiguous(),
-        grad_dynamic=grad_dynamic.contiguous(),
+        grad_static=grad_static_index.contiguous(),
+        grad_dynamic=grad_dynamic_index.contiguous(),
         static_weight=static_weight.contiguous(),
         dynamic_weight=dynamic_weight.contiguous(),
         correlation=correlation.contiguous(),

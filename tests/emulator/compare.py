@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from emulator.build import EmulatedOp
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Maker, Sample
 from ifdd_kernels.testing import poisoned_memory, precision_error_bound, relative_error, unwritten_fraction
-from ops.cases import differentiable_outputs, outputs_of
 
 SEEDS = (0, 1, 2, 3)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -90,23 +90,11 @@ def _run(op: EmulatedOp, args: tuple[Any, ...], moved: bool) -> list[Tensor]:
     place: Callable[[Any], Any] = _moved if moved else lambda arg: arg
     with poisoned_memory():
         outputs = outputs_of(op.forward(*map(place, args)))
-        if op.operator.backward is None:
+        if op.operator.wiring is None:
             return list(outputs)
-        given = backward_arguments(op, args, cotangents_of(outputs), outputs)
+        given = op.operator.wiring.arguments(args, outputs, cotangents_of(outputs))
         gradients = outputs_of(op.backward(*map(place, given)))
     return [*outputs, *gradients]
-
-
-def backward_arguments(
-    op: EmulatedOp, args: tuple[Any, ...], cotangents: Sequence[Tensor], outputs: tuple[Tensor, ...]
-) -> tuple[Any, ...]:
-    """Those of the backward op, for arguments of the op and gradients of its outputs."""
-    backward = op.operator.backward
-    assert backward is not None
-    return tuple(
-        cotangents[argument.output] if hasattr(argument, "output") else argument
-        for argument in backward.arguments(args, outputs)
-    )
 
 
 def _compare(op: EmulatedOp, args: tuple[Any, ...], results: list[Tensor], roundings: float) -> None:
@@ -122,10 +110,10 @@ def _compare(op: EmulatedOp, args: tuple[Any, ...], results: list[Tensor], round
         assert unwritten_fraction(got) == 0, f"output {place}"
         error = relative_error(got, wanted.detach())
         assert error <= precision_error_bound(got.dtype, roundings), f"output {place}: {error}"
-    if op.operator.backward is None:
+    if op.operator.wiring is None:
         return
-    flowing = differentiable_outputs(entry, exact)
-    chosen = differentiable_outputs(entry, tuple(cotangents_of(outputs)))
+    flowing = entry.differentiable(exact)
+    chosen = entry.differentiable(tuple(cotangents_of(outputs)))
     inputs = [arg for arg in wide if isinstance(arg, Tensor) and arg.requires_grad]
     grads = iter(
         torch.autograd.grad(
@@ -135,8 +123,8 @@ def _compare(op: EmulatedOp, args: tuple[Any, ...], results: list[Tensor], round
     exact_grads = [next(grads) if isinstance(a, Tensor) and a.requires_grad else None for a in wide]
     largest = max((float(g.abs().max()) for g in exact_grads if g is not None and g.numel()), default=0.0)
     # A gradient may start from a result of the op's dtype even where it is wider itself.
-    result_eps = max(torch.finfo(out.dtype).eps for out in differentiable_outputs(entry, tuple(outputs)))
-    for place, got in zip(op.operator.backward.inputs, gradients, strict=True):
+    result_eps = max(torch.finfo(out.dtype).eps for out in entry.differentiable(tuple(outputs)))
+    for place, got in zip(op.operator.wiring.inputs, gradients, strict=True):
         wanted = exact_grads[place]
         if wanted is None or wanted.numel() == 0:
             assert got.numel() == 0, f"gradient {place}"

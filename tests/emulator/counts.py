@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from emulator.build import ROOT, Counts, EmulatedOp, Plant
-from emulator.compare import backward_arguments, cotangents_of
+from emulator.compare import cotangents_of
+from ifdd_kernels import _arguments
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import Maker
-from ops.cases import outputs_of
 
 TABLE = Path(__file__).with_name("counts.csv")
 OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
@@ -35,36 +35,26 @@ def arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
     make = Maker(dtype, seed=7)
     frames, (height, width), channels, rows, pool = 8, (4, 4), 768, 7, 4
 
-    def norms(count: int, size: int) -> list[Tensor]:
-        return [make.parameter(size, mean=mean, scale=0.3) for _ in range(count) for mean in (1.0, 0.0)]
-
     if name == "pool_tokens":
-        grid, d = (2, 8, 16), 96
-        qkv = make.normal(1, 1 + grid[0] * grid[1] * grid[2], 3 * d)
-        weights = [make.parameter(d, 1, 3, 3, 3, scale=0.3) for _ in range(3)]
-        strides = [1, 1, 1], [1, 2, 2]
-        return (qkv, None, *weights, *norms(3, d), list(grid), list(grid), 1, *strides, 1e-6)
+        grid, stride_kv = (2, 8, 16), (1, 2, 2)
+        return _arguments.pool_tokens(make, 1, grid, 1, 96, stride_kv=stride_kv).of(name)
     if name == "lifting_attention":
         query, *key_value = (make.normal(1, 100, 1, 96) for _ in range(3))
         return (query, *key_value, 96**-0.5)
     if name == "lifting_loss":
         return make.normal(2, height * width), 0.1, 1.0, True
-    x = make.normal(1, frames, height * width, channels)
     if name == "frame_correlation":
         return make.normal(1, frames, rows * pool**2), 1 / channels
+    x = make.normal(1, frames, height * width, channels)
     if name == "split_frames":
         index = [make.positions(1, frames // 2, frames) for _ in range(2)]
-        return (x, *index, *norms(2, channels), 1e-5, False)
+        return _arguments.split_frames(make, x, *index).of(name)
     if name == "lifting_residual":
         return x, make.normal(1, frames // 2, height * width, channels)
     if name == "topk_split_index":
         return x, height, width, pool, True
-    weight = make.parameter(rows, channels, scale=channels**-0.5), make.parameter(rows)
-    if name == "frame_tokens":
-        return (x, *weight, height, width, pool)
-    assert name == "split_index"
-    offsets = [make.parameter(frames // 2, frames**2, scale=0.1) for _ in range(2)]
-    return (x, *weight, *offsets, height, width, pool, 1.0)
+    build = {"frame_tokens": _arguments.frame_tokens, "split_index": _arguments.split_index}[name]
+    return build(make, x, height, width, pool, rows).of(name)
 
 
 def count(name: str, dtype: torch.dtype, plants: tuple[Plant, ...] = ()) -> Iterator[Counts]:
@@ -74,8 +64,8 @@ def count(name: str, dtype: torch.dtype, plants: tuple[Plant, ...] = ()) -> Iter
     op.library.counted()
     args = arguments(name, dtype)
     outputs = outputs_of(op.forward(*args))
-    if op.operator.backward is not None:
-        op.backward(*backward_arguments(op, args, cotangents_of(outputs), outputs))
+    if op.operator.wiring is not None:
+        op.backward(*op.operator.wiring.arguments(args, outputs, cotangents_of(outputs)))
     for counts in op.library.counted():
         # void ifdd::cuda::(anonymous namespace)::some_kernel<float, 4>(...)
         kernel = re.sub(r"^void |ifdd::cuda::|\(anonymous namespace\)::", "", counts.kernel).partition("(")[0]

@@ -4,25 +4,20 @@ launcher, long clips, broken indexes, parameters in 16 bits, and refusals.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from emulator import build
 from emulator.build import ROOT, SHARED_BYTES, EmulatedOp, Plant
 from emulator.compare import DTYPES, check, labels, registry_sample
+from ifdd_kernels import _arguments
 from ifdd_kernels.registry import REGISTRY, Maker
 
 pytestmark = pytest.mark.skipif(build.compiler is None, reason="the emulator needs a C++ compiler")
 
 TWO_SEEDS = (0, 3)
-
-
-def norms(make: Maker, channels: int) -> list[Tensor]:
-    return [make.parameter(channels, mean=mean, scale=0.3) for mean in (1.0, 0.0, 1.0, 0.0)]
 
 
 # split_frames: 16-byte accesses, rows beyond the registers (1024 channels, 256 without vectors), several
@@ -43,7 +38,7 @@ def test_split_frames(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     make = Maker(dtype, seed=channels)
     x = make.normal(batch, frames, tokens, channels)
     index = [make.positions(batch, count, frames) for _ in range(2)]
-    args = (x, *index, *norms(make, channels), 1e-5, False)
+    args = _arguments.split_frames(make, x, *index).of("split_frames")
     # A position is a float32 number of up to T: its fraction carries T / 2 roundings. The registry's bound is
     # for T = 32.
     roundings = REGISTRY["split_frames"].roundings * max(1, frames / 32)
@@ -53,9 +48,9 @@ def test_split_frames(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
 def test_split_frames_reads_strided_frames_and_16_bit_norms() -> None:
     make = Maker(torch.bfloat16, seed=3)
     x = make.normal(2, 6, 5, 48)[:, ::2, 1:, 8:40]  # still 16-byte rows
-    parameters = [p.bfloat16() for p in norms(make, 32)]
-    index = [make.frame_numbers(2, 2, 3), make.frame_numbers(2, 3, 3)]
-    check(EmulatedOp("split_frames"), (x, *index, *parameters, 1e-5, False), seeds=TWO_SEEDS)
+    given = _arguments.split_frames(make, x, make.frame_numbers(2, 2, 3), make.frame_numbers(2, 3, 3))
+    given.parameters = {name: value.bfloat16() for name, value in given.parameters.items()}
+    check(EmulatedOp("split_frames"), given.of("split_frames"), seeds=TWO_SEEDS)
 
 
 @pytest.mark.parametrize("bad", [-1, 4, 2**40, float("nan")], ids=str)
@@ -95,16 +90,15 @@ def test_frame_tokens(sizes: tuple[Any, ...], dtype: torch.dtype) -> None:
     batch, frames, (height, width), channels, rows, pool = sizes
     make = Maker(dtype, seed=rows)
     x = make.normal(batch, frames, height * width, channels)
-    weight, bias = make.parameter(rows, channels, scale=channels**-0.5), make.parameter(rows)
-    check(EmulatedOp("frame_tokens"), (x, weight, bias, height, width, pool), seeds=TWO_SEEDS)
+    args = _arguments.frame_tokens(make, x, height, width, pool, rows).of("frame_tokens")
+    check(EmulatedOp("frame_tokens"), args, seeds=TWO_SEEDS)
 
 
 def test_split_index_of_a_long_clip() -> None:
     make = Maker(torch.float32, seed=1)
     frames = 128
     x = make.normal(1, frames, 1, 4)
-    offsets = [make.parameter(frames // 2, frames * frames, scale=0.02) for _ in range(2)]
-    args = (x, make.parameter(2, 4), make.parameter(2), *offsets, 1, 1, 1, 2.0)
+    args = _arguments.split_index(make, x, 1, 1, 1, rows=2).of("split_index")
     check(EmulatedOp("split_index"), args, seeds=TWO_SEEDS)
 
 
@@ -158,22 +152,7 @@ POOLS = {
 
 
 def pool_arguments(make: Maker, sizes: tuple[Any, ...]) -> tuple[Any, ...]:
-    batch, grid, heads, channels, stride_q, stride_kv = sizes
-    qkv = make.normal(batch, 1 + math.prod(grid), 3 * heads * channels)
-    weights = [make.parameter(channels, 1, 3, 3, 3, scale=0.3) for _ in range(3)]
-    affine = [make.parameter(channels, mean=mean, scale=0.3) for _ in range(3) for mean in (1.0, 0.0)]
-    return (
-        qkv,
-        None,
-        *weights,
-        *affine,
-        list(grid),
-        list(grid),
-        heads,
-        list(stride_q),
-        list(stride_kv),
-        1e-6,
-    )
+    return _arguments.pool_tokens(make, *sizes).of("pool_tokens")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -215,15 +194,16 @@ def aligned_arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
         return make.normal(1, 8, 64), 0.1
     if name == "lifting_loss":
         return make.normal(3, 40), 0.1, 1.0, True
-    x, parameters = make.normal(1, 8, 4, 32), (make.parameter(7, 32, scale=0.2), make.parameter(7))
+    x = make.normal(1, 8, 4, 32)
     if name == "split_frames":
-        return x, *(make.positions(1, 4, 8) for _ in range(2)), *norms(make, 32), 1e-5, False
+        index = [make.positions(1, 4, 8) for _ in range(2)]
+        return _arguments.split_frames(make, x, *index).of(name)
     if name == "lifting_residual":
         return x, make.normal(1, 4, 4, 32)
     if name == "topk_split_index":
         return x, 2, 2, 1, False
-    offsets = [make.parameter(4, 64, scale=0.2) for _ in range(2)] if name == "split_index" else []
-    return x, *parameters, *offsets, 2, 2, 2, *([1.0] if offsets else [])
+    build = {"frame_tokens": _arguments.frame_tokens, "split_index": _arguments.split_index}[name]
+    return build(make, x, 2, 2, 2, rows=7).of(name)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -250,7 +230,7 @@ REFUSALS = [
         torch.zeros(2, 4, dtype=torch.int32),
         "static_index: expected dtype float32 or int64",
     ),
-    ("split_frames", 3, torch.randn(19), r"static_weight: expected shape \(20,\)"),
+    ("split_frames", 3, torch.randn(19), r"static_norm_weight: expected shape \(20,\)"),
     ("frame_tokens", 1, torch.randn(7, 11), r"weight: expected shape \(-1, 12\)"),
     ("frame_tokens", 3, 6, "x: expected N = height"),
     ("split_index", 3, torch.randn(4, 63), r"static_weight: expected shape \(4, 64\)"),

@@ -30,7 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from benchmarks.library import expected_ops
 from ifdd_kernels import _library, backends
-from ifdd_kernels._operator import NAMESPACE, OPERATORS
+from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels._schema import NAMESPACE
 from ifdd_kernels.triton._runtime import Launch, captured_launches
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from benchmarks import cases
-from benchmarks.ours import argument_names
 from benchmarks.plan import NETWORK
 from benchmarks.shapes import network_shape
 from fake_gpu.machine import cuda_ops, fake_gpu
@@ -44,8 +43,7 @@ def network_arguments(op: str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     for case in found:
         if case.name == op:
             inputs = case.make(Maker(dtype, "cuda"))
-            values = {**inputs.activations, **inputs.parameters, **inputs.constants}
-            yield tuple(values.get(name) for name in argument_names(REGISTRY[op]))
+            yield REGISTRY[op].signature.order(inputs.named())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

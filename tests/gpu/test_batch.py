@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.network_calls import Instance, instances
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Entry
 from ifdd_kernels.testing import full_float32, poisoned_memory, precision_error_bound, relative_error
-from ops.cases import differentiable_outputs, outputs_of
 from ops.devices import NETWORKS, affordable, call_of, devices, parameter
 from ops.twins import GRADIENT_FACTOR, has_gradients
 
@@ -161,7 +161,7 @@ def _run(
     }
     if not has_gradients(entry):
         return outputs, {}
-    differentiable = differentiable_outputs(entry, result)
+    differentiable = entry.differentiable(result)
     cotangents = [_cotangent(out, count) for out in differentiable]
     names = [argument.name for argument in entry.overload._schema.arguments]
     wanted = {

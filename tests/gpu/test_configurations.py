@@ -21,7 +21,8 @@ from triton.runtime.errors import OutOfResources
 
 from benchmarks.network_calls import Instance
 from benchmarks.specialisations import CONFIGURED_BATCH, CONFIGURED_DTYPES, configured_calls
-from ifdd_kernels._operator import OPERATORS, Gradient
+from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Maker, Sample
 from ifdd_kernels.triton._runtime import (
     Kernel,
@@ -31,7 +32,6 @@ from ifdd_kernels.triton._runtime import (
     forced_configuration,
 )
 from ifdd_kernels.triton._tuning import Config
-from ops.cases import outputs_of
 from ops.devices import call_of, devices, parameter, short
 from ops.twins import check_call, lowered
 
@@ -74,11 +74,9 @@ def launches(case: Case, dtype: torch.dtype) -> list[Launch]:
     args = case.empty(dtype)
     with captured_launches() as found:
         outputs = outputs_of(module.forward(*args))
-        if operator.backward is not None:
-            wanted = operator.backward.arguments(args, outputs)
-            module.backward(
-                *(torch.empty_like(outputs[a.output]) if isinstance(a, Gradient) else a for a in wanted)
-            )
+        if operator.wiring is not None:
+            gradients = [torch.empty_like(output) for output in outputs]
+            module.backward(*operator.wiring.arguments(args, outputs, gradients))
     return found
 
 

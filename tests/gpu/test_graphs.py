@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Entry, Maker
-from ops.cases import differentiable_outputs, outputs_of
 from ops.devices import affordable, call_of, devices, parameter
 from ops.twins import has_gradients
 
@@ -69,7 +69,7 @@ def test_a_graph_replays_on_new_values(device: str, entry: Entry, backend: str) 
             return outputs
         wanted = [arg for arg in args if isinstance(arg, Tensor) and arg.requires_grad]
         # The results as cotangents: new with every replay.
-        differentiable = [out for out in differentiable_outputs(entry, result) if out.requires_grad]
+        differentiable = [out for out in entry.differentiable(result) if out.requires_grad]
         cotangents = [out.detach() for out in differentiable]
         grads = torch.autograd.grad(differentiable, wanted, cotangents, allow_unused=True)
         return (*outputs, *(grad for grad in grads if grad is not None))

@@ -16,13 +16,12 @@ from torch._subclasses import FakeTensorMode
 
 from benchmarks.network_calls import RECORDED_BATCH, TESTED, Instance, instances
 from ifdd import IFDDConfig
-from ifdd_kernels._operator import OPERATORS, Gradient
+from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.backends import LIBRARY_OPS, can_run
 from ifdd_kernels.registry import REGISTRY
-from ops.cases import outputs_of
 from ops.devices import (
     BACKENDS,
-    COMPOSITIONS,
     DTYPES,
     NETWORKS,
     affordable,
@@ -73,10 +72,6 @@ def test_every_op_is_called_somewhere() -> None:
     assert {call.op for call in instances(NETWORKS["cpu"])} == OPS
 
 
-def test_every_composed_op_has_its_function() -> None:
-    assert set(COMPOSITIONS) == {name for name, operator in OPERATORS.items() if operator.parts}
-
-
 def test_calls_lie_in_memory_as_in_the_network() -> None:
     """Views of packed tensors and of tokens behind the class token, as the paper's network has them."""
     calls = instances(IFDDConfig())
@@ -115,11 +110,10 @@ def test_a_fake_gpu_takes_every_call(backend: str, dtype: torch.dtype, batch: in
             operator = OPERATORS[call.op]
             outputs = outputs_of(operator.overload("reference")(*args))
             assert all(out.device.type == "cuda" for out in outputs)
-            if operator.backward is None:
+            if operator.wiring is None:
                 continue
-            wanted = operator.backward.arguments(args, outputs)
-            taken = [outputs[a.output] if isinstance(a, Gradient) else a for a in wanted]
+            taken = operator.wiring.arguments(args, outputs, outputs)
             grads = outputs_of(operator.overload("reference", backward=True)(*taken))
-            for place, grad in zip(operator.backward.inputs, grads, strict=True):
+            for place, grad in zip(operator.wiring.inputs, grads, strict=True):
                 if isinstance(args[place], Tensor) and grad.numel():
                     assert (grad.shape, grad.dtype) == (args[place].shape, args[place].dtype)

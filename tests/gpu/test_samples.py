@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Entry, Maker
-from ops.cases import outputs_of
 from ops.devices import BACKENDS, DTYPES, affordable, call_of, devices, parameter, short
 from ops.twins import check_call, lowered
 

@@ -35,17 +35,6 @@ def samples(
     return cases
 
 
-def outputs_of(result: Any) -> tuple[Tensor, ...]:
-    """An op's result as a tuple."""
-    return (result,) if isinstance(result, Tensor) else tuple(result)
-
-
-def differentiable_outputs(entry: Entry, result: Any) -> list[Tensor]:
-    """The outputs gradients flow through."""
-    excluded = entry.operator.non_differentiable if entry.operator else ()
-    return [out for place, out in enumerate(outputs_of(result)) if place not in excluded]
-
-
 def with_gradients(sample: Sample) -> tuple[Any, ...]:
     """The sample's arguments, floating tensors detached and requiring gradients."""
     return tuple(
@@ -57,5 +46,5 @@ def with_gradients(sample: Sample) -> tuple[Any, ...]:
 def gradients(entry: Entry, result: Any, args: tuple[Any, ...], cotangents: list[Tensor]) -> list[Tensor]:
     """Gradients of every floating argument for given cotangents of the differentiable outputs."""
     inputs = [arg for arg in args if isinstance(arg, Tensor) and arg.requires_grad]
-    outputs = differentiable_outputs(entry, result)
+    outputs = entry.differentiable(result)
     return list(torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, materialize_grads=True))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-import ifdd_kernels
 from ifdd import IFDDConfig
 from ifdd_kernels.backends import can_run, composed
-from ifdd_kernels.ops.split_frames import Norm
 from ifdd_kernels.registry import Entry
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,31 +56,5 @@ def call_of(entry: Entry, backend: str, device: str, dtype: torch.dtype) -> Call
     if not support:
         pytest.skip(support.reason)
     if backend != "reference" and composed(entry.operator, device, backend):
-        return functools.partial(COMPOSITIONS[entry.name], backend)
-    return entry.operator.overload("" if backend == "native" else backend)
-
-
-def _static_dynamic_split(backend: str, x: Tensor, *rest: Any) -> ifdd_kernels.StaticDynamicSplit:
-    parameters: Sequence[Tensor] = rest[:4]
-    norms: Sequence[Tensor | None] = rest[4:8]
-    height, width, pool, reach, eps, aligned = rest[8:]
-    return ifdd_kernels.static_dynamic_split(
-        x,
-        (height, width),
-        *parameters,
-        pool,
-        _norm(*norms[:2]),
-        _norm(*norms[2:]),
-        reach=reach,
-        eps=eps,
-        aligned=aligned,
-        backend=backend,
-    )
-
-
-def _norm(weight: Tensor | None, bias: Tensor | None) -> Norm | None:
-    return None if weight is None or bias is None else (weight, bias)
-
-
-#: Composed ops as functions of a backend and the arguments of their schema.
-COMPOSITIONS = {"static_dynamic_split": _static_dynamic_split}
+        return functools.partial(entry.public, backend=backend)
+    return entry.operator.overload(backend)

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import Entry, Maker, Sample
 from ifdd_kernels.testing import poisoned_memory, precision_error_bound, relative_error, unwritten_fraction
-from ops.cases import differentiable_outputs, gradients, outputs_of, samples, with_gradients
+from ops.cases import gradients, samples, with_gradients
 
 GRADIENT_FACTOR = 4
 LOW_PRECISION = [torch.float32, torch.bfloat16, torch.float16]
@@ -37,7 +38,7 @@ def _exact(entry: Entry, args: tuple[Any, ...]) -> Any:
     return entry.reference(*args) if entry.operator else entry.overload(*args)
 
 
-@pytest.mark.parametrize("twin", ["", "reference"])
+@pytest.mark.parametrize("twin", ["native", "reference"])
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float64, differentiable=True))
 def test_backward_op_is_the_derivative_of_the_definition(entry: Entry, sample: Sample, twin: str) -> None:
     """Of the native kernels, and of the hand-derived reference that runs wherever there are none."""
@@ -46,8 +47,7 @@ def test_backward_op_is_the_derivative_of_the_definition(entry: Entry, sample: S
     generator = torch.Generator().manual_seed(3)
     exact = _exact(entry, args)
     cotangents = [
-        torch.randn(out.shape, generator=generator, dtype=out.dtype)
-        for out in differentiable_outputs(entry, exact)
+        torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in entry.differentiable(exact)
     ]
     expected = gradients(entry, exact, args, cotangents)
     actual = gradients(entry, op(*args), args, cotangents)
@@ -58,7 +58,7 @@ def test_backward_op_is_the_derivative_of_the_definition(entry: Entry, sample: S
             assert float((got - wanted).abs().max()) <= 1e-12 * max(largest, 1e-300)
 
 
-@pytest.mark.parametrize("twin", ["", "reference"])
+@pytest.mark.parametrize("twin", ["native", "reference"])
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, differentiable=True))
 def test_precision(entry: Entry, sample: Sample, dtype: torch.dtype, twin: str) -> None:
@@ -70,20 +70,18 @@ def test_precision(entry: Entry, sample: Sample, dtype: torch.dtype, twin: str) 
             torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(
                 out.dtype
             )
-            for out in differentiable_outputs(entry, result)
+            for out in entry.differentiable(result)
         ]
         grads = gradients(entry, result, args, cotangents)
     wide = _double(args)
     exact = _exact(entry, wide)
     exact_grads = gradients(entry, exact, wide, [c.double() for c in cotangents])
 
-    for got, wanted in zip(
-        differentiable_outputs(entry, result), differentiable_outputs(entry, exact), strict=True
-    ):
+    for got, wanted in zip(entry.differentiable(result), entry.differentiable(exact), strict=True):
         assert unwritten_fraction(got) == 0
         assert relative_error(got, wanted) <= precision_error_bound(got.dtype, entry.roundings)
     largest = max((float(g.abs().max()) for g in exact_grads if g.numel()), default=0.0)
-    result_eps = torch.finfo(differentiable_outputs(entry, result)[0].dtype).eps
+    result_eps = torch.finfo(entry.differentiable(result)[0].dtype).eps
     for got, wanted in zip(grads, exact_grads, strict=True):
         if wanted.numel():
             bound = GRADIENT_FACTOR * entry.roundings * max(result_eps, torch.finfo(got.dtype).eps)

@@ -14,9 +14,10 @@ from torch.autograd import forward_ad
 import ifdd_kernels
 from ifdd_kernels import backends
 from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Entry, Maker, Sample
-from ifdd_kernels.testing import relative_error, thread_count
-from ops.cases import outputs_of, samples, with_gradients
+from ifdd_kernels.testing import precision_error_bound, relative_error, thread_count
+from ops.cases import samples, with_gradients
 
 
 def _first(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
@@ -24,7 +25,7 @@ def _first(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
 
 
 # Both twins throughout: the reference is plain PyTorch, whose products autocast would lower on its own.
-TWINS = pytest.mark.parametrize("twin", ["", "reference"])
+TWINS = pytest.mark.parametrize("twin", ["native", "reference"])
 
 
 @TWINS
@@ -37,7 +38,8 @@ def test_autocast_lowers_activations_and_keeps_parameters(name: str, twin: str) 
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = outputs_of(op(*args))[0]
         lowered = tuple(
-            arg.bfloat16() if place in cast and arg is not None else arg for place, arg in enumerate(args)
+            arg.bfloat16() if called in cast and arg is not None else arg
+            for called, arg in zip(OPERATORS[name].signature.arguments, args, strict=True)
         )
         assert out.dtype == torch.bfloat16
         assert torch.equal(out, outputs_of(op(*lowered))[0])
@@ -100,10 +102,10 @@ def test_compiles_without_graph_breaks(name: str) -> None:
     """The public function, keyword arguments and backend choice included, in one graph."""
     torch.compiler.reset()
     entry = REGISTRY[name]
-    args = _public(name)
+    args = _first(name)
 
     def step(*tensors: Any) -> tuple[Tensor, ...]:
-        return outputs_of(entry.function(*tensors, **_keywords(name)))
+        return outputs_of(entry.public(*tensors))
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for got, wanted in zip(compiled(*args), step(*args), strict=True):
@@ -139,42 +141,19 @@ def test_explicit_native_backend_compiles() -> None:
     assert torch.equal(compiled(x), step(x))
 
 
-def _keywords(name: str) -> dict[str, Any]:
-    return {"topk_split_index": {"order_prior": True}, "static_dynamic_split": {"eps": 1e-2}}.get(name, {})
-
-
-def _public(name: str) -> tuple[Any, ...]:
-    """Arguments of the public function for the first sample of an op."""
-    a = _first(name)
-    match name:
-        case "frame_tokens":
-            return (a[0], a[3:5], a[1], a[2], a[5])
-        case "split_index":
-            return (a[0], a[5:7], *a[1:5], a[7])
-        case "topk_split_index":
-            return (a[0], a[1:3], a[3])
-        case "split_frames":
-            return (*a[:3], a[3:5], a[5:7])
-        case "static_dynamic_split":
-            return (a[0], a[9:11], *a[1:5], a[11], a[5:7], a[7:9])
-        case "lifting_attention" | "lifting_loss":
-            return a[:3] if name == "lifting_attention" else a[:1]
-        case "lifting_update" | "lifting_predict":
-            return a[:9]
-        case "pool_tokens":
-            return (a[0], *a[2:5], a[5:7], a[7:9], a[9:11], a[11], *a[13:16])
-        case "pooled_attention":
-            return a[:8]
-    return a
-
-
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_public_function_is_the_op(name: str, backend: str) -> None:
-    got = outputs_of(REGISTRY[name].function(*_public(name), **_keywords(name), backend=backend))
-    wanted = outputs_of(REGISTRY[name].overload(*_first(name)))
-    for one, other in zip(got, wanted, strict=False):
-        assert relative_error(one, other) <= 1e-6
+    entry = REGISTRY[name]
+    for sample in entry.samples(Maker(torch.float32)):
+        got = outputs_of(entry.public(*sample.args, backend=backend))
+        wanted = outputs_of(entry.overload(*sample.args))
+        for one, other in zip(got, wanted, strict=False):
+            assert one.shape == other.shape
+            if not other.is_floating_point():
+                assert torch.equal(one, other)
+            elif other.numel():
+                assert relative_error(one, other) <= precision_error_bound(other.dtype, entry.roundings)
 
 
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, differentiable=True, native=True))

@@ -55,7 +55,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, op: str, *entries: _measured.Entry)
 def test_native_kernels_run_what_they_take() -> None:
     for head_dim in (1, 96, _cuda_limits.HEAD_DIM):
         assert backends.can_run(OP, "native", query(head_dim))
-        assert backends.select(OP, "auto", query(head_dim)) == ""
+        assert backends.select(OP, "auto", query(head_dim)) == "native"
 
 
 @pytest.mark.usefixtures("cuda_kernels")

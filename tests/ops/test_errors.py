@@ -66,9 +66,10 @@ CASES: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
      lambda: K.split_frames(X[:, :1], INDEX, INDEX)),
     ("one norm", ValueError, "split_frames: give both norms or none; missing: dynamic_norm",
      lambda: K.split_frames(X, INDEX, INDEX, NORM)),
-    ("some norms", ValueError, "give all four norm parameters or none; missing: dynamic_weight, dynamic_bias",
+    ("some norms", ValueError,
+     "give all four norm parameters or none; missing: dynamic_norm_weight, dynamic_norm_bias",
      lambda: torch.ops.ifdd.split_frames_reference(X, INDEX, INDEX, *NORM, None, None, 1e-5, False)),
-    ("norm size", ValueError, r"split_frames: static_bias must have shape \(4,\), got \(3,\)",
+    ("norm size", ValueError, r"split_frames: static_norm_bias must have shape \(4,\), got \(3,\)",
      lambda: K.split_frames(X, INDEX, INDEX, (NORM[0], NORM[1][1:]), NORM)),
     ("eps", ValueError, "split_frames: eps must be positive, got 0",
      lambda: K.split_frames(X, INDEX, INDEX, NORM, NORM, eps=0.0)),
@@ -175,14 +176,16 @@ def test_kernels_refuse_what_the_check_refuses(name: str) -> None:
             except (TypeError, ValueError) as error:
                 refused += 1
                 with pytest.raises(type(error), match=re.escape(str(error))):
-                    operator("", *changed)
+                    operator("native", *changed)
     assert refused >= 3
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_a_refusal_says_the_same_where_gradients_flow(requires_grad: bool) -> None:
     x = X.clone().requires_grad_(requires_grad)
-    with pytest.raises(ValueError, match=r"split_frames: static_bias must have shape \(4,\), got \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"split_frames: static_norm_bias must have shape \(4,\), got \(3,\)"
+    ):
         K.split_frames(x, INDEX, INDEX, (NORM[0], NORM[1][1:]), NORM)
     with (
         torch.autocast("cpu", dtype=torch.bfloat16),
@@ -195,6 +198,6 @@ def test_an_error_that_is_not_of_the_arguments_is_passed_on(monkeypatch: pytest.
     def out_of_memory(*_: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setitem(_operator._EAGER, ("frame_correlation", ""), out_of_memory)
+    monkeypatch.setitem(_operator._EAGER, ("frame_correlation", "native"), out_of_memory)
     with pytest.raises(RuntimeError, match="out of memory"):
         K.frame_correlation(X[0], 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ifdd_kernels._operator import OPERATORS, Gradient, Operator
+from ifdd_kernels._operator import OPERATORS, Operator
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Maker
-from ops.cases import outputs_of, with_gradients
+from ops.cases import with_gradients
 
 FILLS = {"zeros", "zeros_like", "new_zeros", "zero_", "full", "full_like", "fill_"}
 DIFFERENTIABLE = [name for name, operator in OPERATORS.items() if operator.backward]
@@ -49,16 +50,15 @@ class Cut(torch.autograd.Function):
 
 def _ways(operator: Operator) -> list[Callable[..., Any]]:
     """By the dispatcher, and from Python as the public functions come."""
-    return [operator.overload(twin) for twin in ("", "reference")] + [
-        partial(operator, twin) for twin in ("", "reference")
+    return [operator.overload(twin) for twin in ("native", "reference")] + [
+        partial(operator, twin) for twin in ("native", "reference")
     ]
 
 
-def _asked(operator: Operator, args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> list[int]:
+def _asked(operator: Operator) -> tuple[int, ...]:
     """Places of the outputs whose gradients the backward op takes."""
-    assert operator.backward is not None
-    arguments = operator.backward.arguments(args, outputs)
-    return sorted({argument.output for argument in arguments if isinstance(argument, Gradient)})
+    assert operator.wiring is not None
+    return operator.wiring.gradients
 
 
 def _sample(name: str) -> tuple[Any, ...]:
@@ -72,7 +72,7 @@ def test_zeros_are_made_for_outputs_without_a_gradient_and_no_others(name: str) 
         args = _sample(name)
         inputs = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
         outputs = outputs_of(way(*args))
-        asked = _asked(operator, args, outputs)
+        asked = _asked(operator)
         given = {place: torch.randn_like(outputs[place]) for place in asked}
         for kept in [asked, *([place] for place in asked)]:
             own = [given[p] for p in kept]
@@ -82,30 +82,32 @@ def test_zeros_are_made_for_outputs_without_a_gradient_and_no_others(name: str) 
                 )
             twin = [c for c in calls.count if c.startswith(f"{name}_backward")]
             assert [calls.count[c] for c in twin] == [1]
-            inside = _inside(
-                operator, twin[0], args, outputs, [given[p] if p in kept else None for p in asked]
-            )
+            zeros = {p: given[p] if p in kept else torch.zeros_like(given[p]) for p in asked}
+            inside = _inside(operator, twin[0], args, outputs, zeros)
             assert calls.count.get("zeros", 0) - inside == len(asked) - len(kept)
-            zeros = [given[p] if p in kept else torch.zeros_like(given[p]) for p in asked]
             wanted = torch.autograd.grad(
-                [outputs[p] for p in asked], inputs, zeros, retain_graph=True, allow_unused=True
+                [outputs[p] for p in asked],
+                inputs,
+                list(zeros.values()),
+                retain_graph=True,
+                allow_unused=True,
             )
             for one, other in zip(found, wanted, strict=True):
                 assert one is other or torch.equal(one, other)
 
 
 def _inside(
-    operator: Operator, backward: str, args: tuple[Any, ...], outputs: tuple[Tensor, ...], grads: list[Any]
+    operator: Operator,
+    backward: str,
+    args: tuple[Any, ...],
+    outputs: tuple[Tensor, ...],
+    grads: Mapping[int, Tensor],
 ) -> int:
     """Zeros that the backward op itself makes: the reference is plain PyTorch."""
-    assert operator.backward is not None
-    places = iter(torch.zeros_like(outputs[p]) if g is None else g for p, g in zip(
-        _asked(operator, args, outputs), grads, strict=True
-    ))  # fmt: skip
-    by_place = dict(zip(_asked(operator, args, outputs), places, strict=True))
+    assert operator.wiring is not None
+    given = [grads.get(place) for place in range(len(outputs))]
     arguments = [
-        by_place[a.output] if isinstance(a, Gradient) else a.detach() if isinstance(a, Tensor) else a
-        for a in operator.backward.arguments(args, outputs)
+        a.detach() if isinstance(a, Tensor) else a for a in operator.wiring.arguments(args, outputs, given)
     ]
     with Calls() as calls:
         getattr(torch.ops.ifdd, backward)(*arguments)
@@ -127,7 +129,7 @@ def test_without_any_gradient_no_backward_runs(name: str) -> None:
 def test_gradcheck_of_each_output_alone(name: str) -> None:
     args = _sample(name)
     operator = OPERATORS[name]
-    for place in _asked(operator, args, outputs_of(operator("", *args))):
+    for place in _asked(operator):
         for way in _ways(operator)[::2]:
             assert torch.autograd.gradcheck(
                 lambda *given, way=way, place=place: outputs_of(way(*given))[place], args, fast_mode=True

@@ -10,8 +10,9 @@ from torch.library import opcheck
 
 import ifdd_kernels
 from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Entry, Maker, Sample, backward_arguments
-from ops.cases import differentiable_outputs, outputs_of, samples, with_gradients
+from ops.cases import samples, with_gradients
 
 ROOT = Path(ifdd_kernels.__file__).parent
 
@@ -28,13 +29,13 @@ def test_forward_of_the_reference_twin(entry: Entry, sample: Sample) -> None:
 
 
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, differentiable=True, composed=False))
-@pytest.mark.parametrize("twin", ["", "reference"])
+@pytest.mark.parametrize("twin", ["native", "reference"])
 def test_backward_op(entry: Entry, sample: Sample, twin: str) -> None:
     assert entry.operator is not None
     opcheck(entry.operator.overload(twin, backward=True), backward_arguments(entry.operator, sample.args))
 
 
-@pytest.mark.parametrize("twin", ["", "reference"])
+@pytest.mark.parametrize("twin", ["native", "reference"])
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float64, differentiable=True))
 def test_gradcheck(entry: Entry, sample: Sample, twin: str) -> None:
     op = entry.operator.overload(twin) if entry.operator else entry.overload
@@ -76,7 +77,7 @@ def test_cost_counts_each_byte_once() -> None:
         for sample in entry.samples(Maker(torch.float32)):
             cost = entry.cost(*sample.args)
             outputs = outputs_of(entry.overload(*sample.args))
-            written = sum(t.numel() * t.element_size() for t in differentiable_outputs(entry, outputs))
+            written = sum(t.numel() * t.element_size() for t in entry.differentiable(outputs))
             tensors = [arg for arg in sample.args if isinstance(arg, torch.Tensor)]
             moved = sum(t.numel() * t.element_size() for t in [*tensors, *outputs])
             assert written <= cost.bytes <= moved, f"{entry.name}, {sample.label}"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import Entry, Maker, Sample
 from ifdd_kernels.testing import (
     full_float32,
@@ -16,7 +17,7 @@ from ifdd_kernels.testing import (
     relative_error,
     unwritten_fraction,
 )
-from ops.cases import differentiable_outputs, gradients, outputs_of
+from ops.cases import gradients
 
 #: Gradients may err this much more than results: each is a product of two results of that accuracy, summed
 #: over one more axis.
@@ -56,7 +57,7 @@ def check_call(
         with poisoned_memory():
             result = call(*args)
         outputs = outputs_of(result)
-        differentiable = differentiable_outputs(entry, result) if has_gradients(entry) else []
+        differentiable = entry.differentiable(result) if has_gradients(entry) else []
         cotangents = [_cotangent(out) for out in differentiable]
         actual: list[Tensor] = []
         if cotangents:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ifdd_kernels import _arguments
 from ifdd_kernels.ops.pooled_attention import table_length
 from ifdd_kernels.registry import REGISTRY, Maker, Sample
 from ifdd_kernels.triton import interpreted
@@ -30,10 +31,8 @@ POOLED = torch.ops.ifdd.pooled_attention_triton
 
 
 def lifting(dtype: torch.dtype, batch: int, tokens: int, heads: int, d: int) -> Sample:
-    """Query contiguous, key and value packed."""
     make = Maker(dtype, DEVICE, seed=tokens * 101 + d)
-    query = make.normal(batch, tokens, heads, d)
-    return Sample("", (query, *make.normal(batch, tokens, 2, heads, d).unbind(2), d**-0.5))
+    return Sample("", _arguments.lifting_attention(make, batch, tokens, heads, d).of("lifting_attention"))
 
 
 def pooled(
@@ -41,14 +40,8 @@ def pooled(
 ) -> Sample:
     """``size`` multiplies query and tables."""
     make = Maker(dtype, DEVICE, seed=d + sum(q_grid))
-    query, key, value = (
-        make.normal(batch, 1 + math.prod(grid), heads, d, scale=scale)
-        for grid, scale in ((q_grid, size), (k_grid, 1.0), (k_grid, 1.0))
-    )
-    tables = [
-        make.parameter(table_length(q_grid[axis], k_grid[axis]), d, scale=0.5 * size) for axis in (1, 2, 0)
-    ]
-    return Sample("", (query, key, value, *tables, list(q_grid), list(k_grid), d**-0.5))
+    arguments = _arguments.pooled_attention(make, batch, q_grid, k_grid, heads, d, size=size)
+    return Sample("", arguments.of("pooled_attention"))
 
 
 @pytest.mark.parametrize("d", [1, 16, 40, 96, 100, 256])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
 
+from ifdd_kernels import _arguments
 from ifdd_kernels.registry import REGISTRY, Maker, Sample
 from ifdd_kernels.triton import interpreted
 from ops.twins import check_twin
@@ -25,26 +25,13 @@ GRIDS = [
 ]
 
 
-Triple = tuple[int, int, int]
-
-
-def _sample(
-    make: Maker,
-    batch: int,
-    grid: Triple,
-    kv_grid: Triple | None,
-    heads: int,
-    channels: int,
-    stride_q: Triple,
-    stride_kv: Triple,
-) -> Sample:
-    width = heads * channels
-    qkv = make.normal(batch, 1 + math.prod(grid), width * (3 if kv_grid is None else 1))
-    key_value = None if kv_grid is None else make.strided(batch, 1 + math.prod(kv_grid), 2 * width)
-    weights = [make.parameter(channels, 1, 3, 3, 3, scale=0.2) for _ in range(3)]
-    norms = [make.parameter(channels, mean=mean, scale=0.3) for _ in range(3) for mean in (1.0, 0.0)]
-    arguments = (list(grid), list(kv_grid or grid), heads, list(stride_q), list(stride_kv), 1e-6)
-    return Sample("", (qkv, key_value, *weights, *norms, *arguments))
+def _sample(make: Maker, batch: int, grid: Any, kv_grid: Any, *sizes: Any) -> Sample:
+    heads, channels, *strides = sizes
+    arguments = _arguments.pool_tokens(make, batch, grid, heads, channels, *strides, kv_grid)
+    if kv_grid is not None:
+        shape = arguments.activations["key_value"].shape
+        arguments.activations["key_value"] = make.strided(*shape)
+    return Sample("", arguments.of("pool_tokens"))
 
 
 @pytest.mark.parametrize("case", GRIDS)

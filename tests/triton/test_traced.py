@@ -23,9 +23,9 @@ from torch._dynamo.backends.common import aot_autograd
 
 from ifdd_kernels import triton as backend
 from ifdd_kernels._operator import OPERATORS, Operator
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Maker, backward_arguments
 from ifdd_kernels.triton import interpreted
-from ops.cases import differentiable_outputs, outputs_of
 
 compiled_only = pytest.mark.skipif(interpreted(), reason="run by test_in_a_process_that_compiles")
 WRITTEN = [o for o in OPERATORS.values() if "triton" in o.twins]
@@ -121,7 +121,7 @@ def _compiled(operator: Operator, arguments: tuple[Any, ...]) -> tuple[list[fx.G
     traced = torch.compile(call, fullgraph=True, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
     results = traced(*tensors)
     if operator.backward is not None:
-        outputs = differentiable_outputs(REGISTRY[operator.name], results)
+        outputs = operator.differentiable(results)
         torch.autograd.backward(outputs, [torch.ones_like(out) for out in outputs])
     return graphs, results
 

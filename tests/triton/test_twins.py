@@ -10,9 +10,10 @@ from torch.library import opcheck
 
 from ifdd_kernels import backends
 from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Entry, Maker, backward_arguments
 from ifdd_kernels.triton import interpreted
-from ops.cases import outputs_of, with_gradients
+from ops.cases import with_gradients
 from ops.twins import check_twin, lowered
 
 WRITTEN = [REGISTRY[name] for name, operator in OPERATORS.items() if "triton" in operator.twins]

@@ -475,7 +475,8 @@ Settings& settings() {
 
 void allow_shared_bytes(const void* kernel, size_t bytes) {
   check_device_has(bytes);
-  allowed_shared_bytes()[kernel] = bytes;
+  size_t& allowed = allowed_shared_bytes()[kernel];
+  allowed = std::max(allowed, bytes);
 }
 
 void launch(const void* kernel, Dim grid, Dim block, size_t shared_bytes, const std::function<void()>& body) {

@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 #include <utility>
 
 #define IFDD_DEVICE __device__ __forceinline__
@@ -152,9 +153,15 @@ struct Launch {
 };
 
 // Lets a kernel be started with that much dynamic shared memory on the current device; beyond 48 KB, static memory
-// included, no launch succeeds without it.
+// included, no launch succeeds without it. The limit belongs to the kernel, which other threads start with other sizes
+// meanwhile: it is raised, never lowered.
 template <class... Parameters>
 cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t bytes) {
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  cudaFuncAttributes now{};
+  if (const cudaError_t error = cudaFuncGetAttributes(&now, kernel); error != cudaSuccess) return error;
+  if (now.maxDynamicSharedSizeBytes >= static_cast<int>(bytes)) return cudaSuccess;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
 }
 
