@@ -61,14 +61,10 @@ def can_run(op: str, backend: str, *args: Any, raise_error: bool = False) -> Sup
 
     Raises:
         ValueError: unknown op or backend.
-        TypeError: more arguments than the op has.
         RuntimeError: the backend cannot run the op and ``raise_error`` is set.
     """
     _check_names(op, backend)
     operator = OPERATORS[op]
-    most = len(operator.signature.arguments)
-    if len(args) > most:
-        raise TypeError(f"{op}: takes {most} arguments, got {len(args)}")
     device = next((arg.device for arg in args if isinstance(arg, Tensor)), _CPU)
     if composed(operator, device.type, backend):
         support = _composed_support(operator, backend, device, args)
@@ -88,19 +84,25 @@ def composed(operator: Operator, device: str, backend: str) -> bool:
 
 def _answer(operator: Operator, backend: str, device: torch.device, args: Sequence[Any]) -> Support:
     """What :func:`can_run` says of an op of its own kernels."""
+    support, whole = _looked_at(operator, backend, device, args)
+    return support if whole else Support(True, f"{support.reason}; {_OPEN}")
+
+
+def _looked_at(
+    operator: Operator, backend: str, device: torch.device, args: Sequence[Any]
+) -> tuple[Support, bool]:
+    """The answer, and whether it holds without limits on sizes that were not given."""
     situation = _situation(operator, device, args)
     support = _support(operator.name, backend, *situation)
     chosen = _fastest(operator.name, *situation)[0] if backend == "auto" else backend
     limited = device.type == "cuda" and chosen == "native" and operator.cuda_limit is not None
-    if not support or not limited or _whole(operator, args):
-        return support
-    return Support(True, f"{support.reason}; {_OPEN}")
+    return support, not support or not limited or _whole(operator, args)
 
 
 def _whole(operator: Operator, args: Sequence[Any]) -> bool:
     """Whether these are all arguments of a call, and such that the op takes them."""
     wanted = operator.overload()._schema.arguments
-    if len(args) < len(wanted):
+    if len(args) != len(wanted):
         return False
     missing = (
         arg is None and not isinstance(argument.type, torch.OptionalType)
@@ -119,22 +121,28 @@ def _composed_support(operator: Operator, backend: str, device: torch.device, ar
     """The answer for an op that runs as its parts: that of each part, for what it shares with the op."""
     named = dict(zip(operator.signature.arguments, args, strict=False))
     if _whole(operator, args):  # then the parts' other arguments are results of the op
-        meta = (arg.to("meta") if isinstance(arg, Tensor) else arg for arg in args)
+        meta = tuple(arg.to("meta") if isinstance(arg, Tensor) else arg for arg in args)
+        named = dict(zip(operator.signature.arguments, meta, strict=True))
         named.update(zip(operator.signature.results, operator.fake(*meta), strict=True))
-    answers = {}
+    answers: dict[str, Support] = {}
+    whole = True
     for part in map(OPERATORS.__getitem__, operator.parts):
         shared = tuple(named.get(name) for name in part.signature.arguments)
-        answers[part.name] = _answer(part, backend, device, shared)
+        answers[part.name], certain = _looked_at(part, backend, device, shared)
+        whole = whole and certain
     what = f"composed of {' and '.join(operator.parts)}"
     refused = next((name for name, support in answers.items() if not support), None)
     if refused is not None:
         return Support(False, f"{what}; {refused}: {answers[refused].reason}")
-    reasons = "; ".join(dict.fromkeys(support.reason for support in answers.values()))
-    if backend != "auto":
-        return Support(True, f"{what}: {reasons}")
-    chosen = [support.reason.partition(":")[0].removeprefix("chooses ") for support in answers.values()]
-    reasons = "; ".join(dict.fromkeys(support.reason.partition(": ")[2] for support in answers.values()))
-    return Support(True, f"chooses {' and '.join(dict.fromkeys(chosen))}: {what}; {reasons}")
+    reasons = list(dict.fromkeys(support.reason for support in answers.values()))
+    if backend == "auto":
+        chosen, _, first = zip(*(reason.partition(": ") for reason in reasons), strict=True)
+        names = dict.fromkeys(name.removeprefix("chooses ") for name in chosen)
+        what, reasons = f"chooses {' and '.join(names)}: {what}", list(dict.fromkeys(first))
+        separator = "; "
+    else:
+        separator = ": "
+    return Support(True, what + separator + "; ".join([*reasons, *([] if whole else [_OPEN])]))
 
 
 class Situation(NamedTuple):
@@ -155,15 +163,16 @@ def _situation(operator: Operator, device: torch.device, args: Sequence[Any]) ->
     """Of an op's leading arguments, which need not be there."""
     if args and isinstance(args[0], Tensor):
         return (
-            _on_gpu(operator, args) if device.type == "cuda" else Situation(device.type, None, args[0].dtype)
+            _on_gpu(operator, device.index, args)
+            if device.type == "cuda"
+            else Situation(device.type, None, args[0].dtype)
         )
     limit = _limit(operator.name, args) if device.type == "cuda" else ""
     return Situation(device.type, device.index, None, limit)
 
 
-def _on_gpu(operator: Operator, args: Sequence[Any]) -> Situation:
+def _on_gpu(operator: Operator, gpu: int | None, args: Sequence[Any]) -> Situation:
     x, limit = args[0], _limit(operator.name, args)
-    gpu = x.device.index
     if not _is_measured(operator.name, gpu):
         return Situation("cuda", gpu, x.dtype, limit)
     try:
@@ -283,7 +292,7 @@ def select(op: str, backend: str, *args: Any) -> str:
         gpu = device.index
         # Nothing measured is the common case, on every call.
         if _is_measured(op, gpu):
-            asked: tuple[Any, ...] = _on_gpu(OPERATORS[op], args)
+            asked: tuple[Any, ...] = _on_gpu(OPERATORS[op], gpu, args)
         else:
             asked = ("cuda", gpu, x.dtype, _limit(op, args))
         chosen: str = _chosen(op, *asked)

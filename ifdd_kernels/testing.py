@@ -95,6 +95,7 @@ def full_float32() -> Iterator[None]:
     newer = [switch.fp32_precision for switch in switches]
     products = _older(torch.get_float32_matmul_precision)
     convolutions = _older(lambda: cudnn.allow_tf32)
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("highest")
     cudnn.allow_tf32 = False
     try:

@@ -145,3 +145,32 @@ def test_misplaced_arguments_have_an_answer(op: str) -> None:
 def test_every_device_has_an_answer(op: str, device: str) -> None:
     for backend in BACKENDS:
         assert can_run(op, backend, torch.empty(0, device=device)).reason
+
+
+def test_a_composed_op_is_asked_with_all_its_arguments() -> None:
+    """Its parts' limits hold for what they get of it, and for what one gets from the other."""
+    op = "static_dynamic_split"
+    with fake_gpu():
+        args = next(REGISTRY[op].samples(Maker(torch.float32, "cuda"))).args
+        assert can_run(op, "native", *args)
+        assert OPEN not in can_run(op, "native", *args).reason
+        assert OPEN in can_run(op, "native", args[0]).reason
+        pool = REGISTRY[op].signature.arguments.index("pool")
+        wide = (*args[:pool], _cuda_limits.SIDE + 1, *args[pool + 1 :])
+        refused = can_run(op, "native", *wide)
+        assert not refused
+        assert refused.reason.startswith("composed of split_index and split_frames; split_index: ")
+        frames = _cuda_limits.SAMPLED_FRAMES + 2
+        offsets = [torch.empty(frames // 2, frames**2, device="cuda") for _ in range(2)]
+        long = (torch.empty(1, frames, *args[0].shape[2:], device="cuda"), *args[1:3], *offsets, *args[5:])
+        assert "split_frames: its CUDA kernels take indexes" in can_run(op, "native", *long).reason
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("op", sorted(OPERATORS))
+def test_more_arguments_than_an_op_has_are_an_answer_about_the_first(op: str, device: str) -> None:
+    with fake_gpu():
+        args = next(REGISTRY[op].samples(Maker(torch.float32, device))).args
+        answer, more = can_run(op, "native", *args), can_run(op, "native", *args, None, 1)
+        assert more.ok == answer.ok
+        assert more.reason.startswith(answer.reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -91,6 +93,30 @@ def test_full_float32_forbids_tf32_and_restores_the_switches(tf32: None) -> None
         assert not torch.backends.cudnn.allow_tf32
     assert _switches() == before
     assert torch.backends.cudnn.allow_tf32
+
+
+NEWER_SWITCHES = """
+import torch
+from ifdd_kernels.testing import full_float32
+backends = torch.backends
+def found():
+    switches = backends, backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn
+    return [switch.fp32_precision for switch in switches]
+{switch}.fp32_precision = "tf32"
+before = found()
+assert "tf32" in before
+with full_float32():
+    assert "tf32" not in found(), found()
+assert found() == before, (found(), before)
+"""
+
+
+@pytest.mark.parametrize("switch", ["backends", "backends.cuda.matmul", "backends.cudnn.conv"])
+def test_full_float32_where_the_newer_switches_were_used(switch: str) -> None:
+    """In a process of its own: that they were used cannot be undone."""
+    code = NEWER_SWITCHES.format(switch=switch)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_references_that_ops_are_compared_with_are_full_float32(

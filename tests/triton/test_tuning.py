@@ -141,6 +141,17 @@ def test_nothing_is_timed_in_a_capture(device: dict[str, Any], monkeypatch: pyte
     assert _choose(kernel) == LARGE
 
 
+def test_a_measurement_reaches_launches_that_took_the_default(device: dict[str, Any]) -> None:
+    """Sizes 9 and 10 share a choice."""
+    kernel = _kernel(key=())
+    device["capturing"] = True
+    assert _choose(kernel, size=10) == SMALL
+    device["capturing"] = False
+    assert _choose(kernel, size=9) == LARGE
+    device["capturing"] = True
+    assert _choose(kernel, size=10) == LARGE
+
+
 def test_nothing_is_timed_where_results_must_not_depend_on_it(device: dict[str, Any]) -> None:
     kernel = _kernel()
     torch.use_deterministic_algorithms(True)
@@ -210,13 +221,14 @@ import json, sys
 import torch
 from benchmarks import triton_cases
 from benchmarks.triton_resources import launches_of
+from ifdd_kernels._arguments import Unfilled
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.triton._tuning import launch_key
 
 def keys(batch):
     triton_cases.BATCH = batch
     found = {}
-    make = triton_cases._maker(torch.bfloat16)
+    make = Unfilled(torch.bfloat16)
     for op, label, arguments in triton_cases._network(make, every_block=True):
         for launch in launches_of(OPERATORS[op], arguments, 90):
             of = found.setdefault(f"{op}, {label}: {launch.kernel.name}", [])
@@ -317,15 +329,19 @@ def test_a_lack_of_memory_says_nothing_of_a_configuration(monkeypatch: pytest.Mo
         _tuning.fastest("_double", THREE, lambda config: None, CUDA)
 
 
-def test_without_memory_for_the_stopwatch_the_default_runs_and_nothing_is_decided(
+def test_without_memory_for_the_stopwatch_the_default_runs_and_only_this_process_keeps_it(
     device: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    decided = _tuning.fastest
-    monkeypatch.setattr(_tuning, "fastest", mock.Mock(side_effect=LACK))
-    assert _choose() == SMALL
+    """Another attempt at each launch would empty the allocator each time."""
+    decided, kernel = _tuning.fastest, _kernel()
+    stopwatch = mock.Mock(side_effect=LACK)
+    monkeypatch.setattr(_tuning, "fastest", stopwatch)
+    assert [_choose(kernel), _choose(kernel)] == [SMALL, SMALL]
+    assert stopwatch.call_count == 1
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(_tuning, "fastest", decided)
-    assert _choose() == LARGE
+    _another_process()
+    assert _choose(kernel) == LARGE
 
 
 def test_an_error_the_device_keeps_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
