@@ -26,7 +26,7 @@ NATIVE_SOURCES := setup.py pyproject.toml CMakeLists.txt $(CPP_SOURCES)
 # cmake and ninja are those of the environment; an activated one of the user must not decide.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint format bench gpu-check check-headers rehearse-gpu emulator-sanitizers clean
+.PHONY: demo test test-all lint format bench gpu-check check-headers rehearse-gpu emulator-sanitizers clean
 .DELETE_ON_ERROR:
 
 # Stamps: a second run installs nothing; changed native sources or metadata reinstall.
@@ -56,7 +56,11 @@ demo: $(VENV)/.installed $(VENV)/.clip
 # loadfile: the tests of a file share its fixtures, and the packaging tests their build directory.
 test: $(VENV)/.tools $(VENV)/.clip
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
-	  --cov --cov-report=term
+	  --cov --cov-report=term --durations=15 $(PYTEST_ARGS)
+
+# With the tests that repeat others at more sizes, dtypes and planted faults: hours.
+test-all: PYTEST_ARGS = --nightly
+test-all: test
 
 # All CUDA kernels in the emulator, compiled with sanitizers: every test but those of kernels broken on purpose; under
 # the race detector, which is a hundred times slower, one shape of each kernel.

@@ -1,12 +1,27 @@
-"""Without a GPU Triton's kernels are interpreted: Triton reads that when it is first imported."""
+"""Which tests run. Without a GPU Triton's kernels are interpreted: Triton reads that when it is imported."""
 
 from __future__ import annotations
 
 import os
 import sys
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     assert "triton" not in sys.modules, "Triton was imported before it could be told to interpret"
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nightly", action="store_true", help="run the tests marked nightly, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked nightly repeat others at more sizes, dtypes or planted faults."""
+    if config.getoption("--nightly"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("nightly")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]

@@ -27,7 +27,7 @@ inline AttentionSizes check_query(const char* op, const Tensor& query) {
 
 inline void check_backward(const char* op, const Tensor& grad, const Tensor& out, const Tensor& log_sum,
                            const AttentionSizes& s, ScalarType dtype) {
-  check_tensor(op, "grad", grad, {s.B, s.Nq, s.h * s.d}, {dtype});
+  check_tensor(op, "grad_out", grad, {s.B, s.Nq, s.h * s.d}, {dtype});
   check_tensor(op, "out", out, {s.B, s.Nq, s.h * s.d}, {dtype});
   check_tensor(op, "log_sum", log_sum, {s.B, s.h, s.Nq}, {accumulation_dtype(dtype)});
 }

@@ -23,7 +23,7 @@ Tensor frame_correlation_backward(const Tensor& grad, const Tensor& tokens, doub
   const char* op = "frame_correlation_backward";
   check_floating(op, "tokens", tokens, {-1, -1, -1});
   const int64_t B = tokens.size(0), frames = tokens.size(1), D = tokens.size(2);
-  check_tensor(op, "grad", grad, {B, frames, frames}, {accumulation_dtype(tokens.scalar_type())});
+  check_tensor(op, "grad_correlation", grad, {B, frames, frames}, {accumulation_dtype(tokens.scalar_type())});
   const Tensor z = as_contiguous(tokens), g = as_contiguous(grad);
   const Tensor grad_z = empty(tokens, {B, frames, D}, tokens.scalar_type());
   dispatch(tokens.scalar_type(), [&](auto type) {

@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor> frame_tokens_backward(const Tensor& grad, con
   const char* op = "frame_tokens_backward";
   const TokenSizes size = check_tokenizer(op, x, "weight", weight, "bias", bias, height, width, pool);
   const ScalarType acc_dtype = accumulation_dtype(x.scalar_type());
-  check_tensor(op, "grad", grad, {x.size(0), size.T, size.tokens()}, {acc_dtype});
+  check_tensor(op, "grad_tokens", grad, {x.size(0), size.T, size.tokens()}, {acc_dtype});
   const Tensor grad_tokens = as_contiguous(grad);
   const Tensor grad_x = empty(x, {x.size(0), size.T, size.N, size.C}, x.scalar_type());
   const Tensor grad_weight = empty(x, {size.S, size.C}, acc_dtype);

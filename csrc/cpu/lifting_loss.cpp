@@ -67,7 +67,7 @@ Tensor lifting_loss(const Tensor& residual, double weight, double beta, bool mea
 Tensor lifting_loss_backward(const Tensor& grad, const Tensor& residual, double weight, double beta, bool mean) {
   const char* op = "lifting_loss_backward";
   check_inputs(op, residual, beta);
-  check_tensor(op, "grad", grad, {}, {accumulation_dtype(residual.scalar_type())});
+  check_tensor(op, "grad_loss", grad, {}, {accumulation_dtype(residual.scalar_type())});
   const Tensor r = as_contiguous(residual);
   const Tensor out = empty(residual, residual.sizes(), residual.scalar_type());
   dispatch(r.scalar_type(), [&](auto type) {

@@ -76,7 +76,7 @@ Tensor spread(const Tensor& grad, const Tensor& like, double sign) {
 std::tuple<Tensor, Tensor> lifting_residual_backward(const Tensor& grad, const Tensor& x, const Tensor& approximation) {
   const char* op = "lifting_residual_backward";
   check_inputs(op, x, approximation);
-  check_tensor(op, "grad", grad, {x.size(0), x.size(2)}, {accumulation_dtype(x.scalar_type())});
+  check_tensor(op, "grad_residual", grad, {x.size(0), x.size(2)}, {accumulation_dtype(x.scalar_type())});
   const Tensor g = as_contiguous(grad);
   return {spread(g, x, 1), spread(g, approximation, -1)};
 }

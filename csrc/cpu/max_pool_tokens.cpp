@@ -59,10 +59,10 @@ std::tuple<Tensor, Tensor> max_pool_tokens(const Tensor& x, const Triple& grid, 
 
 Tensor max_pool_tokens_backward(const Tensor& grad, const Tensor& rows, const Triple& grid, const Triple& stride) {
   const char* op = "max_pool_tokens_backward";
-  check_floating(op, "grad", grad, {-1, -1, -1});
+  check_floating(op, "grad_out", grad, {-1, -1, -1});
   const MaxPool size = sizes(op, grid, stride, grad.size(2));
   const int64_t B = grad.size(0), cells = size.out_cells();
-  check_floating(op, "grad", grad, {B, 1 + cells, size.C});
+  check_floating(op, "grad_out", grad, {B, 1 + cells, size.C});
   check_tensor(op, "rows", rows, {B, cells, size.C}, {ScalarType::Int});
   const Tensor g = stable::contiguous(grad), from = stable::contiguous(rows);
   const Tensor grad_x = empty(grad, {B, 1 + size.in_cells(), size.C}, grad.scalar_type());

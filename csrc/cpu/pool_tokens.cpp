@@ -179,7 +179,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       {{"norm_weight_q", &norm_weight_q}, {"norm_weight_k", &norm_weight_k}, {"norm_weight_v", &norm_weight_v}});
   const Tensor* const given_grads[kParts] = {&grad_q, &grad_k, &grad_v};
   const Tensor* const given_stats[kParts] = {&stats_q, &stats_k, &stats_v};
-  static constexpr const char* kGradNames[kParts] = {"grad_q", "grad_k", "grad_v"};
+  static constexpr const char* kGradNames[kParts] = {"grad_query", "grad_key", "grad_value"};
   static constexpr const char* kStatsNames[kParts] = {"stats_q", "stats_k", "stats_v"};
   const ScalarType acc_dtype = accumulation_dtype(in.dtype);
   int64_t most_cells = 0, most_bands = 0;

@@ -44,11 +44,11 @@ inline void check_linear(const char* op, const Tensor& x, const Tensor& weight) 
 }
 
 inline void check_linear_grad(const char* op, const Tensor& grad, const Tensor& x, const Tensor& weight) {
-  check_device(op, "grad", grad);
-  check_dtype(op, "grad", grad, {x.scalar_type()});
+  check_device(op, "grad_out", grad);
+  check_dtype(op, "grad_out", grad, {x.scalar_type()});
   const std::vector<int64_t> expected = output_shape(x, weight.size(0));
   if (!std::equal(grad.sizes().begin(), grad.sizes().end(), expected.begin(), expected.end())) {
-    fail(op, "grad", "expected the shape of x ", shape_text(x.sizes()), " with a last axis of ", weight.size(0),
+    fail(op, "grad_out", "expected the shape of x ", shape_text(x.sizes()), " with a last axis of ", weight.size(0),
          ", got ", shape_text(grad.sizes()));
   }
 }

@@ -107,8 +107,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
   const SplitInputs in = check_inputs(op, x, static_index, dynamic_index);
   const auto [T, N, C, Ks, Kd] = in.size;
   const int64_t K = Ks + Kd;
-  check_tensor(op, "grad_static", grad_static, {in.B, Ks, N, C}, {in.dtype});
-  check_tensor(op, "grad_dynamic", grad_dynamic, {in.B, Kd, N, C}, {in.dtype});
+  check_tensor(op, "grad_static_frames", grad_static, {in.B, Ks, N, C}, {in.dtype});
+  check_tensor(op, "grad_dynamic_frames", grad_dynamic, {in.B, Kd, N, C}, {in.dtype});
   const bool norm =
       check_norms(op, in, {{"static_norm_weight", &static_norm_weight}, {"dynamic_norm_weight", &dynamic_norm_weight}});
   const ScalarType acc_dtype = accumulation_dtype(in.dtype);

@@ -46,8 +46,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_index_backward(
       check_index_inputs(op, x, token_weight, token_bias, static_weight, dynamic_weight, height, width, pool);
   const int64_t B = x.size(0), frames = size.T, K = frames / 2, pairs = frames * frames;
   const ScalarType acc_dtype = accumulation_dtype(x.scalar_type());
-  check_tensor(op, "grad_static", grad_static, {B, K}, {acc_dtype});
-  check_tensor(op, "grad_dynamic", grad_dynamic, {B, K}, {acc_dtype});
+  check_tensor(op, "grad_static_index", grad_static, {B, K}, {acc_dtype});
+  check_tensor(op, "grad_dynamic_index", grad_dynamic, {B, K}, {acc_dtype});
   check_tensor(op, "grad_correlation", grad_correlation, {B, frames, frames}, {acc_dtype});
   check_tensor(op, "correlation", correlation, {B, frames, frames}, {acc_dtype});
 

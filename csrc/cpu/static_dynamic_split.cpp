@@ -106,8 +106,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   const SplitInputs in = sampling_of(size, x);
   const int64_t B = in.B, T = size.T, N = size.N, K = T / 2, D = size.tokens();
   const ScalarType acc_dtype = accumulation_dtype(in.dtype);
-  check_tensor(op, "grad_static", grad_static, {B, K, N, size.C}, {in.dtype});
-  check_tensor(op, "grad_dynamic", grad_dynamic, {B, K, N, size.C}, {in.dtype});
+  check_tensor(op, "grad_static_frames", grad_static, {B, K, N, size.C}, {in.dtype});
+  check_tensor(op, "grad_dynamic_frames", grad_dynamic, {B, K, N, size.C}, {in.dtype});
   check_tensor(op, "grad_static_index", grad_static_index, {B, K}, {acc_dtype});
   check_tensor(op, "grad_dynamic_index", grad_dynamic_index, {B, K}, {acc_dtype});
   check_tensor(op, "grad_correlation", grad_correlation, {B, T, T}, {acc_dtype});

@@ -37,7 +37,7 @@ Tensor frame_correlation_backward(const Tensor& grad, const Tensor& tokens, doub
   const char* op = "frame_correlation_backward";
   check_activation(op, "tokens", tokens, tokens, {-1, -1, -1});
   const int64_t B = tokens.size(0), frames = tokens.size(1), D = tokens.size(2);
-  check_tensor(op, "grad", grad, tokens, {B, frames, frames}, {ScalarType::Float});
+  check_tensor(op, "grad_correlation", grad, tokens, {B, frames, frames}, {ScalarType::Float});
   const CurrentDevice device(tokens);
   const Tensor z = stable::contiguous(tokens), g = stable::contiguous(grad);
   const Tensor grad_z = stable::new_empty(tokens, {B, frames, D});

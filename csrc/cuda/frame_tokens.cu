@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> frame_tokens_backward(const Tensor& grad, con
                                                          int64_t pool) {
   const char* op = "frame_tokens_backward";
   const TokenSizes size = check_tokenizer(op, x, "weight", weight, "bias", bias, height, width, pool);
-  check_tensor(op, "grad", grad, x, {size.B, size.T, size.tokens()}, {ScalarType::Float});
+  check_tensor(op, "grad_tokens", grad, x, {size.B, size.T, size.tokens()}, {ScalarType::Float});
   const CurrentDevice device(x);
   const Tensor rows = dense_rows(x), weight_rows = as_float(weight), bias_row = as_float(bias);
   const Tensor grad_tokens = stable::contiguous(grad);

@@ -452,7 +452,7 @@ std::tuple<Tensor, Tensor, Tensor> lifting_attention_backward(const Tensor& grad
   const char* op = "lifting_attention_backward";
   const Sizes size = check_inputs(op, query, key, value);
   const int64_t B = size.batch, M = size.tokens, h = size.heads, d = size.channels;
-  check_tensor(op, "grad", grad, query, {B, M, h * d}, {query.scalar_type()});
+  check_tensor(op, "grad_out", grad, query, {B, M, h * d}, {query.scalar_type()});
   check_tensor(op, "out", out, query, {B, M, h * d}, {query.scalar_type()});
   check_tensor(op, "log_sum", log_sum, query, {B, h, M}, {ScalarType::Float});
   const CurrentDevice device(query);

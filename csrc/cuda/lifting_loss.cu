@@ -94,7 +94,7 @@ Tensor lifting_loss(const Tensor& residual, double weight, double beta, bool mea
 Tensor lifting_loss_backward(const Tensor& grad, const Tensor& residual, double weight, double beta, bool mean) {
   const char* op = "lifting_loss_backward";
   check_inputs(op, residual, beta);
-  check_tensor(op, "grad", grad, residual, {}, {ScalarType::Float});
+  check_tensor(op, "grad_loss", grad, residual, {}, {ScalarType::Float});
   const CurrentDevice device(residual);
   const Tensor r = stable::contiguous(residual);
   const Tensor out = stable::new_empty(residual, residual.sizes());

@@ -135,7 +135,7 @@ Tensor spread(const char* op, const CurrentDevice& device, const Tensor& grad, c
 std::tuple<Tensor, Tensor> lifting_residual_backward(const Tensor& grad, const Tensor& x, const Tensor& approximation) {
   const char* op = "lifting_residual_backward";
   check_inputs(op, x, approximation);
-  check_tensor(op, "grad", grad, x, {x.size(0), x.size(2)}, {ScalarType::Float});
+  check_tensor(op, "grad_residual", grad, x, {x.size(0), x.size(2)}, {ScalarType::Float});
   const CurrentDevice device(x);
   const Tensor g = stable::contiguous(grad);
   return {spread(op, device, g, x, 1), spread(op, device, g, approximation, -1)};

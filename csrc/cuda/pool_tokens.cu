@@ -637,7 +637,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   check_parameters(
       op, in, qkv, {{"weight_q", &weight_q}, {"weight_k", &weight_k}, {"weight_v", &weight_v}},
       {{"norm_weight_q", &norm_weight_q}, {"norm_weight_k", &norm_weight_k}, {"norm_weight_v", &norm_weight_v}});
-  const Named grads_given[kParts] = {{"grad_q", &grad_q}, {"grad_k", &grad_k}, {"grad_v", &grad_v}};
+  const Named grads_given[kParts] = {{"grad_query", &grad_q}, {"grad_key", &grad_k}, {"grad_value", &grad_v}};
   const Named stats_given[kParts] = {{"stats_q", &stats_q}, {"stats_k", &stats_k}, {"stats_v", &stats_v}};
   const CurrentDevice device(qkv);
   const Packed packed = packed_rows(qkv, key_value);

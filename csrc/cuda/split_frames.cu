@@ -478,8 +478,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
   const char* op = "split_frames_backward";
   const Inputs in = check_inputs(op, x, static_index, dynamic_index);
   const int64_t K = in.Ks + in.Kd;
-  check_tensor(op, "grad_static", grad_static, x, {in.B, in.Ks, in.N, in.C}, {in.dtype});
-  check_tensor(op, "grad_dynamic", grad_dynamic, x, {in.B, in.Kd, in.N, in.C}, {in.dtype});
+  check_tensor(op, "grad_static_frames", grad_static, x, {in.B, in.Ks, in.N, in.C}, {in.dtype});
+  check_tensor(op, "grad_dynamic_frames", grad_dynamic, x, {in.B, in.Kd, in.N, in.C}, {in.dtype});
   const bool norm = check_norms(
       op, in, x, {{"static_norm_weight", &static_norm_weight}, {"dynamic_norm_weight", &dynamic_norm_weight}});
   if (norm) {

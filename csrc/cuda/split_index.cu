@@ -182,8 +182,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_index_backward(
   const TokenSizes size =
       check_inputs(op, x, token_weight, token_bias, static_weight, dynamic_weight, height, width, pool);
   const int64_t B = size.B, frames = size.T, K = frames / 2, D = size.tokens();
-  check_tensor(op, "grad_static", grad_static, x, {B, K}, {ScalarType::Float});
-  check_tensor(op, "grad_dynamic", grad_dynamic, x, {B, K}, {ScalarType::Float});
+  check_tensor(op, "grad_static_index", grad_static, x, {B, K}, {ScalarType::Float});
+  check_tensor(op, "grad_dynamic_index", grad_dynamic, x, {B, K}, {ScalarType::Float});
   check_tensor(op, "grad_correlation", grad_correlation, x, {B, frames, frames}, {ScalarType::Float});
   check_tensor(op, "correlation", correlation, x, {B, frames, frames}, {ScalarType::Float});
   const CurrentDevice device(x);

@@ -14,6 +14,7 @@ import torch
 from emulator import build
 from emulator import counts as kernels
 from emulator.build import HERE, ROOT, Counts, Plant, compile_source, load
+from ops.cases import nightly
 
 pytestmark = [
     pytest.mark.skipif(build.compiler is None, reason="the emulator needs a C++ compiler"),
@@ -103,8 +104,12 @@ def differences(held: Sequence[Counts], got: Sequence[Counts]) -> list[str]:
     ]
 
 
+#: Counted at night: minutes of compiling.
+LARGE = {"lifting_attention", "pool_tokens", "split_frames", "split_index"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", kernels.OPS)
+@pytest.mark.parametrize("name", [nightly(name, id=name, when=name in LARGE) for name in kernels.OPS])
 def test_kernels_touch_what_they_did(name: str) -> None:
     """More is a regression; less is to be held from now on: ``python -m emulator.counts`` writes it."""
     table = kernels.load()
@@ -132,7 +137,7 @@ REGRESSIONS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REGRESSIONS)
+@pytest.mark.parametrize("name", [nightly(name, id=name, when=name in LARGE) for name in REGRESSIONS])
 def test_a_regression_is_seen(name: str) -> None:
     column, header, plant = REGRESSIONS[name]
     if header is not None:  # which becomes part of the source

@@ -16,6 +16,7 @@ from torch import Tensor
 from emulator import build
 from emulator.build import HERE, Library, Plant, compile_source, load, sanitizer_environment
 from emulator.compare import SEEDS
+from ops.cases import nightly
 
 pytestmark = pytest.mark.skipif(build.compiler is None, reason="the emulator needs a C++ compiler")
 
@@ -320,7 +321,16 @@ PLANTS: dict[str, tuple[Plant, Callable[[Any], Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", PLANTS)
+#: One of each kind by day.
+DAILY = {
+    "a wait for too little",
+    "a removed barrier before a matrix load",
+    "no block barrier",
+    "a row too many",
+}
+
+
+@pytest.mark.parametrize("name", [nightly(name, id=name, when=name not in DAILY) for name in PLANTS])
 def test_what_is_broken_is_caught(name: str) -> None:
     plant, run, expected = PLANTS[name]
     library, ops = features()
@@ -392,7 +402,7 @@ def reports(folder: Path, sanitize: str, plant: Plant | None, calls: Sequence[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SANITIZED)
+@pytest.mark.parametrize("name", [nightly(name, id=name, when=name not in DAILY) for name in SANITIZED])
 def test_sanitizers_report_what_is_broken(name: str, tmp_path: Path) -> None:
     sanitize, plant, call, expected = SANITIZED[name]
     report = reports(tmp_path, sanitize, plant, [call])

@@ -11,8 +11,7 @@ network other than the standard one are left out. ``IFDD_WHOLE_PLAN=1`` runs all
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +33,6 @@ from ifdd import IFDDConfig
 
 pytestmark = CPU_BUILD
 
-WHOLE = os.environ.get("IFDD_WHOLE_PLAN", "") not in ("", "0")
 #: Of the seven shapes of blocks: with and without stride, one head and several.
 BLOCKS = ("block 0", "block 1", "block 4-7")
 LARGE = ("model", "block", "backbone_s")
@@ -64,25 +62,25 @@ def _names() -> list[str]:
     ]
 
 
+def _tasks(name: str) -> Iterator[Task]:
+    """All tasks of a case."""
+    return (task for task in plan.gpu() if task.case.name == name)
+
+
 def _chosen(name: str) -> Iterator[Task]:
-    """Tasks of a case that are run: all, or one of each kind."""
+    """One task of each kind."""
     seen = set()
-    for task in plan.gpu():
+    for task in _tasks(name):
         case = task.case
-        if case.name != name:
+        standard = case.image_size == plan.NETWORK.image_size
+        standard = standard and case.frames in (8, plan.NETWORK.clip_frames)
+        many = name in ("pool_tokens", "pooled_attention")
+        if not standard or (many and case.label not in BLOCKS):
             continue
         kind: Any = (case.label, task.precision, task.pass_name, tuple(c.name for c in case.contenders))
-        if not WHOLE:
-            standard = case.image_size == plan.NETWORK.image_size and case.frames in (
-                8,
-                plan.NETWORK.clip_frames,
-            )
-            many = name in ("pool_tokens", "pooled_attention")
-            if not standard or (many and case.label not in BLOCKS):
-                continue
-            if name in LARGE:
-                kind = (task.precision == "fp32", task.pass_name)
-        if WHOLE or kind not in seen:
+        if name in LARGE:
+            kind = task.pass_name
+        if kind not in seen:
             seen.add(kind)
             yield task
 
@@ -119,16 +117,28 @@ def test_the_plan_has_no_other_cases() -> None:
     assert found | {"backbone_s"} == set(_names())
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600 if WHOLE else 900)
-@pytest.mark.parametrize("name", _names())
-def test_everybody_runs(name: str) -> None:
+def _run_all(name: str, tasks: Callable[[str], Iterator[Task]]) -> None:
     if name == "backbone_s" and not cases.vision.available():
         pytest.skip("torchvision is not installed")
     truths: dict[Any, Truth] = {}
     with fake_gpu():
-        ran = sum(_run(task, truths) for task in _chosen(name))
+        ran = sum(_run(task, truths) for task in tasks(name))
     assert ran > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", _names())
+def test_everybody_runs(name: str) -> None:
+    _run_all(name, _chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", _names())
+def test_the_whole_plan_runs(name: str) -> None:
+    _run_all(name, _tasks)
 
 
 def test_the_truth_of_a_batch_goes_clip_by_clip() -> None:

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.backends import can_run
 from ifdd_kernels.registry import REGISTRY, Entry, Maker, Sample
 
 
+def nightly(*values: Any, id: str | None = None, when: bool = True) -> Any:
+    """A test's parameters that `make test` leaves out."""
+    return pytest.param(*values, id=id, marks=pytest.mark.nightly if when else ())
+
+
+def everyday(entry: Entry) -> set[str]:
+    """Labels of two samples of an op, for tests of what does not depend on sizes: the first, a strided one."""
+    labels = [sample.label for sample in entry.samples(Maker(torch.float32, "meta"))]
+    strided = next((label for label in labels[1:] if "strided" in label), labels[1])
+    return {labels[0], strided}
+
+
 def samples(
-    dtype: torch.dtype, *, differentiable: bool = False, composed: bool = True, native: bool = False
+    dtype: torch.dtype,
+    *,
+    differentiable: bool = False,
+    composed: bool = True,
+    native: bool = False,
+    few: bool = False,
 ) -> list[Any]:
     """(entry, sample) of every op.
 
     ``differentiable`` leaves out ops without a backward, ``composed=False`` those that decompose into
-    others, ``native`` those without a native CPU kernel.
+    others, ``native`` those without a native CPU kernel; ``few`` leaves others than :func:`everyday`'s to
+    the night.
     """
     cases = []
     for entry in REGISTRY.values():
@@ -28,8 +49,9 @@ def samples(
             continue
         if native and not can_run(entry.name, "native"):
             continue
+        always = everyday(entry)
         cases += [
-            pytest.param(entry, sample, id=f"{entry.name}-{sample.label}")
+            nightly(entry, sample, id=f"{entry.name}-{sample.label}", when=few and sample.label not in always)
             for sample in entry.samples(Maker(dtype))
         ]
     return cases
@@ -48,3 +70,14 @@ def gradients(entry: Entry, result: Any, args: tuple[Any, ...], cotangents: list
     inputs = [arg for arg in args if isinstance(arg, Tensor) and arg.requires_grad]
     outputs = entry.differentiable(result)
     return list(torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, materialize_grads=True))
+
+
+def forward_and_backward(
+    op: str, args: Sequence[Any], grads: Sequence[Tensor], backend: str = "native"
+) -> tuple[Tensor, ...]:
+    """Results and all gradients, straight from the registered ops; ``grads`` are those of the first results."""
+    operator = OPERATORS[op]
+    assert operator.wiring is not None
+    results = outputs_of(operator.overload(backend)(*args))
+    taken = operator.wiring.arguments(args, results, grads)
+    return *results, *outputs_of(operator.overload(backend, backward=True)(*taken))

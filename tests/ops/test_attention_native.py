@@ -7,7 +7,6 @@ several chunks of queries in backward.
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
@@ -19,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ifdd_kernels import _library
-from ifdd_kernels.ops.pooled_attention import table_length
+from ifdd_kernels import _arguments, _library
 from ifdd_kernels.registry import Maker
 from ifdd_kernels.testing import poisoned_memory, thread_count, unwritten_fraction
+from ops.cases import forward_and_backward
 
 pytestmark = pytest.mark.skipif(
     not _library.loaded(), reason=f"native library not loaded: {_library.failure()}"
@@ -56,28 +55,18 @@ def pooled_inputs(
 ) -> tuple[Any, ...]:
     """Arguments of pooled_attention; ``scale`` multiplies query and tables."""
     make = Maker(dtype, seed=d + sum(grids[0]))
-    query, key, value = (
-        make.normal(batch, 1 + math.prod(grid), heads, d, scale=size)
-        for grid, size in ((grids[0], scale), (grids[1], 1.0), (grids[1], 1.0))
-    )
-    rows = [table_length(grids[0][axis], grids[1][axis]) for axis in (1, 2, 0)]
-    tables = [make.parameter(count, d, scale=0.5 * scale) for count in rows]
-    return (query, key, value, *tables, list(grids[0]), list(grids[1]), d**-0.5)
+    return _arguments.pooled_attention(make, batch, *grids, heads, d, size=scale).of("pooled_attention")
 
 
-def run(op: str, args: tuple[Any, ...], suffix: str = "", widen: bool = False) -> tuple[Tensor, ...]:
+def run(op: str, args: tuple[Any, ...], backend: str = "native", widen: bool = False) -> tuple[Tensor, ...]:
     """Result, log-sum and all gradients from the registered ops, with a fixed random cotangent."""
-    forward = getattr(torch.ops.ifdd, op + suffix)
-    backward = getattr(torch.ops.ifdd, f"{op}_backward{suffix}")
     generator = torch.Generator().manual_seed(7)
     query = args[0]
     grad = torch.randn(*query.shape[:2], query.shape[2] * query.shape[3], generator=generator).to(query.dtype)
     if widen:
         args = tuple(arg.double() if isinstance(arg, Tensor) else arg for arg in args)
         grad = grad.double()
-    tensors, rest = [a for a in args if isinstance(a, Tensor)], [a for a in args if not isinstance(a, Tensor)]
-    out, log_sum = forward(*args)
-    return (out, log_sum, *backward(grad, *tensors, out, log_sum, *rest))
+    return forward_and_backward(op, args, [grad], backend)
 
 
 def check(op: str, args: tuple[Any, ...], factor: float = 1.0) -> None:
@@ -86,8 +75,8 @@ def check(op: str, args: tuple[Any, ...], factor: float = 1.0) -> None:
     Both accumulate in float32 (float64) and round once; the bound covers sums in another order, and, for the
     bits of a score that come before the decimal point, its size in the exponential.
     """
-    exact = run(op, args, "_reference", widen=True)
-    reference = run(op, args, "_reference")
+    exact = run(op, args, "reference", widen=True)
+    reference = run(op, args, "reference")
     with poisoned_memory():
         native = run(op, args)
     wide = torch.float64 if args[0].dtype == torch.float64 else torch.float32
@@ -106,11 +95,13 @@ def check(op: str, args: tuple[Any, ...], factor: float = 1.0) -> None:
         assert error <= 3 * eager_error + roundings * size, place
 
 
+@pytest.mark.instruction_sets
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_lifting_at_block_edges(tokens: int) -> None:
     check("lifting_attention", lifting_inputs(torch.float32, 2, tokens, 2, 24))
 
 
+@pytest.mark.instruction_sets
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("d", CHANNELS)
 def test_lifting_head_dimensions(dtype: torch.dtype, d: int) -> None:
@@ -123,6 +114,7 @@ def test_pooled_head_dimensions(dtype: torch.dtype, d: int) -> None:
     check("pooled_attention", pooled_inputs(dtype, 2, 2, d, GRIDS[0]))
 
 
+@pytest.mark.instruction_sets
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("grids", GRIDS, ids=str)
 def test_pooled_grids(grids: tuple[Grid, Grid], dtype: torch.dtype) -> None:
@@ -207,23 +199,6 @@ def test_bits_do_not_depend_on_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
-@pytest.mark.parametrize("isa", ["x86-64", "x86-64-v3"])
-def test_lower_instruction_sets(isa: str) -> None:
-    """The copies for older processors, whose vectors and tiles have other sizes."""
-    code = """
-import torch
-from ops.test_attention_native import GRIDS, check, lifting_inputs, pooled_inputs
-for dtype in (torch.float32, torch.float64, torch.bfloat16):
-    for tokens, d in ((1, 1), (23, 24), (65, 100), (130, 5)):
-        check("lifting_attention", lifting_inputs(dtype, 1, tokens, 2, d))
-    for grids in GRIDS:
-        check("pooled_attention", pooled_inputs(dtype, 1, 2, 20, grids))
-"""
-    environment = {**os.environ, "IFDD_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-
-
 MEMORY = """
 import sys, torch
 import ifdd_kernels
@@ -272,7 +247,7 @@ ERRORS: tuple[tuple[str, Callable[[], Any]], ...] = (
     (r"lifting_attention: key: expected shape \(1, 9, 2, 3\).* got \(1, 8, 2, 3\)",
      lambda: LIFT(Q, Q[:, 1:], Q, 1.0)),
     (r"lifting_attention: value: expected dtype float32, got float64", lambda: LIFT(Q, Q, Q.double(), 1.0)),
-    (r"lifting_attention_backward: grad: expected shape \(1, 9, 6\)",
+    (r"lifting_attention_backward: grad_out: expected shape \(1, 9, 6\)",
      lambda: LIFT_BACK(OUT[..., 1:], Q, Q, Q, OUT, LOG_SUM, 1.0)),
     (r"lifting_attention_backward: out: expected shape \(1, 9, 6\)",
      lambda: LIFT_BACK(OUT, Q, Q, Q, OUT[:, 1:], LOG_SUM, 1.0)),

@@ -201,7 +201,7 @@ X = torch.randn(2, 1 + 2 * 4 * 4, 6)
         ),
         (
             lambda: ops.max_pool_tokens_backward(X, torch.ones(2, 8, 6).int(), [2, 4, 4], [1, 2, 2]),
-            r"grad: expected shape \(2, 9, 6\)",
+            r"grad_out: expected shape \(2, 9, 6\)",
         ),
         (
             lambda: ops.gelu_linear(X[0, 0], X[0], X[0, :, 0]),
@@ -209,10 +209,10 @@ X = torch.randn(2, 1 + 2 * 4 * 4, 6)
         ),
         (lambda: ops.gelu_linear(X, X[0, :4], X[0, 0]), r"bias: expected shape \(4,\)"),
         (lambda: ops.gelu_linear(X, X[0].double(), X[0, 0]), "weight: expected dtype float32, got float64"),
-        (lambda: ops.gelu_linear_backward(X, X, X[0, :4]), "grad: expected the shape of x"),
+        (lambda: ops.gelu_linear_backward(X, X, X[0, :4]), "grad_out: expected the shape of x"),
         (lambda: ops.linear(X, X[0, :4, :5], None), r"x: expected shape \(\.\.\., 5\) with at least two"),
         (lambda: ops.linear(X, X[0, :4], X[0, 0]), r"bias: expected shape \(4,\)"),
-        (lambda: ops.linear_backward(X, X, X[0, :4]), "grad: expected the shape of x"),
+        (lambda: ops.linear_backward(X, X, X[0, :4]), "grad_out: expected the shape of x"),
     ],
 )
 def test_direct_calls_are_refused_not_crashed(call: Any, message: str) -> None:

@@ -7,9 +7,6 @@ dtype whatever that of x), four times as many for gradients.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import ifdd_kernels
 from ifdd_kernels import _library, reference
 from ifdd_kernels.registry import REGISTRY
 from ifdd_kernels.testing import poisoned_memory, relative_error, thread_count
+from ops.cases import forward_and_backward
 
 OPS = (
     "frame_tokens",
@@ -104,6 +101,7 @@ def test_the_ops_have_native_kernels() -> None:
     assert {f"{name}_backward" for name in OPS if name != "topk_split_index"} <= native
 
 
+@pytest.mark.instruction_sets
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("grid", "pool"), POOLS, ids=str)
 def test_frame_tokens_on_ragged_grids(dtype: torch.dtype, grid: tuple[int, int], pool: int) -> None:
@@ -112,6 +110,7 @@ def test_frame_tokens_on_ragged_grids(dtype: torch.dtype, grid: tuple[int, int],
     check("frame_tokens", (x, *tokenizer(random, 7, 24), *grid, pool))
 
 
+@pytest.mark.instruction_sets
 @pytest.mark.parametrize("channels", [1, 5, 24, 96, 100, 768])
 @pytest.mark.parametrize("rows", [1, 3, 7, 8, 17])
 def test_frame_tokens_of_any_width(rows: int, channels: int) -> None:
@@ -132,6 +131,7 @@ def test_frames_with_strides_are_read_in_place() -> None:
     check("lifting_residual", (x, x[:, ::2]))
 
 
+@pytest.mark.instruction_sets
 def test_activation_is_the_exact_gelu() -> None:
     """Every size of argument, both tails, through a tokenizer of one channel and weight one."""
     x = torch.cat([torch.linspace(-14, 14, 8001), torch.logspace(-30, 1, 400), -torch.logspace(-30, 1, 400)])
@@ -153,6 +153,7 @@ def test_split_index_of_any_length(frames: int) -> None:
         check("split_index", (x, *tokenizer(random, 3, 17), *offsets, 2, 3, 2, 2.0))
 
 
+@pytest.mark.instruction_sets
 @pytest.mark.parametrize(("grid", "pool"), POOLS[1:], ids=str)
 def test_split_index_on_ragged_grids(grid: tuple[int, int], pool: int) -> None:
     random = Random(torch.float32, pool)
@@ -166,6 +167,7 @@ def test_correlation_of_many_frames(dtype: torch.dtype) -> None:
     check("frame_correlation", (Random(dtype, 1)(2, 128, 70), 1 / 70))
 
 
+@pytest.mark.instruction_sets
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("frames", [2, 8, 30, 128])
 @pytest.mark.parametrize("prior", [False, True])
@@ -226,6 +228,7 @@ def test_residual(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         check("lifting_residual", (random(*shape), random(shape[0], 3, *shape[2:], dtype=torch.float32)))
 
 
+@pytest.mark.instruction_sets
 @pytest.mark.parametrize("shape", [(5, 2), (1, 70_000), (3, 31, 1, 7)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_loss_in_chunks(shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -257,17 +260,17 @@ def test_bits_do_not_depend_on_threads() -> None:
     results = []
     for threads in (1, 2, 3, 5):
         with thread_count(threads):
-            outputs = torch.ops.ifdd.split_index(*args)
-            back = torch.ops.ifdd.split_index_backward(*cotangents, *args[:5], outputs[2], *args[5:])
+            split = forward_and_backward("split_index", args, cotangents)
             residual = torch.ops.ifdd.lifting_residual(x, x[:, :3])
             spread = torch.ops.ifdd.lifting_residual_backward(*residual_args)
             loss = torch.ops.ifdd.lifting_loss(x, 1.0, 1.0, False)
             topk = torch.ops.ifdd.topk_split_index(x, 3, 3, 2, False)
-            results.append([*outputs, *back, residual, *spread, loss, *topk])
+            results.append([*split, residual, *spread, loss, *topk])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
+@pytest.mark.instruction_sets
 def test_gradients_over_many_chunks() -> None:
     args = _many_chunks()
     check("split_index", args)
@@ -300,17 +303,18 @@ REFUSALS: list[tuple[str, str, Callable[[], Any]]] = [
      lambda: ops.frame_tokens(X, torch.randn(3, 5), TOKENIZER[1], 2, 3, 2)),
     ("bias dtype", "frame_tokens: bias: expected dtype float32, got float64",
      lambda: ops.frame_tokens(X, TOKENIZER[0], TOKENIZER[1].double(), 2, 3, 2)),
-    ("tokens gradient", r"frame_tokens_backward: grad: expected shape \(2, 8, 12\)",
+    ("tokens gradient", r"frame_tokens_backward: grad_tokens: expected shape \(2, 8, 12\)",
      lambda: ops.frame_tokens_backward(torch.randn(2, 8, 11), X, *TOKENIZER, 2, 3, 2)),
     ("correlation rank", "frame_correlation: tokens: expected shape",
      lambda: ops.frame_correlation(X, 1.0)),
-    ("correlation gradient", "frame_correlation_backward: grad: expected dtype float32, got float64",
+    ("correlation gradient",
+     "frame_correlation_backward: grad_correlation: expected dtype float32, got float64",
      lambda: ops.frame_correlation_backward(torch.randn(2, 8, 8).double(), X[:, :, 0], 1.0)),
     ("odd frames", "split_index: x: expected an even number of frames",
      lambda: ops.split_index(X[:, :7], *TOKENIZER, OFFSET, OFFSET, 2, 3, 2, 2.0)),
     ("offset weight", r"split_index: dynamic_weight: expected shape \(4, 64\) .* got \(4, 63\)",
      lambda: ops.split_index(X, *TOKENIZER, OFFSET, OFFSET[:, 1:], 2, 3, 2, 2.0)),
-    ("index gradient", r"split_index_backward: grad_dynamic: expected shape \(2, 4\)",
+    ("index gradient", r"split_index_backward: grad_dynamic_index: expected shape \(2, 4\)",
      lambda: ops.split_index_backward(X[:, :4, 0, 0], X[:, :3, 0, 0], PAIRS, X, *TOKENIZER, OFFSET, OFFSET,
                                       PAIRS, 2, 3, 2, 2.0)),
     ("saved correlation", r"split_index_backward: correlation: expected shape \(2, 8, 8\)",
@@ -322,7 +326,7 @@ REFUSALS: list[tuple[str, str, Callable[[], Any]]] = [
      lambda: ops.lifting_residual(X, X[..., :3])),
     ("residual dtype", "lifting_residual: approximation: expected dtype float64 exactly if x has it",
      lambda: ops.lifting_residual(X, X.double())),
-    ("residual gradient", r"lifting_residual_backward: grad: expected shape \(2, 6\)",
+    ("residual gradient", r"lifting_residual_backward: grad_residual: expected shape \(2, 6\)",
      lambda: ops.lifting_residual_backward(torch.randn(2, 5), X, X)),
     ("scalar loss", r"lifting_loss: residual: expected shape \(B, ...\), got a scalar",
      lambda: ops.lifting_loss(torch.tensor(1.0), 1.0, 1.0, False)),
@@ -330,7 +334,7 @@ REFUSALS: list[tuple[str, str, Callable[[], Any]]] = [
      lambda: ops.lifting_loss(X.long(), 1.0, 1.0, False)),
     ("beta", "lifting_loss: beta: expected a positive number, got 0",
      lambda: ops.lifting_loss(X, 1.0, 0.0, False)),
-    ("loss gradient", "lifting_loss_backward: grad: expected shape",
+    ("loss gradient", "lifting_loss_backward: grad_loss: expected shape",
      lambda: ops.lifting_loss_backward(torch.ones(1), X, 1.0, 1.0, False)),
 ]  # fmt: skip
 
@@ -339,15 +343,3 @@ REFUSALS: list[tuple[str, str, Callable[[], Any]]] = [
 def test_direct_calls_are_refused_not_crashed(message: str, call: Callable[[], Any]) -> None:
     with pytest.raises(RuntimeError, match=f"ifdd::{message}"):
         call()
-
-
-@pytest.mark.parametrize("instruction_set", ifdd_kernels.build_info().get("instruction_sets", ())[:-1])
-def test_every_instruction_set(instruction_set: str) -> None:
-    """This file again with a lower set; the best one is what the tests above ran."""
-    if "IFDD_CPU_ISA" in os.environ:
-        pytest.skip("already inside such a run")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    selection = ["-k", "(ragged and float32) or gelu or chunks or (width and 17) or (order and 30)"]
-    environment = {**os.environ, "IFDD_CPU_ISA": instruction_set}
-    process = subprocess.run([*command, *selection], env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stdout

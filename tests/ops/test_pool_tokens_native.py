@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -13,9 +10,11 @@ import torch
 from torch import Tensor
 
 import ifdd_kernels
+from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.backends import can_run
 from ifdd_kernels.ops import live_tokens, pooled_grid
 from ifdd_kernels.testing import poisoned_memory, thread_count, unwritten_fraction
+from ops.cases import forward_and_backward
 
 pytestmark = pytest.mark.skipif(
     not can_run("pool_tokens", "native"), reason=can_run("pool_tokens", "native").reason
@@ -31,6 +30,8 @@ STRIDES = (
     ((1, 5, 1), (2**62, 2**62, 2**62)),
 )
 CHANNELS = (1, 3, 16, 24, 96, 100)
+OPERATOR = OPERATORS["pool_tokens"]
+assert OPERATOR.wiring is not None
 
 
 def make_inputs(
@@ -65,12 +66,9 @@ def make_inputs(
     return (qkv, key_value, *weights, *norms, *map(list, grids), heads, *map(list, strides), 1e-6), grads
 
 
-def run(args: tuple[Any, ...], grads: list[Tensor], suffix: str = "") -> tuple[Tensor, ...]:
+def run(args: tuple[Any, ...], grads: list[Tensor], backend: str = "native") -> tuple[Tensor, ...]:
     """Outputs and all gradients, straight from the registered ops."""
-    forward = getattr(torch.ops.ifdd, f"pool_tokens{suffix}")
-    backward = getattr(torch.ops.ifdd, f"pool_tokens_backward{suffix}")
-    outputs = forward(*args)
-    return (*outputs, *backward(*grads, *args[:6], args[7], args[9], *outputs[3:], *args[11:16]))
+    return forward_and_backward("pool_tokens", args, grads, backend)
 
 
 def widen(values: Any) -> Any:
@@ -78,14 +76,15 @@ def widen(values: Any) -> Any:
     return type(values)(v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values)
 
 
+@pytest.mark.instruction_sets
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("strides", STRIDES, ids=str)
 def test_is_as_exact_as_the_reference(dtype: torch.dtype, channels: int, strides: Any) -> None:
     for grid, key_value_grid in zip(GRIDS, (None, (1, 4, 5), None, (2, 7, 1)), strict=True):
         args, grads = make_inputs(dtype, grid, strides, channels, batch=1, key_value_grid=key_value_grid)
-        exact = run(widen(args), widen(grads), "_reference")
-        reference = run(args, grads, "_reference")
+        exact = run(widen(args), widen(grads), "reference")
+        reference = run(args, grads, "reference")
         with poisoned_memory():
             native = run(args, grads)
         # Both accumulate in float32 (float64) in another order and round once, so the errors are of one size;
@@ -177,7 +176,7 @@ def test_bits_do_not_depend_on_threads(dtype: torch.dtype) -> None:
 def test_parameters_may_be_wider_than_activations() -> None:
     args, grads = make_inputs(torch.bfloat16, (2, 5, 7), ((1, 1, 1), (1, 2, 2)), 24)
     wide = (*args[:2], *(a.float() for a in args[2:11]), *args[11:])
-    native, reference = run(wide, grads), run(wide, grads, "_reference")
+    native, reference = run(wide, grads), run(wide, grads, "reference")
     assert all(g.dtype == torch.float32 for g in native[8:])
     for a, r in zip(native, reference, strict=True):
         assert a.dtype == r.dtype
@@ -217,6 +216,7 @@ def test_public_function_differentiates_through_the_native_op(key_value_grid: An
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.instruction_sets
 def test_a_value_that_is_not_finite_reaches_only_its_windows() -> None:
     args, _ = make_inputs(torch.float32, (1, 3, 40), ((1, 1, 1), (1, 1, 1)), 5, heads=1, batch=1)
     qkv = args[0].clone()
@@ -289,9 +289,9 @@ def test_direct_calls_are_refused_not_crashed(changes: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (0, torch.randn(2, 31, 2, 4), r"grad_q: expected shape \(2, 31, 2, 5\) .* got \(2, 31, 2, 4\)"),
-        (1, torch.randn(2, 13, 2, 5).double(), "grad_k: expected dtype float32, got float64"),
-        (2, torch.randn(2, 13, 10), "grad_v: expected shape"),
+        (0, torch.randn(2, 31, 2, 4), r"grad_query: expected shape \(2, 31, 2, 5\) .* got \(2, 31, 2, 4\)"),
+        (1, torch.randn(2, 13, 2, 5).double(), "grad_key: expected dtype float32, got float64"),
+        (2, torch.randn(2, 13, 10), "grad_value: expected shape"),
         (3, torch.randn(2, 31, 29), "qkv: expected a last axis"),
         (4, torch.randn(2, 31, 20), r"key_value: expected shape \(2, -1, 60\)"),
         (5, torch.randn(5), "weight_q: expected shape"),
@@ -301,30 +301,13 @@ def test_direct_calls_are_refused_not_crashed(changes: dict[str, Any], message: 
         (14, [2, 3, 6], r"qkv: expected 1 \+ T\*H\*W tokens"),
         (15, [2, 3, 6], "key_value_grid: expected that of qkv"),
         (16, -1, "heads: expected a positive number of heads"),
-        (18, [1, 1, 1], "grad_k: expected shape"),
+        (18, [1, 1, 1], "grad_key: expected shape"),
     ],
 )
 def test_direct_backward_calls_are_refused_not_crashed(place: int, value: Any, message: str) -> None:
     args, grads = make_inputs(torch.float32, (2, 3, 5), ((1, 1, 1), (1, 2, 2)), 5)
-    stats = torch.ops.ifdd.pool_tokens(*args)[3:]
-    call = [*grads, *args[:6], args[7], args[9], *stats, *args[11:16]]
+    call = list(OPERATOR.wiring.arguments(args, torch.ops.ifdd.pool_tokens(*args), grads))
     torch.ops.ifdd.pool_tokens_backward(*call)
     call[place] = value
     with pytest.raises(RuntimeError, match=f"ifdd::pool_tokens_backward: {message}"):
         torch.ops.ifdd.pool_tokens_backward(*call)
-
-
-@pytest.mark.parametrize("instruction_set", ifdd_kernels.build_info().get("instruction_sets", ())[:-1])
-def test_every_instruction_set(instruction_set: str) -> None:
-    """The comparison again with a lower set; the best one is what the tests above ran."""
-    if "IFDD_CPU_ISA" in os.environ:
-        pytest.skip("already inside such a run")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    environment = {**os.environ, "IFDD_CPU_ISA": instruction_set}
-    process = subprocess.run(
-        [*command, "-k", "is_as_exact and (24 or 100) or finite"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stdout

@@ -17,18 +17,20 @@ from ops.cases import samples, with_gradients
 ROOT = Path(ifdd_kernels.__file__).parent
 
 
-@pytest.mark.parametrize(("entry", "sample"), samples(torch.float32))
+@pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, few=True))
 def test_forward_op(entry: Entry, sample: Sample) -> None:
     opcheck(entry.overload, with_gradients(sample))
 
 
-@pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, composed=False))
+@pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, composed=False, few=True))
 def test_forward_of_the_reference_twin(entry: Entry, sample: Sample) -> None:
     assert entry.operator is not None
     opcheck(entry.operator.overload("reference"), with_gradients(sample))
 
 
-@pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, differentiable=True, composed=False))
+@pytest.mark.parametrize(
+    ("entry", "sample"), samples(torch.float32, differentiable=True, composed=False, few=True)
+)
 @pytest.mark.parametrize("twin", ["native", "reference"])
 def test_backward_op(entry: Entry, sample: Sample, twin: str) -> None:
     assert entry.operator is not None

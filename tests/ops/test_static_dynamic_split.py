@@ -12,6 +12,7 @@ import ifdd_kernels as K
 from ifdd.modules.issm import ISSM
 from ifdd_kernels import _library, reference
 from ifdd_kernels.testing import poisoned_memory, relative_error, thread_count
+from ops.cases import forward_and_backward
 
 native = pytest.mark.skipif(not _library.loaded(), reason=f"native library not loaded: {_library.failure()}")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -36,13 +37,6 @@ def arguments(
 
 def leaves(args: tuple[Any, ...], dtype: torch.dtype | None = None) -> tuple[Any, ...]:
     return tuple(a.detach().to(dtype).requires_grad_() if isinstance(a, Tensor) else a for a in args)
-
-
-def backward_of(
-    args: tuple[Any, ...], outputs: tuple[Tensor, ...], grads: list[Tensor]
-) -> tuple[Tensor, ...]:
-    saved = (*args[:6], args[7], *outputs[2:], *args[9:13], args[14])
-    return torch.ops.ifdd.static_dynamic_split_backward(*grads, *saved)
 
 
 @native
@@ -83,8 +77,7 @@ def test_bits_do_not_depend_on_threads(batch: int, dtype: torch.dtype) -> None:
     results = []
     for threads in (1, 2, 3, 5):
         with thread_count(threads):
-            outputs = torch.ops.ifdd.static_dynamic_split(*args)
-            results.append((*outputs, *backward_of(args, outputs, cotangents)))
+            results.append(forward_and_backward("static_dynamic_split", args, cotangents))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
@@ -95,7 +88,7 @@ def test_the_gradient_of_x_is_rounded_once_per_op_at_most() -> None:
     args = arguments(2, 8, 64, torch.bfloat16)
     outputs = torch.ops.ifdd.static_dynamic_split(*args)
     cotangents = [torch.randn_like(o) for o in outputs[:5]]
-    got = backward_of(args, outputs, cotangents)[0]
+    got = forward_and_backward("static_dynamic_split", args, cotangents)[len(outputs)]
     wide = leaves(args, torch.float64)
     exact_outputs = reference.static_dynamic_split(*wide)[:5]
     exact = torch.autograd.grad(exact_outputs, wide[0], [c.double() for c in cotangents])[0]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
 from typing import Any
 
@@ -14,6 +11,7 @@ from torch import Tensor
 
 import ifdd_kernels
 from ifdd_kernels import _library
+from ops.cases import forward_and_backward
 
 pytestmark = pytest.mark.skipif(
     not _library.loaded(), reason=f"native library not loaded: {_library.failure()}"
@@ -47,13 +45,10 @@ def make_inputs(
     return x, indexes, norms, grads
 
 
-def run(inputs: tuple[Any, ...], aligned: bool, suffix: str = "") -> tuple[Tensor, ...]:
+def run(inputs: tuple[Any, ...], aligned: bool, backend: str = "native") -> tuple[Tensor, ...]:
     """Outputs and all gradients, straight from the registered ops."""
     x, indexes, norms, grads = inputs
-    forward = getattr(torch.ops.ifdd, f"split_frames{suffix}")
-    backward = getattr(torch.ops.ifdd, f"split_frames_backward{suffix}")
-    outputs = forward(x, *indexes, *norms, 1e-5, aligned)
-    return (*outputs, *backward(*grads, x, *indexes, norms[0], norms[2], outputs[2], aligned))
+    return forward_and_backward("split_frames", (x, *indexes, *norms, 1e-5, aligned), grads, backend)
 
 
 def widen(inputs: Any) -> Any:
@@ -69,14 +64,15 @@ def error(actual: Tensor, exact: Tensor) -> float:
     return (actual.double() - exact).norm().item() / (scale or 1.0)
 
 
+@pytest.mark.instruction_sets
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("aligned", [False, True], ids=["unaligned", "aligned"])
 def test_is_as_exact_as_the_reference(dtype: torch.dtype, sizes: tuple[int, ...], aligned: bool) -> None:
     for floating, norm in product([True, False], repeat=2):
         inputs = make_inputs(dtype, sizes, floating, norm)
-        exact = run(widen(inputs), aligned, "_reference")
-        reference = run(inputs, aligned, "_reference")
+        exact = run(widen(inputs), aligned, "reference")
+        reference = run(inputs, aligned, "reference")
         native = run(inputs, aligned)
         for place, (a, r, e) in enumerate(zip(native, reference, exact, strict=True)):
             assert a.shape == r.shape, place
@@ -120,7 +116,7 @@ def test_public_function_differentiates_through_the_native_op() -> None:
 def test_weights_may_be_wider_than_frames() -> None:
     x, indexes, norms, grads = make_inputs(torch.bfloat16, SIZES[0], floating=True, norm=True)
     inputs = (x, indexes, [n.float() for n in norms], grads)
-    native, reference = run(inputs, False), run(inputs, False, "_reference")
+    native, reference = run(inputs, False), run(inputs, False, "reference")
     assert native[6].dtype == torch.float32
     for a, r in zip(native, reference, strict=True):
         assert a.dtype == r.dtype
@@ -131,7 +127,7 @@ def test_weights_may_be_wider_than_frames() -> None:
 @pytest.mark.parametrize("floating", [True, False])
 def test_empty(sizes: tuple[int, ...], floating: bool) -> None:
     inputs = make_inputs(torch.float32, sizes, floating, norm=True)
-    for a, r in zip(run(inputs, False), run(inputs, False, "_reference"), strict=True):
+    for a, r in zip(run(inputs, False), run(inputs, False, "reference"), strict=True):
         assert a.shape == r.shape
         assert torch.equal(a, r)  # gradients of weights summed over nothing: zeros, not memory
 
@@ -171,6 +167,7 @@ def test_moments_of_uneven_rows(channels: int, pattern: str) -> None:
     assert error <= 3 * max(of_two_passes, rounding)
 
 
+@pytest.mark.instruction_sets
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_every_16_bit_value_survives_load_and_store(dtype: torch.dtype) -> None:
     values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
@@ -181,6 +178,7 @@ def test_every_16_bit_value_survives_load_and_store(dtype: torch.dtype) -> None:
     assert torch.equal(static.flatten().view(torch.int16)[finite], values.view(torch.int16)[finite])
 
 
+@pytest.mark.instruction_sets
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_stores_round_as_torch_does(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -194,6 +192,7 @@ def test_stores_round_as_torch_does(dtype: torch.dtype) -> None:
     torch.testing.assert_close(static, expected.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.instruction_sets
 def test_special_values_stay_where_they_are() -> None:
     x = torch.randn(1, 3, 2, 70)
     x[0, 1] = float("inf")
@@ -268,8 +267,8 @@ def test_direct_calls_are_refused_not_crashed(changes: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (0, torch.randn(2, 2, 3, 4), "grad_static: expected shape"),
-        (1, torch.randn(2, 2, 3, 5).double(), "grad_dynamic: expected dtype float32, got float64"),
+        (0, torch.randn(2, 2, 3, 4), "grad_static_frames: expected shape"),
+        (1, torch.randn(2, 2, 3, 5).double(), "grad_dynamic_frames: expected dtype float32, got float64"),
         (6, None, "dynamic_norm_weight: expected all norm tensors or none"),
         (7, torch.rand(2, 4, 3, 1), r"stats: expected shape \(2, 4, 3, 2\)"),
         (7, torch.rand(0), "stats: expected shape"),
@@ -283,15 +282,3 @@ def test_direct_backward_calls_are_refused_not_crashed(place: int, value: Any, m
     call[place] = value
     with pytest.raises(RuntimeError, match=f"ifdd::split_frames_backward: {message}"):
         torch.ops.ifdd.split_frames_backward(*call)
-
-
-@pytest.mark.parametrize("instruction_set", ifdd_kernels.build_info().get("instruction_sets", ())[:-1])
-def test_every_instruction_set(instruction_set: str) -> None:
-    """This file again with a lower set; the best one is what the tests above ran."""
-    if "IFDD_CPU_ISA" in os.environ:
-        pytest.skip("already inside such a run")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    selection = ["-k", "is_as_exact or 16_bit or stores_round or special"]
-    environment = {**os.environ, "IFDD_CPU_ISA": instruction_set}
-    process = subprocess.run([*command, *selection], env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stdout

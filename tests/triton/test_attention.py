@@ -18,6 +18,7 @@ from ifdd_kernels import _arguments
 from ifdd_kernels.ops.pooled_attention import table_length
 from ifdd_kernels.registry import REGISTRY, Maker, Sample
 from ifdd_kernels.triton import interpreted
+from ops.cases import forward_and_backward, nightly
 from ops.twins import check_call, check_twin
 
 _attention = pytest.importorskip("ifdd_kernels.triton._attention", reason="Triton is not installed")
@@ -44,7 +45,7 @@ def pooled(
     return Sample("", arguments.of("pooled_attention"))
 
 
-@pytest.mark.parametrize("d", [1, 16, 40, 96, 100, 256])
+@pytest.mark.parametrize("d", [1, 16, nightly(40), 96, nightly(100), nightly(256)])
 def test_lifting_head_dimensions(d: int) -> None:
     check_twin(REGISTRY["lifting_attention"], lifting(torch.float32, 1, 20, 2, d))
 
@@ -54,7 +55,7 @@ def test_lifting_at_tile_edges(tokens: int) -> None:
     check_twin(REGISTRY["lifting_attention"], lifting(torch.float32, 2, tokens, 1, 8))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [nightly(torch.float32), nightly(torch.float16), torch.bfloat16], ids=str)
 def test_lifting_like_the_network(dtype: torch.dtype) -> None:
     check_twin(REGISTRY["lifting_attention"], lifting(dtype, 1, 196, 2, 96))
 
@@ -62,8 +63,8 @@ def test_lifting_like_the_network(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("dtype", "q_grid", "k_grid"),
     [
-        (torch.bfloat16, (8, 7, 7), (8, 7, 7)),
-        (torch.float32, (2, 7, 7), (2, 14, 14)),
+        nightly(torch.bfloat16, (8, 7, 7), (8, 7, 7)),
+        nightly(torch.float32, (2, 7, 7), (2, 14, 14)),
         (torch.float16, (3, 8, 8), (3, 4, 4)),
     ],
     ids=str,
@@ -91,7 +92,7 @@ def test_pooled_head_dimensions(d: int) -> None:
     check_twin(REGISTRY["pooled_attention"], pooled(torch.float32, 1, 2, d, (2, 3, 2), (2, 2, 2)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, nightly(torch.bfloat16)], ids=str)
 def test_several_chunks_of_queries(dtype: torch.dtype) -> None:
     """Key and value gradients as sums of chunks, the last one ragged; the value residual in its chunk."""
     sample = pooled(dtype, 1, 1, 8, (70, 4, 4), (3, 2, 2))
@@ -107,7 +108,7 @@ def test_several_tiles_of_clips_and_heads() -> None:
 
 
 @pytest.mark.skipif(not interpreted(), reason="tiles can be chosen in the interpreter")
-@pytest.mark.parametrize(("keys", "block"), [(32, 16), (33, 16), (50, 32), (20, 64)])
+@pytest.mark.parametrize(("keys", "block"), [nightly(32, 16), (33, 16), (50, 32), nightly(20, 64)])
 def test_tails(monkeypatch: pytest.MonkeyPatch, keys: int, block: int) -> None:
     """Full tiles only, a narrow masked tile, one as wide as a full one, no full tile."""
 
@@ -134,19 +135,10 @@ def gradient_errors(op: str, sample: Sample) -> list[float]:
     query = sample.args[0]
     grad = torch.randn(*query.shape[:2], query.shape[2] * query.shape[3], generator=generator)
     results = []
-    for suffix, dtype in (("_reference", torch.float64), ("_triton", query.dtype)):
-        args = [a.to(dtype) if isinstance(a, Tensor) and a.dtype == query.dtype else a for a in sample.args]
-        if dtype == torch.float64:
-            args = [a.double() if isinstance(a, Tensor) else a for a in args]
-        tensors, rest = (
-            [a for a in args if isinstance(a, Tensor)],
-            [a for a in args if not isinstance(a, Tensor)],
-        )
-        outputs = getattr(torch.ops.ifdd, op + suffix)(*args)
-        cotangent = grad.to(query).to(dtype)
-        results.append(
-            getattr(torch.ops.ifdd, f"{op}_backward{suffix}")(cotangent, *tensors, *outputs, *rest)
-        )
+    for backend, dtype in (("reference", torch.float64), ("triton", query.dtype)):
+        args = [a.double() if isinstance(a, Tensor) and dtype == torch.float64 else a for a in sample.args]
+        found = forward_and_backward(op, args, [grad.to(query).to(dtype)], backend)
+        results.append(found[2:])
     return [
         float((got.double() - wanted).norm() / wanted.norm()) for wanted, got in zip(*results, strict=True)
     ]
