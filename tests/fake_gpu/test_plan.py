@@ -5,8 +5,8 @@ in the precision of the plan under CUDA's autocast: outputs and gradients must h
 truth's. Compiled contenders run as the functions that they compile. Not covered: torch.compile itself, CUDA
 graphs, and what looks at values (the gate, the clocks).
 
-By default each case runs once per precision and pass, at the first batch it has in the plan; sizes of the
-network other than the standard one are left out. ``IFDD_WHOLE_PLAN=1`` runs all of it.
+By day each case runs once per precision and pass, at the first batch it has in the plan, and whole networks
+once per pass; sizes of the network other than the standard one are left out. The whole plan runs at night.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def nightly(*values: Any, id: str | None = None, when: bool = True) -> Any:
 
 
 def everyday(entry: Entry) -> set[str]:
-    """Labels of two samples of an op, for tests of what does not depend on sizes: the first, a strided one."""
+    """Labels of two samples of an op, for what does not depend on sizes: the first, and a strided one."""
     labels = [sample.label for sample in entry.samples(Maker(torch.float32, "meta"))]
     strided = next((label for label in labels[1:] if "strided" in label), labels[1])
     return {labels[0], strided}
@@ -75,7 +75,7 @@ def gradients(entry: Entry, result: Any, args: tuple[Any, ...], cotangents: list
 def forward_and_backward(
     op: str, args: Sequence[Any], grads: Sequence[Tensor], backend: str = "native"
 ) -> tuple[Tensor, ...]:
-    """Results and all gradients, straight from the registered ops; ``grads`` are those of the first results."""
+    """Results and all gradients, straight from the registered ops; ``grads``: of the first results."""
     operator = OPERATORS[op]
     assert operator.wiring is not None
     results = outputs_of(operator.overload(backend)(*args))
