@@ -6,8 +6,9 @@ definitions in plain PyTorch; :func:`build_info` says what is missing and how to
 
 from ifdd_kernels import _library, backends, reference
 from ifdd_kernels._library import build_info
+from ifdd_kernels._version import __version__
+from ifdd_kernels.grids import LiveTokens, live_tokens, pooled_grid
 from ifdd_kernels.ops import (
-    LiveTokens,
     SplitIndex,
     StaticDynamicSplit,
     TopkIndex,
@@ -20,11 +21,9 @@ from ifdd_kernels.ops import (
     lifting_residual,
     lifting_update,
     linear,
-    live_tokens,
     max_pool_tokens,
     pool_tokens,
     pooled_attention,
-    pooled_grid,
     split_frames,
     split_index,
     static_dynamic_split,
@@ -33,8 +32,6 @@ from ifdd_kernels.ops import (
 
 # The schemas above come first: the library only adds kernels to ops that exist.
 _library.load()
-
-__version__ = "0.1.0"
 
 __all__ = [
     "LiveTokens",

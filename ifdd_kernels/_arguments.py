@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ifdd_kernels._operator import OPERATORS
-from ifdd_kernels.ops.pooled_attention import table_length
+from ifdd_kernels.grids import table_length
 from ifdd_kernels.reference._common import accumulator
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ifdd_kernels import ops
 from ifdd_kernels._operator import Operator
 from ifdd_kernels._schema import outputs_of
+from ifdd_kernels.grids import live_tokens, pooled_grid
 from ifdd_kernels.reference._common import accumulator
 
 
@@ -198,8 +198,8 @@ def pool_tokens(
     norms = (norm_weight_q, norm_bias_q, norm_weight_k, norm_bias_k, norm_weight_v, norm_bias_v)
     rows = qkv.shape[0] * heads * weight_q.shape[0]  # one token of q, k or v over batch, heads and channels
     parts = ((grid, stride_q), (key_value_grid, stride_kv), (key_value_grid, stride_kv))
-    read = sum(len(ops.live_tokens(*part).rows) for part in parts)
-    cells = [math.prod(ops.pooled_grid(*part)) for part in parts]
+    read = sum(len(live_tokens(*part).rows) for part in parts)
+    cells = [math.prod(pooled_grid(*part)) for part in parts]
     written = sum(1 + n for n in cells)
     flops = rows * sum(54 * n + 8 * (1 + n) for n in cells)
     moved = size(weight_q, weight_k, weight_v, *norms) + rows * (read + written) * qkv.element_size()
@@ -208,7 +208,7 @@ def pool_tokens(
 
 def max_pool_tokens(x: Tensor, grid: Sequence[int], stride: Sequence[int]) -> Cost:
     """One comparison a value of a window; the row of each maximum is written, too."""
-    results = x.shape[0] * math.prod(ops.pooled_grid(grid, stride)) * x.shape[2]
+    results = x.shape[0] * math.prod(pooled_grid(grid, stride)) * x.shape[2]
     window = math.prod(step + 1 if step > 1 else 1 for step in stride)
     kept = results * torch.int32.itemsize
     class_tokens = x.shape[0] * x.shape[2]

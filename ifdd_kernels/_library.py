@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ifdd_kernels._version import __version__
+
 NAMESPACE = "ifdd"
 Capability = tuple[int, int]
 #: What the CUDA sources need at least: asynchronous copies and products of bfloat16.
@@ -178,8 +180,6 @@ def build_info() -> dict[str, Any]:
         ``IFDD_CPU_ISA`` lowers it), ``fast_bfloat16`` (bool: the CPU has matrix tiles, its bfloat16
         products are left to PyTorch) and ``sanitize``.
     """
-    from ifdd_kernels import __version__  # not at the top: the package imports this module first
-
     native = load()
     assert _state is not None
     info: dict[str, Any] = {

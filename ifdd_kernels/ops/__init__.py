@@ -9,7 +9,7 @@ from ifdd_kernels.ops.lifting_residual import lifting_residual
 from ifdd_kernels.ops.lifting_steps import lifting_predict, lifting_update
 from ifdd_kernels.ops.linear import linear
 from ifdd_kernels.ops.max_pool_tokens import max_pool_tokens
-from ifdd_kernels.ops.pool_tokens import LiveTokens, live_tokens, pool_tokens, pooled_grid
+from ifdd_kernels.ops.pool_tokens import pool_tokens
 from ifdd_kernels.ops.pooled_attention import pooled_attention
 from ifdd_kernels.ops.split_frames import split_frames
 from ifdd_kernels.ops.split_index import SplitIndex, split_index
@@ -17,7 +17,6 @@ from ifdd_kernels.ops.static_dynamic_split import StaticDynamicSplit, static_dyn
 from ifdd_kernels.ops.topk_split_index import TopkIndex, topk_split_index
 
 __all__ = [
-    "LiveTokens",
     "SplitIndex",
     "StaticDynamicSplit",
     "TopkIndex",
@@ -30,11 +29,9 @@ __all__ = [
     "lifting_residual",
     "lifting_update",
     "linear",
-    "live_tokens",
     "max_pool_tokens",
     "pool_tokens",
     "pooled_attention",
-    "pooled_grid",
     "split_frames",
     "split_index",
     "static_dynamic_split",

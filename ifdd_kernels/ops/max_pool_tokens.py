@@ -11,7 +11,7 @@ from torch import Tensor
 from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
-from ifdd_kernels.ops.pool_tokens import pooled_grid
+from ifdd_kernels.grids import pooled_grid
 
 
 def _check_arguments(x: Tensor, grid: Sequence[int], stride: Sequence[int]) -> None:

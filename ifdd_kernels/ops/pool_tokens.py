@@ -4,76 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ifdd_kernels import _check, _cuda_limits, reference
 from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
+from ifdd_kernels.grids import pooled_grid
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
 
 Norm = tuple[Tensor, Tensor]
-Grid = tuple[int, int, int]
-
-
-def pooled_grid(grid: Sequence[int], stride: Sequence[int]) -> Grid:
-    """Grid after a 3x3x3 pooling with padding 1: ceil(size / stride) on each axis."""
-    t, h, w = (-(-size // step) for size, step in zip(grid, stride, strict=True))
-    return t, h, w
-
-
-class LiveTokens(NamedTuple):
-    """The tokens that some window of a strided pooling covers: :func:`live_tokens`."""
-
-    #: (1 + Tk*Hk*Wk,) int64: places in the full layout (B, 1 + T*H*W, C), the class token first.
-    rows: Tensor
-    #: (Tk, Hk, Wk): the live cells, compacted.
-    grid: Grid
-    #: The stride on `grid` whose pooling equals the given one on the full grid.
-    stride: Grid
-
-
-def live_tokens(
-    grid: Sequence[int], stride: Sequence[int], device: torch.device | str | None = None
-) -> LiveTokens:
-    r"""Which tokens a 3x3x3 pooling with padding 1 reads, and the same pooling on those alone.
-
-    Along an axis with stride s > 3 the windows :math:`\{so - 1, so, so + 1\}` leave gaps. Without the gaps
-    they lie side by side, which makes the pooling one of stride 3 on an axis of the live cells. Strides 1
-    and 2 read every cell; stride 3 may miss the last one.
-
-    Args:
-        grid: (T, H, W), positive.
-        stride: (time, height, width) stride, positive.
-        device: of `rows`; PyTorch's default one where it is not given.
-
-    Raises:
-        ValueError: a grid or stride that is no triple of positive integers.
-
-    Example: keys and values from live tokens only, exactly as from all of them::
-
-        live = live_tokens(grid, stride_kv)
-        key_value = project_key_value(tokens.index_select(1, live.rows))
-        pool_tokens(project_query(tokens), ..., grid, heads, stride_q, live.stride,
-                    key_value=key_value, key_value_grid=live.grid)
-    """
-    _check.triple("live_tokens", "grid", grid)
-    _check.triple("live_tokens", "stride", stride)
-    cells = [
-        sorted({o + d for o in range(0, size, step) for d in (-1, 0, 1)} & set(range(size)))
-        for size, step in zip(grid, stride, strict=True)
-    ]
-    t, h, w = torch.meshgrid(*(torch.tensor(axis, device=device) for axis in cells), indexing="ij")
-    body = 1 + ((t * grid[1] + h) * grid[2] + w).flatten()
-    strides = [min(step, 3) for step in stride]
-    return LiveTokens(
-        torch.cat((body.new_zeros(1), body)),
-        (len(cells[0]), len(cells[1]), len(cells[2])),
-        (strides[0], strides[1], strides[2]),
-    )
 
 
 def _check_packed(

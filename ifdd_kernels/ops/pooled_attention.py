@@ -11,13 +11,9 @@ from torch import Tensor
 from ifdd_kernels import _check, augmented_attention, reference
 from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
+from ifdd_kernels.grids import table_length
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
-
-
-def table_length(queries: int, keys: int) -> int:
-    """Rows of an axis' table of relative positions."""
-    return 2 * max(queries, keys) - 1
 
 
 def _check_arguments(

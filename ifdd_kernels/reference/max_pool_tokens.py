@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ifdd_kernels.grids import pooled_grid
+
 Triple = list[int]
 
 
 def max_pool_tokens(x: Tensor, grid: Triple, stride: Triple) -> tuple[Tensor, Tensor]:
     """(B, 1 + N', C) and, per value of a cell, the row of x it came from: (B, N', C) int32."""
     batch, _, channels = x.shape
-    out_grid = [-(-size // step) for size, step in zip(grid, stride, strict=True)]
+    out_grid = pooled_grid(grid, stride)
     if batch == 0:
         cells = out_grid[0] * out_grid[1] * out_grid[2]
         rows = torch.empty(0, cells, channels, dtype=torch.int32, device=x.device)

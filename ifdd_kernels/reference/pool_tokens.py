@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ifdd_kernels.grids import pooled_grid
 from ifdd_kernels.reference._common import accumulator, layer_norm_backward, moments
 
-Triple = list[int]
+Triple = Sequence[int]
 
 
 def _volume(tokens: Tensor, grid: Triple) -> Tensor:
@@ -28,10 +32,7 @@ def _convolve(tokens: Tensor, weight: Tensor, grid: Triple, stride: Triple) -> T
     """Class token unchanged, the others through the convolution: (B, 1 + N', h, d)."""
     volume = _volume(tokens, grid)
     if tokens.shape[0] == 0:
-        cells = 1
-        for size, step in zip(grid, stride, strict=True):
-            cells *= -(-size // step)
-        return tokens.new_empty(0, 1 + cells, *tokens.shape[2:])
+        return tokens.new_empty(0, 1 + math.prod(pooled_grid(grid, stride)), *tokens.shape[2:])
     pooled = F.conv3d(volume, weight, stride=stride, padding=1, groups=weight.shape[0])
     return torch.cat((tokens[:, :1], _rows(pooled, tokens.shape[0])), 1)
 
@@ -98,7 +99,7 @@ def _backward_part(
     batch = tokens.shape[0]
     if batch == 0:
         return torch.zeros_like(tokens), torch.zeros_like(weight), grad_norm_weight, grad_norm_bias
-    out_grid = [-(-size // step) for size, step in zip(grid, stride, strict=True)]
+    out_grid = pooled_grid(grid, stride)
     grad_volume, grad_weight, _ = torch.ops.aten.convolution_backward(
         _volume(grad_rows, out_grid),
         _volume(tokens, grid),

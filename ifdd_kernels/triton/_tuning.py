@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import triton
@@ -32,9 +32,6 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from ifdd_kernels.triton import _tuned
-
-if TYPE_CHECKING:
-    from ifdd_kernels.triton._runtime import Kernel
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +61,17 @@ class Config:
 
 Grid = Callable[[Mapping[str, Any]], tuple[int, ...]]
 Launch = Callable[[Config], None]
+
+
+class Kernel(Protocol):
+    """What a choice needs to know of :class:`ifdd_kernels.triton._runtime.Kernel`."""
+
+    name: str
+    function: Any
+    configs: Callable[[Mapping[str, Any]], Sequence[Config]]
+    key: frozenset[str]
+    constants: frozenset[str]
+
 
 #: Choices by key and candidates, which launches of about one size share.
 _by_key: dict[Hashable, Config] = {}

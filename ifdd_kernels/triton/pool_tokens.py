@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ifdd_kernels.ops.pool_tokens import pooled_grid
+from ifdd_kernels.grids import pooled_grid
 from ifdd_kernels.triton._pool_tokens_kernels import (
     input_gradient_kernel,
     pool_kernel,

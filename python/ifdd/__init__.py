@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ifdd.config import IFDDConfig
-from ifdd.model import IFDD, IFDDFeatures, IFDDOutput, create_model, list_models
+from ifdd.factory import create_model, list_models
+from ifdd.model import IFDD, IFDDFeatures, IFDDOutput
 
 __all__ = ["IFDD", "IFDDConfig", "IFDDFeatures", "IFDDOutput", "create_model", "list_models"]

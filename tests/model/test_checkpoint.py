@@ -358,7 +358,7 @@ def test_pretrained_checkpoint_through_create_model(tmp_path: Path, caplog: pyte
     path = tmp_path / "m.safetensors"
     model = create_model("ifdd_nano", num_classes=5)
     save_checkpoint(path, model, NAMES)
-    with caplog.at_level("INFO", logger="ifdd.model"):
+    with caplog.at_level("INFO", logger="ifdd.factory"):
         assert same(model, create_model("ifdd_nano", num_classes=5, pretrained=path))
     assert f"{path}: an IFDD checkpoint" in caplog.text
     with pytest.raises(CheckpointError, match="the classifier has 5 classes, the model 3; reset_head=True"):

@@ -12,7 +12,7 @@ from torch import Tensor
 import ifdd_kernels
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.backends import can_run
-from ifdd_kernels.ops import live_tokens, pooled_grid
+from ifdd_kernels.grids import live_tokens, pooled_grid
 from ifdd_kernels.testing import poisoned_memory, thread_count, unwritten_fraction
 from ops.cases import forward_and_backward
 

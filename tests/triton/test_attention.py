@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ifdd_kernels import _arguments
-from ifdd_kernels.ops.pooled_attention import table_length
+from ifdd_kernels.grids import table_length
 from ifdd_kernels.registry import REGISTRY, Maker, Sample
 from ifdd_kernels.triton import interpreted
 from ops.cases import forward_and_backward, nightly

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ifdd_kernels.ops.pooled_attention import table_length
+from ifdd_kernels.grids import table_length
 from ifdd_kernels.registry import REGISTRY
 from ifdd_kernels.triton import interpreted
 from ifdd_kernels.triton._functions import to_tf32

@@ -11,21 +11,10 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ifdd.cli._commands import COMMANDS, EXIT_FAILED, EXIT_USAGE
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-
-COMMANDS = {
-    "fit": "fit",
-    "test": "evaluate",
-    "predict": "predict",
-    "explain": "explain",
-    "convert": "convert",
-    "doctor": "doctor",
-}
-"""Name of a command -> the module that holds it."""
 
 DESCRIPTION = (
     "IFDD recognises facial expressions in video. Train with `fit`, measure with `test`, read single videos "

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from ifdd.cli import COMMANDS, EXIT_USAGE
+from ifdd.cli._commands import COMMANDS, EXIT_USAGE
 from ifdd.config import IFDDConfig
 from ifdd.training.config import (
     DataConfig,

@@ -14,7 +14,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ifdd.cli import EXIT_FAILED
+from ifdd.cli._commands import EXIT_FAILED
 from ifdd.cli.common import add_device_option, choose_device, one_line, wide_console
 
 SUMMARY = "check the installation"

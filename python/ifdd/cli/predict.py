@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ifdd.cli import EXIT_FAILED
+from ifdd.cli._commands import EXIT_FAILED
 from ifdd.cli.common import (
     UsageError,
     add_device_option,

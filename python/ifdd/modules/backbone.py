@@ -17,7 +17,8 @@ from ifdd.config import STAGE_COUNT, STAGE_HEADS
 from ifdd.modules.drop_path import DropPath
 from ifdd.modules.linear import Linear
 from ifdd.modules.recompute import norm_again
-from ifdd_kernels import gelu_linear, linear, live_tokens, max_pool_tokens, pool_tokens, pooled_attention
+from ifdd_kernels import gelu_linear, linear, max_pool_tokens, pool_tokens, pooled_attention
+from ifdd_kernels.grids import live_tokens, pooled_grid, table_length
 
 Grid = tuple[int, int, int]
 
@@ -25,12 +26,6 @@ NORM_EPS = 1e-6
 INIT_STD = 0.02
 KEY_VALUE_STRIDES = (8, 4, 2, 1)
 """Spatial stride of the key and value pools in each stage."""
-
-
-def strided_grid(grid: Grid, stride: Grid) -> Grid:
-    """The grid that pooling with `stride` leaves: ceil(size / stride) on each axis."""
-    t, h, w = (-(-size // step) for size, step in zip(grid, stride, strict=True))
-    return t, h, w
 
 
 class MultiscaleAttention(nn.Module):
@@ -48,7 +43,7 @@ class MultiscaleAttention(nn.Module):
         super().__init__()
         head_dim = out_channels // heads
         self.grid, self.heads, self.stride_q, self.stride_kv = grid, heads, stride_q, stride_kv
-        self.q_grid, self.k_grid = strided_grid(grid, stride_q), strided_grid(grid, stride_kv)
+        self.q_grid, self.k_grid = pooled_grid(grid, stride_q), pooled_grid(grid, stride_kv)
         live = live_tokens(grid, stride_kv)
         self.live_grid, self.live_stride = live.grid, live.stride
         self.register_buffer("live_rows", live.rows, persistent=False)
@@ -58,10 +53,10 @@ class MultiscaleAttention(nn.Module):
             nn.Conv3d(head_dim, head_dim, 3, padding=1, groups=head_dim, bias=False) for _ in range(3)
         )
         self.norm_q, self.norm_k, self.norm_v = (nn.LayerNorm(head_dim, eps=NORM_EPS) for _ in range(3))
-        rows_h, rows_w = (2 * max(self.q_grid[axis], self.k_grid[axis]) - 1 for axis in (1, 2))
+        rows_t, rows_h, rows_w = map(table_length, self.q_grid, self.k_grid)
         self.table_h = nn.Parameter(torch.empty(rows_h, head_dim))
         self.table_w = nn.Parameter(torch.empty(rows_w, head_dim))
-        self.table_t = nn.Parameter(torch.empty(2 * grid[0] - 1, head_dim))
+        self.table_t = nn.Parameter(torch.empty(rows_t, head_dim))
         self.output = Linear(out_channels, out_channels)
         for table in (self.table_h, self.table_w, self.table_t):
             nn.init.trunc_normal_(table, std=INIT_STD)
@@ -146,7 +141,7 @@ class MultiscaleBlock(nn.Module):
                 f"in_channels={in_channels}, out_channels={out_channels}, heads={heads}"
             )
         self.grid, self.stride_q = grid, stride_q
-        self.out_grid = strided_grid(grid, stride_q)
+        self.out_grid = pooled_grid(grid, stride_q)
         self.in_channels = in_channels
         self.attention_norm = nn.LayerNorm(in_channels, eps=NORM_EPS)
         self.attention = MultiscaleAttention(grid, in_channels, out_channels, heads, stride_q, stride_kv)

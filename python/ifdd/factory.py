@@ -1,0 +1,55 @@
+"""Networks by name, with weights from a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from ifdd.checkpoint import load_pretrained
+from ifdd.config import IFDDConfig
+from ifdd.model import IFDD
+
+logger = logging.getLogger(__name__)
+
+_MODELS: dict[str, dict[str, Any]] = {
+    "ifdd_nano": {"backbone": "mvit_nano", "image_size": 64},
+    "ifdd_xs": {"backbone": "mvit_xs"},
+    "ifdd_s": {"backbone": "mvit_s"},
+}
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` knows, sorted."""
+    return sorted(_MODELS)
+
+
+def create_model(
+    name: str = "ifdd_xs",
+    *,
+    pretrained: str | os.PathLike[str] | None = None,
+    reset_head: bool = False,
+    **overrides: Any,
+) -> IFDD:
+    """An IFDD network by name.
+
+    Args:
+        name: one of `list_models()`; `ifdd_nano` is made for 64-pixel frames unless `image_size` is given.
+        pretrained: a weights file: a checkpoint of this package, the original implementation's weights, or
+            torchvision's `mvit_v2_s` weights (embedding and backbone only). Which one was found is logged.
+        reset_head: keep the fresh classifier where the file's has another number of classes.
+        **overrides: fields of `IFDDConfig`, except `backbone`, which the name fixes.
+
+    Raises:
+        ValueError: an unknown name or field, or weights that do not fit the network.
+        ifdd.checkpoint.CheckpointError: a file that cannot be read.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"unknown model {name!r}; known models are {list_models()}")
+    if "backbone" in overrides:
+        raise ValueError(f"the name {name!r} fixes the backbone; choose another name from {list_models()}")
+    model = IFDD(IFDDConfig.from_dict({**_MODELS[name], **overrides}))
+    if pretrained is not None:
+        report = load_pretrained(model, pretrained, reset_head=reset_head)
+        logger.info("%s", report)
+    return model
