@@ -51,7 +51,8 @@ from benchmarks.cases import Case
 from benchmarks.contender import DeviceMaker, prepare
 from benchmarks.network_calls import Instance
 from benchmarks.precision import PRECISIONS
-from benchmarks.triton_resources import Compilation, StandIn, instructions, launches_of
+from benchmarks.triton_resources import Compilation, StandIn, launches_of
+from benchmarks.triton_resources import spills as spills_of
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels._schema import NAMESPACE
 from ifdd_kernels.registry import REGISTRY, Maker
@@ -107,7 +108,7 @@ class Specialisation:
         # Up to Triton 3.7 a launch also needs a C module for its types. Later ones share one.
         if hasattr(nvidia, "make_launcher") and has_libcuda():
             nvidia.CudaLauncher(compiled.src, compiled.metadata)
-        return instructions(compiled.asm["cubin"]) if check else {}
+        return spills_of(compiled.asm["cubin"]) if check else {}
 
 
 def specialisation(op: str, label: str, architecture: int, launch: Launch, config: Config) -> Specialisation:

@@ -146,18 +146,13 @@ def source(function: Any, seen: tuple[str, ...] = ()) -> str:
 
 def instructions(cubin: bytes) -> dict[str, int]:
     """Registers of a compiled kernel, and how often its code has the instructions that matter."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _run(tools / "cuobjdump", "--dump-resource-usage", file.name)
-        code = _run(tools / "nvdisasm", "-c", file.name)
+    code = _tool("nvdisasm", cubin, "-c")
 
     def count(pattern: str) -> int:
         return len(re.findall(rf"^\s+(?:/\*\w+\*/)?\s+(?:@!?U?P\w+\s+)?(?:{pattern})\b", code, re.MULTILINE))
 
     return {
-        "registers": max(int(n) for n in re.findall(r"REG:(\d+)", usage)),
+        "registers": usage(cubin)["REG"],
         "spill_stores": count("STL"),
         "spill_loads": count("LDL"),
         "tensor_core": count("HMMA|HGMMA"),
@@ -165,8 +160,30 @@ def instructions(cubin: bytes) -> dict[str, int]:
     }
 
 
-def _run(*command: Any) -> str:
-    return subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout
+def spills(cubin: bytes) -> dict[str, int]:
+    """What :func:`instructions` finds in a kernel with memory of its own; nothing in one without.
+
+    Reading the code takes a second, that there is no such memory a hundredth of it.
+    """
+    found = usage(cubin)
+    return instructions(cubin) if found["STACK"] or found["LOCAL"] else {}
+
+
+def usage(cubin: bytes) -> dict[str, int]:
+    """Registers, and bytes of a thread's own memory, of a compiled kernel: the largest of its functions."""
+    text = _tool("cuobjdump", cubin, "--dump-resource-usage")
+    names = ("REG", "STACK", "LOCAL")
+    return {name: max(int(n) for n in re.findall(rf"\b{name}:(\d+)", text)) for name in names}
+
+
+def _tool(name: str, cubin: bytes, *options: str) -> str:
+    """Output of one of the tools that Triton brings."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), *options, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def compilations(only: str | None = None) -> Iterator[Compilation]:
