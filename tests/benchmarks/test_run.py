@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from benchmarks import (
     cases,
     cuda,
     datasheet,
+    journal,
     machine,
     ours,
     overhead,
@@ -62,6 +64,29 @@ def test_one_op_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     )
     for field in ("device", "torch", "triton", "commit", "library", "threads", "python"):
         assert field in rows[1]
+
+
+@pytest.mark.parametrize("ops", ["lifting_loss", "overhead"])
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_stage_without_time_for_all_of_it_is_not_done(
+    ops: str,
+    watched: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rates = machine.Rates(1e10, {"fp32": 1e11, "bf16": 1e11})
+    monkeypatch.setattr(machine, "measure_rates", lambda *_, **__: rates)
+    out = tmp_path / "rows.jsonl"
+    if watched:
+        monkeypatch.setenv(journal.LOG, str(out))
+        monkeypatch.setenv(journal.STAGE, "times")
+        # A process that this one is the parent of would end with it.
+        monkeypatch.setattr(journal, "_end_with_parent", lambda: None)
+    words = ["--ops", ops, "--batch", "1", "--threads", "1", "--out", str(out), "--clock", "cpu"]
+    assert command.main([*words, "--budget-s", "-1"]) == (1 if watched else 0)
+    assert re.fullmatch(r"\d+ cases left out for want of time", capsys.readouterr().out.splitlines()[-1])
+    assert not {row["kind"] for row in results.read(out)} & {"time", "overhead", "finished"}
 
 
 def _printed(script: str) -> list[str]:
