@@ -260,7 +260,9 @@ class Session:
         from benchmarks import cuda
 
         def refused(name: str, reason: str) -> None:
+            self.failures += 1
             self.writer.write("failed", **identity, contender=name, mode="graph", reason=reason[:300])
+            self.say(f"  {name}: NOT CAPTURED, {reason[:200]}")
             self._leave_if_lost(what, name, reason)
 
         def begin(name: str) -> None:

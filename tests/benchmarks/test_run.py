@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -219,6 +220,37 @@ def test_rotation_of_inputs() -> None:
     for _ in range(3):
         call()
     assert order == [0, 1, 0]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError])
+def test_what_cannot_be_captured_fails_and_the_others_are_timed(
+    error: type[Exception], session: Session, shape: NetworkShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that is not there: whatever a capture raises costs its own contender."""
+    case = cases.issm(shape, 1, "cpu").only(("original", "native"))
+    inputs = case.make(DeviceMaker(torch.float32))
+    steps = {c.name: prepare(c, inputs, False) for c in case.contenders}
+
+    def replay(captured: Any) -> Any:
+        if captured[0] is steps["original"]:
+            raise error("no capture here")
+        return lambda: None
+
+    said: list[str] = []
+    monkeypatch.setattr(cuda, "Replay", replay)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    properties = SimpleNamespace(L2_cache_size=1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    session.device, session.modes, session.say = "cuda", ("graph",), said.append
+    cost = case.cost(inputs, torch.float32, False)
+    calls = session._modes(steps, inputs, False, cost, {"case": "issm"}, "issm")
+    assert {mode: set(found) for mode, found in calls.items()} == {"graph": {"native"}, "eager": set()}
+    (row,) = results.read(session.writer.path, "failed")
+    assert (row["contender"], row["mode"]) == ("original", "graph")
+    assert row["reason"] == f"not captured: {error.__name__}: no capture here"
+    assert session.failures == 1
+    assert said == [f"  original: NOT CAPTURED, {row['reason']}"]
 
 
 def test_small_shapes_reach_every_native_op() -> None:
