@@ -197,6 +197,10 @@ class Runner:
             if code == 0 or code in stage.accepted:
                 if tail.wrong:
                     return "failed", "; ".join(tail.wrong)
+                # Of an earlier call, passed over in this one.
+                known = journal.bad(self.log, stage.name, stage.sources)
+                if known:
+                    return "failed", f"known from before: {'; '.join(known)}"
                 return "ok", stage.accepted.get(code, "") or last
             lost = code == DEVICE_LOST or bool(tail.running)
             for row in list(tail.running.values()):

@@ -490,6 +490,17 @@ def test_tests_that_hang_or_crash_are_named_and_passed_over(
     assert all(f"::test_{name}: " in outcome.detail for name in ("hangs", "crashes", "fails"))
     assert "assert 1 == 2" in outcome.detail
     if not missing:
-        # Nothing of it runs again in a second call.
-        again = runner.run(replace(stage, accepted={5: "no test was left to run"}))
-        assert (again.status, again.detail) == ("ok", "no test was left to run")
+        # A second call runs what failed, mended meanwhile, and names what it passes over.
+        runner.writer.write("start")
+        file.write_text(PYTEST_FILE.replace("assert 1 == 2", "pass"))
+        size = len(results.read(runner.log, "finished"))
+        for _ in range(2):
+            again = runner.run(replace(stage, accepted={5: "no test was left to run"}))
+            assert again.status == "failed"
+            assert again.detail.startswith("known from before: ")
+            assert all(
+                (f"::test_{name}: " in again.detail) == (name != "fails")
+                for name in ("hangs", "crashes", "fails")
+            )
+        (row,) = results.read(runner.log, "finished")[size:]
+        assert (row["item"].rpartition("::")[2], row["status"]) == ("test_fails", "ok")

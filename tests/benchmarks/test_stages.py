@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,47 @@ def test_what_was_done_with_other_sources_comes_again(runner: Runner) -> None:
     assert runner.run(fake("ops", "a=ok", sources="old")).status == "ok"
     assert runner.run(fake("ops", "a=exits", sources="old")).status == "ok"
     assert runner.run(fake("ops", "a=fails", sources="new")).status == "failed"
+
+
+def test_what_failed_before_comes_again_and_what_hung_does_not(runner: Runner) -> None:
+    """In a second call, with the same sources: a test or a benchmark may have been mended."""
+    writer = Writer(runner.log)
+    writer.write("start")
+    plan = ["a=ok", "b=fails", "c=hangs", "d=crashes", "e=faults", "f=fails"]
+    assert runner.run(fake("ops", *plan)).status == "failed"
+    # In the same call a new process passes over b too: it has failed, once is enough.
+    assert sum(row["item"] == "b" for row in results.read(runner.log, "finished")) == 1
+    writer.write("start")
+    size = len(results.read(runner.log, "finished"))
+    # Those that need not run would end the process now.
+    outcome = runner.run(fake("ops", "a=exits", "b=ok", "c=ok", "d=ok", "e=ok", "f=fails"))
+    again = results.read(runner.log, "finished")[size:]
+    assert {row["item"]: row["status"] for row in again if not row["part"]} == {
+        "b": "ok",
+        "f": "failed",
+        # Without the parts that were lost.
+        "c": "failed",
+        "d": "failed",
+        "e": "failed",
+    }
+    assert outcome.status == "failed"
+
+
+def test_what_is_known_as_bad_is_not_well_because_it_did_not_run(runner: Runner) -> None:
+    writer = Writer(runner.log)
+    writer.write("start")
+    for item, status in {"a": "ok", "b": "hung", "c": "crashed", "d": "cut"}.items():
+        journal.end(writer, "tests", item, "", status, "because", "same")
+    writer.write("start")
+    for code in (0, 5):
+        stage = Stage("tests", python(f"raise SystemExit({code})"), 9.0, accepted={5: "no test was left"})
+        outcome = runner.run(replace(stage, sources="same"))
+        assert outcome.status == "failed"
+        assert outcome.detail == "known from before: b: hung, because; c: crashed, because"
+    assert runner.run(replace(stage, sources="mended")).status == "ok"
+    for item in "bc":
+        journal.end(writer, "tests", item, "", "ok", "", "same")
+    assert runner.run(replace(stage, sources="same")).status == "ok"
 
 
 def test_the_budget_ends_everything(runner: Runner) -> None:
