@@ -250,6 +250,8 @@ def _pytest(machine: Machine) -> tuple[str, ...]:
     timeout = () if "pytest-timeout" in machine.missing else ("--timeout=25", "--timeout-method=thread")
     # A few workers: they share the GPU, and each takes seconds to import what it tests.
     workers = () if "pytest-xdist" in machine.missing else ("-n", str(max(1, min(6, machine.cores))))
+    # Each test that loses its worker costs one; xdist gives up after four times as many as there are workers.
+    workers += ("--max-worker-restart=1000",) if workers else ()
     return (*PYTEST, *timeout, *workers)
 
 

@@ -223,7 +223,7 @@ def test_a_missing_package_costs_its_own_stages() -> None:
     assert set(skips("compute-sanitizer")) == {"memcheck", "racecheck"}
     assert {"native tests", "other tests"} <= set(skips("pytest"))
     without = gpu_check._pytest(replace(H200, missing=frozenset({"pytest-xdist", "pytest-timeout"})))
-    assert not [word for word in without if word == "-n" or "timeout" in word]
+    assert not [word for word in without if word == "-n" or "timeout" in word or "worker" in word]
     whole = gpu_check._pytest(H200)
     assert whole[whole.index("-n") + 1] == "6"
     assert {"--timeout=25", "--timeout-method=thread"} <= set(whole)
@@ -448,6 +448,8 @@ def test_c(): pass
 def test_fails(): assert 1 == 2
 def test_skips(): pytest.skip("not here")
 def test_d(): pass
+@pytest.mark.parametrize("n", range(6))
+def test_ends(n): os._exit(3)
 """
 
 
@@ -460,7 +462,7 @@ def test_tests_that_hang_or_crash_are_named_and_passed_over(
     (tmp_path / "tests").mkdir()
     file = tmp_path / "tests" / "test_it.py"
     file.write_text(PYTEST_FILE)
-    command = list(gpu_check._pytest(replace(H200, cores=2, missing=frozenset(missing))))
+    command = list(gpu_check._pytest(replace(H200, cores=1, missing=frozenset(missing))))
     if "--timeout=25" in command:
         command[command.index("--timeout=25")] = "--timeout=3"
     # Only what matters here: importing the other plugins takes longer than the tests.
@@ -480,6 +482,8 @@ def test_tests_that_hang_or_crash_are_named_and_passed_over(
     stage = Stage("tests", (*command, "-p", "short", *plugins, str(file)), 90.0, environment, items=True)
     outcome = runner.run(stage)
     found = {row["item"].rpartition("::")[2]: row["status"] for row in results.read(runner.log, "finished")}
+    # One worker, and more tests that end it than xdist puts up with by itself.
+    assert [found.pop(f"test_ends[{n}]") for n in range(6)] == ["crashed"] * 6
     assert {f"test_{name}" for name in ("a", "b", "c", "d", "skips")} <= {
         n for n, s in found.items() if s == "ok"
     }
