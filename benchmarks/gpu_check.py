@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import library, place, results, sources
+from benchmarks import journal, library, place, results, sources
 from benchmarks.library import STOP, tool
 from benchmarks.place import ROOT
 from benchmarks.stages import Outcome, Runner, Stage
@@ -327,7 +327,11 @@ def _counters(machine: Machine) -> Step:
         *("--passes", "training", "--contenders", "native", "--alone", "--check-only"),
     )
     skip = "needs a GPU" if machine.device == "cpu" else _absent(machine, "ncu")
-    stage = Stage("counters", command, machine.patience * 70, skip=skip, sources=sources.digest())
+    # ncu prints its tables when all is over: of a stage that was cut there are none, though its cases ended.
+    environment = {journal.SOURCES: f"{sources.digest()} at {time.time_ns()}"}
+    stage = Stage(
+        "counters", command, machine.patience * 70, environment, skip=skip, sources=sources.digest()
+    )
     return Step("counters", 18, [stage])
 
 

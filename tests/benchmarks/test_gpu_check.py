@@ -248,6 +248,15 @@ def test_a_cut_at_the_budget_keeps_what_was_measured_and_is_resumed(log: Path, t
     assert sorted(second) == sorted(["library", "compile Triton", "training step", "rivals"])
 
 
+def test_counters_begin_anew_after_they_were_cut(tmp_path: Path) -> None:
+    """Their tables come last: what they are of has ended, and still there is nothing."""
+    runner = Runner(tmp_path / "log.jsonl", tmp_path / "log.txt", 60.0, say=lambda line: None)
+    for item, status in (("a=exits", "failed"), ("a=ok", "ok"), ("a=exits", "failed")):
+        (stage,) = gpu_check._counters(H200).stages
+        stage = replace(stage, command=(sys.executable, FAKE, item, "b=ok"), skip="")
+        assert runner.run(stage).status == status  # a runs, whether it has ended before or not
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
