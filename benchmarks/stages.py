@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -45,6 +45,8 @@ class Stage:
     items: bool = False
     #: Digest of the sources it depends on: with the same one, what is done is done.
     sources: str = ""
+    #: Seconds it is expected to take, of one that runs beside others.
+    estimate_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -161,13 +163,15 @@ class Runner:
         thread.start()
         self._background.append((stage, thread, outcomes))
 
-    def join(self) -> list[Outcome]:
-        """Waits for what :meth:`start` started, each until its limit at the latest."""
+    def join(self, names: Collection[str] | None = None) -> list[Outcome]:
+        """Waits for what :meth:`start` started, or for these of it; each until its limit at the latest."""
         found: list[Outcome] = []
-        for _, thread, outcomes in self._background:
-            thread.join()
-            found += outcomes
-        self._background.clear()
+        for one in list(self._background):
+            stage, thread, outcomes = one
+            if names is None or stage.name in names:
+                thread.join()
+                found += outcomes
+                self._background.remove(one)
         return found
 
     def stop(self) -> None:

@@ -42,7 +42,7 @@ STEPS = [
         background=[Stage("compile Triton", (sys.executable, "-c", "print('compiled')"), 20.0)],
     ),
     Step("native times", 1.0, [fake("native times", "pools 16=ok", "split 16=ok")]),
-    Step("training step", 1.0, [fake("training step", "training=ok")], waits=True),
+    Step("training step", 1.0, [fake("training step", "training=ok")], needs=["compile Triton"]),
     Step("rivals", 1.0, [fake("rivals", "native=ok", "triton=ok")]),
 ]
 
@@ -219,7 +219,8 @@ def test_a_missing_package_costs_its_own_stages() -> None:
 
     assert skips() == {}
     assert skips("ncu") == {"counters": "ncu is not installed"}
-    assert set(skips("triton")) == {"compile the network", "compile Triton", "configurations"}
+    compiling = {name for name, _ in gpu_check.AHEAD.values()}
+    assert set(skips("triton")) == {*compiling, "configurations"}
     assert set(skips("compute-sanitizer")) == {"memcheck", "racecheck"}
     assert {"native tests", "other tests"} <= set(skips("pytest"))
     without = gpu_check._pytest(replace(H200, missing=frozenset({"pytest-xdist", "pytest-timeout"})))
@@ -326,23 +327,35 @@ def test_the_plan_in_its_order_fits_the_budget(capsys: pytest.CaptureFixture[str
     assert (right, times, training) == (0, 1, 2)
     tests = [step for step in steps if step.name in ("native tests", "network tests")]
     assert [step.name for step in tests] == ["native tests", "network tests"]
-    assert gpu_check.START_S + sum(step.estimate_s for step in steps) <= gpu_check.BUDGET_S
+    whole = gpu_check.table(steps, builds=False)
+    assert float(re.search(r"in all +(\d+) s", whole)[1]) <= gpu_check.BUDGET_S  # type: ignore[index]
+    assert "(waiting)" not in whole
     checked = {re.search(r"--ops (\S+)", " ".join(s.command))[1] for s in steps[right].stages}  # type: ignore[index]
     assert checked == {name for name in library.expected_ops() if not name.endswith("_backward")}
     assert len(library.expected_ops()) == 17
     assert set(steps[times].stages[0].command[6].split(",")) == checked
     assert all("-k native" in " ".join(step.stages[0].command) for step in tests)
     # What runs Triton kernels waits for them to be compiled, those of the network before all others.
-    (network,), (others,) = steps[right].background, tests[0].background
-    assert network.command[-2:] == ("--only", "network")
-    assert others.command[: len(network.command) - 2] == network.command[:-2]
-    assert [step.name for step in steps if step.waits] == ["training step", "rivals of pool_tokens"]
+    beside = {stage.name: step.name for step in steps for stage in step.background}
+    assert beside == {
+        "compile the network": "native ops",
+        "compile for rivals": "native tests",
+        "compile for tests": "rivals of issm",
+    }
+    needs = {name: " ".join(step.needs) for name, step in zip(names, steps, strict=True) if step.needs}
+    assert needs == {
+        **dict.fromkeys(["training step", "inference of 16", "inference of 1"], "compile the network"),
+        **dict.fromkeys([f"rivals of {op}" for op in gpu_check.RIVALS], "compile for rivals"),
+        "configurations": "compile for rivals",
+        "other tests": "compile for tests",
+    }
     sixteen, one = names.index("inference of 16"), names.index("inference of 1")
     assert sixteen < one
     assert not [name for name in names if "," in name]  # --only separates them by commas
     gpu_check.main(["--dry-run"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:28].strip() for line in lines if not line.startswith("build")] == [
+    # This machine may have fewer cores.
+    assert [line[:28].strip() for line in lines if not line.startswith(("build", "(waiting)"))] == [
         "library",
         *names,
         "in all",
@@ -354,6 +367,54 @@ def test_the_second_call_adds_what_the_review_asks() -> None:
     assert names[:2] == ["native ops", "memcheck"]
     assert names[-4:] == ["fp32 and tf32", "racecheck", "profile", "overhead"]
     assert set(names) >= {step.name for step in gpu_check.plan(H200)}
+    started: set[str] = set()
+    for step in gpu_check.second_plan(H200):
+        started |= {stage.name for stage in step.background}
+        assert started >= set(step.needs), step.name
+    assert started == {name for name, _ in gpu_check.AHEAD.values()}
+
+
+def test_the_table_counts_what_has_to_be_waited_for() -> None:
+    (behind,) = STEPS[0].background
+    steps = [replace(STEPS[0], background=[replace(behind, estimate_s=9.0)]), *STEPS[1:]]
+    lines = gpu_check.table(steps, builds=False).splitlines()
+    rows = [(line[:28].strip(), float(line[28:35])) for line in lines]
+    # Two steps of a second are over when the training step asks for it.
+    assert rows[3] == ("(waiting)", 7.0)
+    assert rows[-1] == ("in all", gpu_check.START_S + 4 + 7)
+    assert lines[3].endswith("until it is over: compile Triton")
+    steps[0] = replace(steps[0], background=[replace(behind, estimate_s=900.0)])  # and stopped at its limit
+    assert "(waiting)                       18 s" in gpu_check.table(steps, builds=False)
+    steps[0] = replace(steps[0], background=[replace(behind, estimate_s=900.0, skip="needs a GPU")])
+    assert "(waiting)" not in gpu_check.table(steps, builds=False)
+    few = gpu_check.table(gpu_check.plan(replace(H200, cores=4)), builds=False)
+    assert few.count("(waiting)") == 3
+
+
+def test_what_compiles_is_waited_for_when_its_step_is_done(log: Path) -> None:
+    """By whoever needs it, in a second call and with --only; and does not run where nobody does."""
+    mark = log.parent / "compiled"
+    code = f"import time, pathlib; time.sleep(1.5); pathlib.Path({str(mark)!r}).touch()"
+    slow = Stage("compile Triton", (sys.executable, "-c", code), 20.0)
+    looks = Stage("rivals", (sys.executable, "-c", f"open({str(mark)!r})"), 20.0)
+    steps = [
+        replace(STEPS[0], background=[slow]),
+        *STEPS[1:3],
+        Step("rivals", 1.0, [looks], needs=["compile Triton"]),
+    ]
+    assert [step.name for step in gpu_check.only(steps, ["rivals"])] == ["native ops", "rivals"]
+    assert gpu_check.check(H200, gpu_check.only(steps, ["rivals"]), log, 60.0) == 0
+    assert ended(log) == {"library": "ok", "compile Triton": "ok", "rivals": "ok"}
+    mark.unlink()
+    for stage in (*steps[0].stages, *steps[1].stages, *steps[2].stages):
+        Runner(log, log.with_suffix(".txt"), 60.0, say=lambda line: None).run(stage)
+    # The training step, which waits for it too, is done; the rivals are not, for other sources.
+    steps[3] = replace(steps[3], stages=[replace(looks, sources="changed")])
+    assert gpu_check.check(H200, steps, log, 60.0, resume=log) == 0
+    assert gpu_check.done(log, steps) == []
+    assert gpu_check.only(steps, ["native times"]) == [steps[1]]
+    steps[3] = replace(steps[3], stages=[replace(looks, skip="not here")])
+    assert gpu_check.only(steps, ["rivals"]) == [steps[3]]
 
 
 def test_every_measurement_of_the_plan_finds_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
