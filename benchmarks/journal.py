@@ -11,10 +11,8 @@ No torch here: tests and the check itself use this without its import.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -63,7 +61,6 @@ class Journal:
         path = os.environ.get(LOG)
         if not path:
             return cls()
-        _end_with_parent()
         end = os.environ.get(END)
         return cls(
             Path(path), os.environ[STAGE], os.environ.get(SOURCES, ""), int(end) if end is not None else None
@@ -141,14 +138,6 @@ def bad(path: Path, stage: str, sources: str) -> list[str]:
     rows = results.read(path, "finished") if path.exists() else []
     last = {(row["item"], row["part"]): row for row in rows if _ended(row, stage, sources)}
     return [ending(row) for row in last.values() if row["status"] not in ("ok", "cut")]
-
-
-def _end_with_parent() -> None:
-    """Where the check itself is killed, nobody else would end what it started."""
-    try:
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
-    except (AttributeError, OSError, TypeError):  # not Linux
-        return
 
 
 class Tail:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -27,6 +28,8 @@ from benchmarks.results import Row, Writer
 GRACE_S = 2.0
 """Seconds between asking a process to end and ending it, and that an overdue one is given to end itself."""
 POLL_S = 0.1
+WITH_PARENT = (sys.executable, "-IS", str(ROOT / "benchmarks" / "with_parent.py"))
+"""Before the command of a process: it ends with the check. The thread that starts it waits for it."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,7 @@ class Runner:
                     return 0, "stopped", ""
                 # A session of its own, so that what the stage started ends with it.
                 process = subprocess.Popen(
-                    [*stage.command], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+                    [*WITH_PARENT, *stage.command], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
                 self._processes.add(process)

@@ -276,7 +276,11 @@ def says(text):
     return Stage("library", (sys.executable, "-c", f"print({text!r})"), 20.0)
 def stage(name, *items):
     return Stage(name, (sys.executable, FAKE, *items), 50.0, items=True)
-STEPS = [Step("a", 1.0, [stage("a", "quick=ok")]), Step("b", 1.0, [stage("b", "next=ok", "long=ok:50")]),
+# Of a program that knows nothing of the check.
+SLEEP = f"import os, time, pathlib; pathlib.Path({MARK!r}).write_text(str(os.getpid())); time.sleep(50)"
+BESIDE = [Stage("beside", (sys.executable, "-c", SLEEP), 50.0)]
+STEPS = [Step("a", 1.0, [stage("a", "quick=ok")], background=BESIDE),
+         Step("b", 1.0, [stage("b", "next=ok", "long=ok:50")]),
          Step("c", 1.0, [stage("c", "never=ok")])]
 """
 
@@ -284,8 +288,8 @@ STEPS = [Step("a", 1.0, [stage("a", "quick=ok")]), Step("b", 1.0, [stage("b", "n
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_cut_off_from_outside(number: signal.Signals, tmp_path: Path) -> None:
     """What was measured is in the log, every line of it readable, and nothing is left running."""
-    log = tmp_path / "gpu-check.jsonl"
-    (tmp_path / "test_gpu_check_steps.py").write_text(f"FAKE = {FAKE!r}\n{STEPS_FILE}")
+    log, mark = tmp_path / "gpu-check.jsonl", tmp_path / "beside"
+    (tmp_path / "test_gpu_check_steps.py").write_text(f"FAKE, MARK = {FAKE!r}, {str(mark)!r}\n{STEPS_FILE}")
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT.format(folder=str(tmp_path), log=str(log))],
         cwd=place.ROOT, stdout=subprocess.DEVNULL,
@@ -297,6 +301,9 @@ def test_cut_off_from_outside(number: signal.Signals, tmp_path: Path) -> None:
         pid = next((row["pid"] for row in rows if row["item"] == "long"), None)
         time.sleep(0.05)
     assert pid is not None
+    while not (mark.exists() and mark.read_text()) and time.perf_counter() < deadline:
+        time.sleep(0.05)
+    pids = (pid, int(mark.read_text()))
     process.send_signal(number)
     assert process.wait(30) == (128 + number if number == signal.SIGTERM else -number)
     for line in log.read_bytes().splitlines():
@@ -305,11 +312,18 @@ def test_cut_off_from_outside(number: signal.Signals, tmp_path: Path) -> None:
         row["item"]: row["status"] for row in results.read(log, "finished")
     }.items()
     if number == signal.SIGTERM:
-        assert ended(log) == {"library": "ok", "a": "ok", "b": "cut", "c": "skipped", "check": "cut"}
+        assert ended(log) == {
+            "library": "ok",
+            "a": "ok",
+            "b": "cut",
+            "c": "skipped",
+            "beside": "cut",
+            "check": "cut",
+        }
     deadline = time.perf_counter() + 10
-    while Path(f"/proc/{pid}").exists() and time.perf_counter() < deadline:
+    while any(Path(f"/proc/{one}").exists() for one in pids) and time.perf_counter() < deadline:
         time.sleep(0.05)
-    assert not Path(f"/proc/{pid}").exists()
+    assert not [one for one in pids if Path(f"/proc/{one}").exists()]
 
 
 def test_a_second_run_does_not_write_over_the_first(log: Path) -> None:

@@ -82,8 +82,6 @@ def test_a_stage_without_time_for_all_of_it_is_not_done(
     if watched:
         monkeypatch.setenv(journal.LOG, str(out))
         monkeypatch.setenv(journal.STAGE, "times")
-        # A process that this one is the parent of would end with it.
-        monkeypatch.setattr(journal, "_end_with_parent", lambda: None)
     words = ["--ops", ops, "--batch", "1", "--threads", "1", "--out", str(out), "--clock", "cpu"]
     assert command.main([*words, "--budget-s", "-1"]) == (1 if watched else 0)
     assert re.fullmatch(r"\d+ cases left out for want of time", capsys.readouterr().out.splitlines()[-1])

@@ -132,6 +132,22 @@ def test_a_stage_at_its_limit_is_stopped_with_its_children(runner: Runner, tmp_p
     assert not mark.exists()
 
 
+def test_what_a_thread_of_a_stage_started_outlives_that_thread(runner: Runner) -> None:
+    """As under ncu, which need not start its program from its main thread."""
+    launcher = (
+        "import subprocess, sys, threading, time\n"
+        "started = []\n"
+        "def start():\n"
+        "    started.append(subprocess.Popen([sys.executable, *sys.argv[1:]]))\n"
+        "    time.sleep(2)  # it has begun\n"
+        "thread = threading.Thread(target=start)\n"
+        "thread.start(); thread.join()\n"
+        "sys.exit(started[0].wait())\n"
+    )
+    outcome = runner.run(Stage("counters", (*python(launcher), FAKE, "a=ok:4", "b=ok"), 30.0, items=True))
+    assert (outcome.status, outcome.detail) == ("ok", "through")
+
+
 def test_what_was_cut_is_no_culprit_and_comes_again(runner: Runner) -> None:
     plan = ("a=ok", "b=ok:20", "c=ok")
     outcome = runner.run(fake("ops", *plan, limit_s=1.5))
