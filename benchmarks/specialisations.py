@@ -283,7 +283,9 @@ def of_rivals() -> list[Question]:
 def of_wide() -> list[Question]:
     """What its second call adds."""
     return _of_plan(
-        lambda task: task.precision != "bf16" and task.case.batch == 16 and task.case.name in gpu_check.WIDE
+        lambda task: (
+            task.precision in ("fp32", "tf32") and task.case.batch == 16 and task.case.name in gpu_check.WIDE
+        )
     )
 
 
