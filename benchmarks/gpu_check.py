@@ -407,12 +407,19 @@ def table(steps: Sequence[Step], builds: bool) -> str:
 
 def prepare(runner: Runner, machine: Machine) -> str:
     """The native library, carried or built, loaded once: why nothing can be measured, or nothing."""
-    found = library.find(cuda=machine.device == "cuda")
-    if machine.device == "cuda" and found.problem:
-        runner.say(f"!!! native library: {found.problem}; building one")
-        built = runner.run(library.build(machine.capability, BUILD_LIMIT_S))
-        if built.status != "ok":
-            return f"no native library: {found.problem}, and the build: {built.status}, {built.detail}"
+    problem = library.find(cuda=True).problem if machine.device == "cuda" else ""
+    if not problem:
+        outcome = runner.run(look_at_library(machine))
+        if outcome.status == "ok":
+            return ""
+        rows = results.read(runner.log, "library")
+        if not (rows and rows[-1].get("for_another_gpu")):
+            return outcome.detail
+        problem = rows[-1]["problem"]
+    runner.say(f"!!! native library: {problem}; building one")
+    built = runner.run(library.build(machine.capability, BUILD_LIMIT_S))
+    if built.status != "ok":
+        return f"no native library: {problem}, and the build: {built.status}, {built.detail}"
     outcome = runner.run(look_at_library(machine))
     return "" if outcome.status == "ok" else outcome.detail
 

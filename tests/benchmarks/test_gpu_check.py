@@ -114,11 +114,12 @@ def test_a_library_without_cuda_kernels(
 
 @pytest.mark.parametrize("ops", [["pool_tokens"], []])
 def test_the_real_look_at_a_library_without_cuda_kernels(
-    ops: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ops: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
     import ifdd_kernels
+    from ifdd_kernels import _library
 
     monkeypatch.delenv("IFDD_LOG", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -128,6 +129,16 @@ def test_the_real_look_at_a_library_without_cuda_kernels(
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"STOP: /there/_ops.so has {len(ops)} of 17 CUDA ops, without frame_correlation,")
     assert ("pool_tokens," in last) == (not ops)
+    every = {**info, "cuda_ops": sorted(library.expected_ops())}
+    monkeypatch.setattr(ifdd_kernels, "build_info", lambda: every)
+    monkeypatch.setattr(library, "_sum_on_device", lambda: "")
+    monkeypatch.setattr(_library, "without_code", lambda: "it was built for 80-real")
+    monkeypatch.setenv("IFDD_LOG", str(tmp_path / "log.jsonl"))
+    monkeypatch.setenv("IFDD_STAGE", "library")
+    assert library.main(["--device", "cuda"]) == STOP
+    assert "STOP: it was built for 80-real" in capsys.readouterr().out
+    (row,) = results.read(tmp_path / "log.jsonl", "library")
+    assert (row["problem"], row["for_another_gpu"]) == ("it was built for 80-real", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert library.main(["--device", "cuda"]) == STOP
     assert "finds no CUDA device" in capsys.readouterr().out
@@ -179,6 +190,34 @@ def test_a_missing_library_is_built_and_one_that_does_not_build_stops(
     assert gpu_check.check(H200, STEPS[1:2], log, 60.0) == STOP
     assert ended(log) == {"build": "skipped"}
     assert "there is none, and the build: skipped, there is no nvcc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+@pytest.mark.parametrize("right", [True, False])
+def test_a_library_for_another_gpu_is_built_anew_once(
+    foreign: bool, right: bool, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks at it for the second time finds the one that was built, right or not."""
+    mark = tmp_path / "built"
+    script = (
+        "import os, sys, pathlib\n"
+        "from benchmarks.results import Writer\n"
+        "built = pathlib.Path(sys.argv[1]).exists()\n"
+        f"wrong = not (built and {right})\n"
+        f"row = {{'problem': 'for 8.0' if wrong else '', 'for_another_gpu': wrong and {foreign}}}\n"
+        "Writer(pathlib.Path(os.environ['IFDD_LOG'])).write('library', stage='library', **row)\n"
+        "print('STOP: for 8.0' if wrong else 'fine'); sys.exit(3 * wrong)\n"
+    )
+    look = Stage("library", (sys.executable, "-c", script, str(mark)), 20.0)
+    build = Stage("build", (sys.executable, "-c", f"open({str(mark)!r}, 'w')"), 20.0)
+    monkeypatch.setattr(gpu_check, "look_at_library", lambda machine: look)
+    monkeypatch.setattr(library, "build", lambda capability, limit_s: build)
+    assert gpu_check.check(H200, STEPS[1:2], log, 60.0) == (0 if foreign and right else STOP)
+    ran = [(row["stage"], row["status"]) for row in results.read(log, "stage")]
+    assert ran[0] == ("library", "failed")
+    again = ("library", "ok" if right else "failed")
+    more = [("native times", "ok")] if right else []
+    assert ran[1:] == ([("build", "ok"), again, *more] if foreign else [])
 
 
 @pytest.mark.parametrize(
