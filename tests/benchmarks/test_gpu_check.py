@@ -561,7 +561,7 @@ def test_the_commit_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 PYTEST_FILE = """
-import ctypes, os, signal, pytest
+import ctypes, os, signal, time, pytest
 pytestmark = pytest.mark.gpu
 def test_a(): pass
 def test_hangs(): ctypes.PyDLL(None).sleep(600)
@@ -573,6 +573,18 @@ def test_skips(): pytest.skip("not here")
 def test_d(): pass
 @pytest.mark.parametrize("n", range(6))
 def test_ends(n): os._exit(3)
+@pytest.fixture
+def turn(): time.sleep(4)
+@pytest.mark.timeout(3, func_only=True)
+def test_waits_and_crashes(turn): os._exit(4)
+@pytest.fixture
+def device():
+    yield
+    time.sleep(3)
+    os._exit(5)
+@pytest.mark.timeout(3, func_only=True)
+def test_breaks_the_device(device):
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
 """
 
 
@@ -607,6 +619,16 @@ def test_tests_that_hang_or_crash_are_named_and_passed_over(
     found = {row["item"].rpartition("::")[2]: row["status"] for row in results.read(runner.log, "finished")}
     # One worker, and more tests that end it than xdist puts up with by itself.
     assert [found.pop(f"test_ends[{n}]") for n in range(6)] == ["crashed"] * 6
+    breaks, waits = found.pop("test_breaks_the_device"), found.pop("test_waits_and_crashes")
+    if not missing:
+        assert (breaks, waits) == ("crashed", "crashed")
+        (detail,) = [
+            row["detail"]
+            for row in results.read(runner.log, "finished")
+            if row["item"].endswith("::test_breaks_the_device")
+        ]
+        assert detail.startswith("call: RuntimeError: CUDA error: an illegal memory access")
+        assert "crashed while running" in detail
     assert {f"test_{name}" for name in ("a", "b", "c", "d", "skips")} <= {
         n for n, s in found.items() if s == "ok"
     }
