@@ -45,8 +45,8 @@ def finished(path: Path, stage: str | None = None) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("fault", "status", "says"),
     [
-        ("hangs", "hung", "did not come back within 0.6 s"),
-        ("deaf", "hung", "did not come back within 0.6 s"),
+        ("hangs", "hung", "did not come back within 3 s"),
+        ("deaf", "hung", "did not come back within 3 s"),
         ("crashes", "crashed", "SIGSEGV"),
         ("exits", "crashed", "exit code 7"),
         ("faults", "faulted", "illegal memory access"),
@@ -150,7 +150,7 @@ def test_what_a_thread_of_a_stage_started_outlives_that_thread(runner: Runner) -
 
 def test_what_was_cut_is_no_culprit_and_comes_again(runner: Runner) -> None:
     plan = ("a=ok", "b=ok:20", "c=ok")
-    outcome = runner.run(fake("ops", *plan, limit_s=1.5))
+    outcome = runner.run(fake("ops", *plan, limit_s=5.0))
     assert outcome.status == "timeout"
     assert "at b / kernel" in outcome.detail
     assert finished(runner.log) == {"a": "ok", "b / kernel": "cut"}
@@ -268,12 +268,12 @@ def test_overdue_is_what_runs_beyond_its_limit(tmp_path: Path) -> None:
         own.start("a", limit_s=1000)
         tail.update()
         assert not tail.overdue(0)
-        assert tail.overdue(-999.9999)
+        assert tail.overdue(-1001)
         assert journal.seconds_since(tail.running["a"]) < 60
     finally:
         own.finish("a")
     tail.update()
-    assert not tail.overdue(-1000)
+    assert not tail.overdue(-1001)
 
 
 def test_a_line_in_the_making_is_read_when_it_is_whole(tmp_path: Path) -> None:
