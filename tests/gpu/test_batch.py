@@ -8,11 +8,12 @@ Three things keep a backend from giving the same bits, and are compared by size 
 
 - a product of PyTorch's library, whose algorithm follows the number of rows (:data:`LIBRARY_PRODUCTS`);
 - a product in Triton's interpreter: it is NumPy's, whose algorithm follows the size of the tile;
-- a sum that a kernel cuts into parts by the number of clips (:data:`CUT_BY_BATCH`). Here the first clip of
-  the batch, which is a copy of the last, must still get the same bits as that.
+- a sum that a GPU's kernel cuts into parts, or a tile that it makes, by the number of clips
+  (:data:`CUT_BY_BATCH`). Here the first clip of the batch, which is a copy of the last, must still get the
+  same bits as that.
 
-Triton's kernels run in their default configuration: what a stopwatch prefers for few clips may be another one
-than for many.
+Triton's kernels run in their default configuration, whatever was measured before on this machine: what a
+stopwatch prefers for few clips may be another one than for many.
 """
 
 from __future__ import annotations
@@ -35,11 +36,20 @@ from ops.twins import GRADIENT_FACTOR, has_gradients
 
 #: PyTorch's matrix products: no offsets of ours, and no promise of bits.
 LIBRARY_PRODUCTS = {"linear", "gelu_linear"}
-#: Arguments whose gradients are sums over queries in chunks, of which few clips get more (``_query_chunk`` in
-#: ifdd_kernels/triton/_attention.py).
+#: Results, and arguments by their gradients, that a GPU computes in another order for few clips:
+#:
+#: - Triton's gradients of keys and values are sums over queries in chunks, of which few clips get more
+#:   (``_query_chunk`` in ifdd_kernels/triton/_attention.py);
+#: - products with Triton's tables of positions, which all of pooled_attention starts from, are computed in
+#:   tiles of as many rows as there are (``_rows`` in ifdd_kernels/triton/pooled_attention.py);
+#: - native gradients of indices are sums over tokens in chunks, of which few clips get more
+#:   (``kBackwardBlocks`` in csrc/cuda/split_frames.cu). Where the indices come from the clip itself, its own
+#:   gradient is made of them.
 CUT_BY_BATCH = {
-    ("pooled_attention", "triton"): ("key", "value"),
+    ("pooled_attention", "triton"): ("result 0", "result 1", "query", "key", "value"),
     ("lifting_attention", "triton"): ("key", "value"),
+    ("split_frames", "native"): ("static_index", "dynamic_index"),
+    ("static_dynamic_split", "native"): ("x",),
 }
 #: The least, and the elements that the largest tensor must have more of where memory allows.
 CLIPS, ELEMENTS = 256, 2**31
@@ -191,6 +201,17 @@ def _same(got: Tensor, wanted: Tensor, what: str) -> None:
         raise AssertionError(f"{what}: {different} of {got.numel()} values differ")
 
 
+def exact(op: str, backend: str, device: str) -> bool:
+    """Whether equal clips of one call get equal bits."""
+    return op not in LIBRARY_PRODUCTS and (device, backend) != ("cpu", "triton")
+
+
+def same_alone(op: str, backend: str, device: str, name: str) -> bool:
+    """Whether a clip gets the same bits, in a result or a gradient, however many others there are."""
+    cut = CUT_BY_BATCH.get((op, backend), ()) if device == "cuda" else ()
+    return exact(op, backend, device) and name not in cut
+
+
 @pytest.mark.timeout(25, func_only=True)  # without the wait for its turn
 def test_the_last_clip_of_a_batch_is_that_clip_alone(
     device: str, call: Instance, backend: str, clips: int, memory: None
@@ -199,25 +220,50 @@ def test_the_last_clip_of_a_batch_is_that_clip_alone(
     args = _batch(call, clips, device)
     dtype = args[0].dtype
     run = call_of(entry, backend, device, dtype)
-    exact = call.op not in LIBRARY_PRODUCTS and (device, backend) != ("cpu", "triton")
     with full_float32(), poisoned_memory():
         together = _run(entry, run, call, args)
         alone = _run(entry, run, call, _alone(call, args, device))
-    cut = CUT_BY_BATCH.get((call.op, backend), ())
     for kind, (found, single) in enumerate(zip(together, alone, strict=True)):
         assert found.keys() == single.keys()
         for name, value in found.items():
             what = f"{call.name}, {'gradient of ' if kind else ''}{name}, clip {clips - 1}"
             assert not value[-1].isnan().any(), f"{what}: NaN"
-            if not exact or name in cut:
+            if not same_alone(call.op, backend, device, name):
                 factor = GRADIENT_FACTOR * entry.roundings
                 error = relative_error(value[-1:], single[name])
                 bound = precision_error_bound(value.dtype, factor)
                 assert error <= bound, f"{what}: relative error {error:.2e}, allowed {bound:.2e}"
             else:
                 _same(value[-1:], single[name], f"{what} and that clip alone")
-            if exact:
+            if exact(call.op, backend, device):
                 _same(value[-1], value[0], f"{what} and its copy, clip 0")
+
+
+def test_only_what_is_cut_by_the_batch_is_compared_by_size() -> None:
+    """Each exception is of something that is there; a CPU makes none of them."""
+    calls = {call.op: call for call in selection("cpu", min)}
+    for (op, backend), names in CUT_BY_BATCH.items():
+        entry, call = REGISTRY[op], calls[op]
+        args = _batch(call, 1, "cpu")
+        results, grads = _run(entry, call_of(entry, "reference", "cpu", args[0].dtype), call, args)
+        assert set(names) <= {*results, *grads}, op
+        for name in (*results, *grads):
+            assert same_alone(op, backend, "cuda", name) == (name not in names)
+            assert same_alone(op, "native", "cpu", name)
+
+
+def test_the_batch_decides_how_triton_cuts_sums() -> None:
+    """As the table says; where that ends, so should the exception."""
+    attention = pytest.importorskip("ifdd_kernels.triton._attention", reason="Triton is not installed")
+    pooled = pytest.importorskip("ifdd_kernels.triton.pooled_attention", reason="Triton is not installed")
+    (call,) = (call for call in selection("cuda") if call.op == "pooled_attention")
+    rows, chunks = [], []
+    for clips in (1, CLIPS):
+        query, key, *_, q_grid, _, _ = call.empty(clips, torch.bfloat16, "meta")
+        rows.append(pooled._rows(query, q_grid))
+        chunks.append(attention._query_chunk(clips * query.shape[2], query.shape[1], key.shape[1]))
+    assert rows[0] < rows[1]
+    assert chunks[0] < chunks[1]
 
 
 def test_large_batches_are_large_where_offsets_could_be_short() -> None:
