@@ -19,8 +19,13 @@ stopwatch prefers for few clips may be another one than for many.
 from __future__ import annotations
 
 import fcntl
+import gc
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import pytest
@@ -58,6 +63,7 @@ CLIPS, ELEMENTS = 256, 2**31
 BYTES_PER_ELEMENT, MOST_BYTES = 24, 64 * 2**30
 #: Seconds that a test waits for its turn with the memory.
 PATIENCE = 200
+TESTS = Path(__file__).parents[1]
 #: On the CPU the same with a few clips.
 FEW = 3
 
@@ -116,11 +122,29 @@ def memory(
     with (shared / "memory.lock").open("w") as file:
         _lock(file)
         torch.cuda.empty_cache()
-        free = torch.cuda.mem_get_info()[0]
-        if free < needed:
-            pytest.skip(f"needs about {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free")
+        _require(needed, *torch.cuda.mem_get_info())
         yield
+        _forget_failure()
         torch.cuda.empty_cache()
+
+
+def _require(needed: int, free: int, total: int) -> None:
+    """A device that is too small skips a test; one that is full of something else must not."""
+    if free >= needed:
+        return
+    gib = [f"{size / 2**30:.0f}" for size in (needed, free, total)]
+    text = f"needs about {gib[0]} GiB of GPU memory, {gib[1]} of {gib[2]} are free"
+    if total < needed:
+        pytest.skip(text)
+    pytest.fail(text)
+
+
+def _forget_failure() -> None:
+    """Frees the tensors of a test that has failed: pytest keeps its frames until the next one runs."""
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        if hasattr(sys, name):
+            setattr(sys, name, None)
+    gc.collect()
 
 
 def _lock(file: IO[str]) -> None:
@@ -264,6 +288,57 @@ def test_the_batch_decides_how_triton_cuts_sums() -> None:
         chunks.append(attention._query_chunk(clips * query.shape[2], query.shape[1], key.shape[1]))
     assert rows[0] < rows[1]
     assert chunks[0] < chunks[1]
+
+
+FAILS = """
+import gc, weakref, pytest
+from gpu import test_batch
+kept = []
+class Large: pass
+@pytest.fixture
+def memory():
+    yield
+    gc.collect()
+    assert kept[0]() is not None, "pytest does not keep what failed any more"
+    test_batch._forget_failure()
+    print("still there:", kept[0]() is not None)
+def test_it(memory):
+    large = Large()
+    large.itself = large
+    kept.append(weakref.ref(large))
+    assert large is None
+"""
+
+
+def test_a_failure_does_not_keep_its_memory(tmp_path: Path) -> None:
+    """Else the next process that wants it finds none."""
+    (tmp_path / "test_it.py").write_text(FAILS)
+    words = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words],
+        capture_output=True,
+        text=True,
+        cwd=TESTS.parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(TESTS)])},
+    )
+    assert "still there: False" in done.stdout, done.stdout + done.stderr
+    assert "1 failed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "outcome"),
+    [(5, 9, None), (4, 9, pytest.fail.Exception), (4, 4, pytest.skip.Exception)],
+)
+def test_a_device_that_is_full_is_no_device_that_is_small(
+    free: int, total: int, outcome: type[BaseException] | None
+) -> None:
+    if outcome is None:
+        _require(5 * 2**30, free * 2**30, total * 2**30)
+        return
+    either = (pytest.skip.Exception, pytest.fail.Exception)
+    with pytest.raises(either, match=f"about 5 GiB of GPU memory, {free} of {total} are free") as found:
+        _require(5 * 2**30, free * 2**30, total * 2**30)
+    assert found.type is outcome
 
 
 def test_large_batches_are_large_where_offsets_could_be_short() -> None:
