@@ -61,9 +61,9 @@ def modes(
                 graphs[name] = Replay(steps)
                 graphs[name]()
                 torch.cuda.synchronize()
-            except RuntimeError as error:
+            except Exception as error:  # of CUDA, Triton or the op itself: the others still have their times
                 graphs.pop(name, None)
-                refused(name, f"not captured: {error}")
+                refused(name, f"not captured: {type(error).__name__}: {error}")
     return {"graph": graphs, "eager": eager}
 
 

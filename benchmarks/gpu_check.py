@@ -18,12 +18,12 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import library, place, results, sources
+from benchmarks import journal, library, place, results, sources
 from benchmarks.library import STOP, tool
 from benchmarks.place import ROOT
 from benchmarks.stages import Outcome, Runner, Stage
@@ -62,6 +62,20 @@ NETWORK_TESTS = ("tests/gpu/test_network.py", "tests/gpu/test_batch.py")
 """All instances that the network runs, and batches whose offsets need 64 bits."""
 AT_ONCE = 9
 """Processes that check native ops beside each other; the other cores compile Triton kernels."""
+TESTERS = 6
+"""Processes that test."""
+WIDE = ("pool_tokens", "pooled_attention", "issm", "ladm", "model")
+"""Cases that a second call measures in fp32 and tf32."""
+AHEAD = {
+    "network": ("compile the network", 270),
+    "rivals": ("compile for rivals", 70),
+    "tests": ("compile for tests", 690),
+    "wide": ("compile for fp32 and tf32", 100),
+}
+"""Parts of what Triton compiles (``benchmarks.specialisations --only``): name of the stage, and how many
+kernels that are not in the parts before it."""
+FIND_S, COMPILE_S = 20.0, 0.85
+"""Seconds until a part's kernels are known, and of a core for each to compile; on an AMD EPYC 7003."""
 IMPORT_S = 10.0
 """Seconds from the start of a process until it measures, at most."""
 TOLERANCE = 1.6
@@ -76,9 +90,10 @@ class Step:
     estimate_s: float
     stages: Sequence[Stage]
     at_once: int = 1
-    #: Started here, and not waited for before a step asks.
+    #: Started here, and not waited for before a step needs it.
     background: Sequence[Stage] = ()
-    waits: bool = False
+    #: Names of background stages, of this step or earlier ones, that must be over before this one begins.
+    needs: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -142,21 +157,26 @@ def plan(machine: Machine) -> list[Step]:
     return [
         _check_ops(machine),
         _native_times(machine),
-        replace(_network(machine, "training step", 35, "16", "training"), waits=True),
+        _network(machine, "training step", 35, "16", "training"),
         _network(machine, "inference of 16", 14, "16", "inference"),
         _network(machine, "inference of 1", 12, "1", "inference"),
         replace(
             _tests(machine, "native tests", 25, ("-k", "native", "tests/gpu", *_ignored(NETWORK_TESTS))),
-            background=[_compile_ahead(machine, "compile Triton", "--only", "visit")],
+            background=[_compile_ahead(machine, "rivals", machine.cores - TESTERS - 1)],
         ),
         _tests(machine, "network tests", 25, ("-k", "native", *NETWORK_TESTS), NETWORK_TESTS),
         _counters(machine),
         *(
-            replace(_rivals(machine, op, estimate), waits=place == 0)
-            for place, (op, estimate) in enumerate(RIVALS.items())
+            # Beside one process that measures. The first rivals, the heaviest op's, stay alone.
+            replace(
+                step, background=[_compile_ahead(machine, "tests", machine.cores - 3)] if place == 1 else ()
+            )
+            for place, step in enumerate(_rivals(machine, op, estimate) for op, estimate in RIVALS.items())
         ),
         _configurations(machine),
-        _tests(machine, "other tests", 40, ("-k", "not native", "tests/gpu")),
+        replace(
+            _tests(machine, "other tests", 40, ("-k", "not native", "tests/gpu")), needs=[AHEAD["tests"][0]]
+        ),
     ]
 
 
@@ -164,7 +184,7 @@ def second_plan(machine: Machine) -> list[Step]:
     """What a second call adds: before what the first one did not reach, and after it."""
     first, rest = plan(machine)[0], plan(machine)[1:]
     # Times of the same plan in other precisions; what is there is passed over.
-    which = ("--ops", "pool_tokens,pooled_attention,issm,ladm,model", "--batch", "16")
+    which = ("--ops", ",".join(WIDE), "--batch", "16")
     options = (*which, "--precision", "fp32,tf32", "--modes", "graph")
     more = _measure(machine, "fp32 and tf32", 60, (*options, "--contenders", "native,triton,rewrite,ifdd"))
     profile = Stage(
@@ -175,14 +195,16 @@ def second_plan(machine: Machine) -> list[Step]:
         sources=sources.digest(),
     )
     overhead = _measure(machine, "overhead", 15, ("--ops", "overhead"))
+    # Beside what compiles the network, which may still run.
+    jobs = machine.cores - AT_ONCE - 1
     return [
         first,
-        _sanitizer(machine, "memcheck", 35),
+        replace(_sanitizer(machine, "memcheck", 35), background=[_compile_ahead(machine, "wide", jobs)]),
         *rest,
-        more,
+        replace(more, needs=[AHEAD["wide"][0]]),
         _sanitizer(machine, "racecheck", 45),
-        Step("profile", 20, [profile]),
-        overhead,
+        Step("profile", 20, [profile], needs=[AHEAD["network"][0]]),
+        replace(overhead, needs=[AHEAD["tests"][0]]),
     ]
 
 
@@ -222,22 +244,25 @@ def _check_ops(machine: Machine) -> Step:
         )
         for op in native_ops()
     ]
-    compile_ahead = _compile_ahead(machine, "compile the network", "--only", "network")
+    compile_ahead = _compile_ahead(machine, "network", machine.cores - AT_ONCE)
     return Step(
         "native ops", estimate, stages, at_once=min(AT_ONCE, machine.cores), background=[compile_ahead]
     )
 
 
-def _compile_ahead(machine: Machine, name: str, *options: str) -> Stage:
-    """Triton kernels, on cores that nobody else needs.
+def _compile_ahead(machine: Machine, part: str, jobs: int) -> Stage:
+    """A part of the Triton kernels, see :data:`AHEAD`, on cores that nobody else needs.
 
     What it does not compile is compiled where it is first called: slower, and no less right.
     """
-    jobs = max(1, machine.cores - AT_ONCE)
+    name, kernels = AHEAD[part]
+    jobs = max(1, jobs)
     architecture = machine.capability.replace(".", "")
+    options = ("--jobs", str(jobs), "--arch", architecture, "--only", part)
     return Stage(
         name,
-        (PYTHON, "-m", "benchmarks.specialisations", "--jobs", str(jobs), "--arch", architecture, *options),
+        (PYTHON, "-m", "benchmarks.specialisations", *options),
+        estimate_s=FIND_S + COMPILE_S * kernels / jobs,
         limit_s=machine.patience * 120,
         # It forks, which a process that has used the device must not; and needs none.
         environment={"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
@@ -249,7 +274,9 @@ def _compile_ahead(machine: Machine, name: str, *options: str) -> Stage:
 def _pytest(machine: Machine) -> tuple[str, ...]:
     timeout = () if "pytest-timeout" in machine.missing else ("--timeout=25", "--timeout-method=thread")
     # A few workers: they share the GPU, and each takes seconds to import what it tests.
-    workers = () if "pytest-xdist" in machine.missing else ("-n", str(max(1, min(6, machine.cores))))
+    workers = () if "pytest-xdist" in machine.missing else ("-n", str(max(1, min(TESTERS, machine.cores))))
+    # Each test that loses its worker costs one; xdist gives up after four times as many as there are workers.
+    workers += ("--max-worker-restart=1000",) if workers else ()
     return (*PYTEST, *timeout, *workers)
 
 
@@ -289,7 +316,8 @@ def _network(machine: Machine, name: str, estimate: float, batch: str, passes: s
         *("--ops", "model", "--labels", NETWORK[machine.device]),
         *("--batch", batch, "--precision", "bf16", "--passes", passes),
     )
-    return _measure(machine, name, estimate, (*options, "--contenders", "ifdd"))
+    step = _measure(machine, name, estimate, (*options, "--contenders", "ifdd"))
+    return replace(step, needs=[AHEAD["network"][0]])
 
 
 def _rivals(machine: Machine, op: str, estimate: float) -> Step:
@@ -297,7 +325,8 @@ def _rivals(machine: Machine, op: str, estimate: float) -> Step:
     labels = ("--labels", "8 frames") if op == "issm" else ()
     options = ("--ops", op, *labels, "--batch", "16", "--precision", "bf16", "--modes", "graph")
     names = "native,triton,reference,rewrite,sdpa"
-    return _measure(machine, f"rivals of {op}", estimate, (*options, "--contenders", names), op)
+    step = _measure(machine, f"rivals of {op}", estimate, (*options, "--contenders", names), op)
+    return replace(step, needs=[AHEAD["rivals"][0]])
 
 
 def _configurations(machine: Machine) -> Step:
@@ -308,7 +337,8 @@ def _configurations(machine: Machine) -> Step:
     step = _measure(
         machine, "configurations", 24, (*options, *same, "--contenders", "triton", "--configurations")
     )
-    return replace(step, stages=[replace(stage, skip=skip) for stage in step.stages])
+    stages = [replace(stage, skip=skip) for stage in step.stages]
+    return replace(step, stages=stages, needs=[AHEAD["rivals"][0]])
 
 
 def _counters(machine: Machine) -> Step:
@@ -325,7 +355,11 @@ def _counters(machine: Machine) -> Step:
         *("--passes", "training", "--contenders", "native", "--alone", "--check-only"),
     )
     skip = "needs a GPU" if machine.device == "cpu" else _absent(machine, "ncu")
-    stage = Stage("counters", command, machine.patience * 70, skip=skip, sources=sources.digest())
+    # ncu prints its tables when all is over: of a stage that was cut there are none, though its cases ended.
+    environment = {journal.SOURCES: f"{sources.digest()} at {time.time_ns()}"}
+    stage = Stage(
+        "counters", command, machine.patience * 70, environment, skip=skip, sources=sources.digest()
+    )
     return Step("counters", 18, [stage])
 
 
@@ -348,17 +382,24 @@ START_S, BUILD_S, BUILD_LIMIT_S = 12.0, 45.0, 150.0
 
 
 def table(steps: Sequence[Step], builds: bool) -> str:
-    """The steps with their estimates, and the sum."""
+    """The steps with their estimates, what has to be waited for, and the sum."""
     rows = [("library", START_S, "versions, the device, all CUDA ops")]
     if builds:
         rows.insert(0, ("build", BUILD_S, "no library of these sources was carried"))
+    ends: dict[str, float] = {}
     for step in steps:
-        skips = [stage.skip for stage in step.stages] or ["done before"]
-        what = " ".join(step.stages[0].command[1:]) if step.stages else ""
-        if all(skips):
+        now = sum(seconds for _, seconds, _ in rows)
+        background = [stage for stage in step.background if not stage.skip]
+        ends |= {stage.name: now + min(stage.estimate_s, stage.limit_s) for stage in background}
+        late = {name: ends[name] - now for name in step.needs if ends.get(name, 0.0) > now}
+        if late:
+            rows.append(("(waiting)", max(late.values()), f"until it is over: {', '.join(late)}"))
+        skips = [stage.skip for stage in step.stages]
+        what = " ".join(step.stages[0].command[1:]) if step.stages else "only what runs beside it"
+        if skips and all(skips):
             what = f"NOT HERE, {skips[0]}: {what}"
         beside = f" [{len(step.stages)} processes, {step.at_once} at once]" if len(step.stages) > 1 else ""
-        behind = "".join(f"; beside it: {stage.name}" for stage in step.background)
+        behind = "".join(f"; beside it, {one.estimate_s:.0f} s: {one.name}" for one in step.background)
         rows.append((step.name, step.estimate_s, f"{what}{beside}{behind}"))
     lines = [f"{name:28s} {seconds:5.0f} s  {what}" for name, seconds, what in rows]
     return "\n".join([*lines, f"{'in all':28s} {sum(seconds for _, seconds, _ in rows):5.0f} s"])
@@ -366,12 +407,19 @@ def table(steps: Sequence[Step], builds: bool) -> str:
 
 def prepare(runner: Runner, machine: Machine) -> str:
     """The native library, carried or built, loaded once: why nothing can be measured, or nothing."""
-    found = library.find(cuda=machine.device == "cuda")
-    if machine.device == "cuda" and found.problem:
-        runner.say(f"!!! native library: {found.problem}; building one")
-        built = runner.run(library.build(machine.capability, BUILD_LIMIT_S))
-        if built.status != "ok":
-            return f"no native library: {found.problem}, and the build: {built.status}, {built.detail}"
+    problem = library.find(cuda=True).problem if machine.device == "cuda" else ""
+    if not problem:
+        outcome = runner.run(look_at_library(machine))
+        if outcome.status == "ok":
+            return ""
+        rows = results.read(runner.log, "library")
+        if not (rows and rows[-1].get("for_another_gpu")):
+            return outcome.detail
+        problem = rows[-1]["problem"]
+    runner.say(f"!!! native library: {problem}; building one")
+    built = runner.run(library.build(machine.capability, BUILD_LIMIT_S))
+    if built.status != "ok":
+        return f"no native library: {problem}, and the build: {built.status}, {built.detail}"
     outcome = runner.run(look_at_library(machine))
     return "" if outcome.status == "ok" else outcome.detail
 
@@ -408,11 +456,30 @@ def done(log: Path, steps: Sequence[Step]) -> list[Step]:
     def left(stages: Sequence[Stage]) -> list[Stage]:
         return [stage for stage in stages if (stage.name, stage.sources) not in ok]
 
-    kept = [replace(step, stages=left(step.stages)) for step in steps]
-    if not any(step.stages for step in kept):
-        return []
-    # What runs beside a step is for those that follow, on a machine that keeps nothing.
-    return [step for step in kept if step.stages or step.background]
+    return useful([replace(step, stages=left(step.stages)) for step in steps])
+
+
+def only(steps: Sequence[Step], names: Collection[str]) -> list[Step]:
+    """The steps of these names, and what has to run beside others for them."""
+    return useful([step if step.name in names else replace(step, stages=[]) for step in steps])
+
+
+def useful(steps: Sequence[Step]) -> list[Step]:
+    """The steps without those that have nothing to do, and without background stages that none needs.
+
+    A background stage stays where its step is done: a machine keeps nothing from one call to the next.
+    """
+    kept: list[Step] = []
+    needed: set[str] = set()
+    for step in reversed(steps):
+        if not all(stage.skip for stage in step.stages):
+            needed |= set(step.needs)
+        background = tuple(stage for stage in step.background if stage.name in needed)
+        if step.stages:
+            kept.append(replace(step, background=background))
+        elif background:
+            kept.append(replace(step, background=background, estimate_s=0.0, needs=()))
+    return kept[::-1]
 
 
 def walk(runner: Runner, steps: Sequence[Step]) -> list[Outcome]:
@@ -421,8 +488,7 @@ def walk(runner: Runner, steps: Sequence[Step]) -> list[Outcome]:
     for step in steps:
         for stage in step.background:
             runner.start(stage)
-        if step.waits:
-            outcomes += runner.join()
+        outcomes += runner.join(step.needs)
         if len(step.stages) > 1:
             outcomes += runner.together(step.stages, step.at_once)
         else:
@@ -465,7 +531,7 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown:
             raise SystemExit(f"gpu-check: no step {', '.join(map(repr, unknown))}; there are "
                              f"{', '.join(step.name for step in steps)}")  # fmt: skip
-        steps = [step for step in steps if step.name in wanted]
+        steps = only(steps, wanted)
     folder = options.out or place.results_folder(machine.device, machine.name)
     log = folder / "gpu-check.jsonl"
     if options.dry_run:

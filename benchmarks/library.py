@@ -93,11 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     import ifdd_kernels
     from benchmarks import machine
+    from ifdd_kernels import _library
 
     on_gpu = options.device == "cuda"
     info = ifdd_kernels.build_info()
     missing = sorted(expected_ops() - set(info["cuda_ops"])) if on_gpu else []
-    problem = ""
+    problem = foreign = ""
     if on_gpu and not torch.cuda.is_available():
         problem = "PyTorch finds no CUDA device"
     elif not info["native"]:
@@ -109,10 +110,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "build it with IFDD_CUDA=ON, or remove it and it is built here"
         )
     elif on_gpu:
-        problem = _sum_on_device()
+        foreign = _library.without_code()
+        problem = foreign or _sum_on_device()
     facts = {} if problem else machine.describe(options.device, torch.get_num_threads())
     journal = Journal.of_process()
-    row = {"problem": problem, **({} if problem else {"facts": facts}), "build": _plain(info)}
+    row = {
+        "problem": problem,
+        "for_another_gpu": bool(foreign),
+        **({} if problem else {"facts": facts}),
+        "build": _plain(info),
+    }
     if journal.path is not None:
         Writer(journal.path).write("library", stage="library", **row)
     print(json.dumps(row["build"]))

@@ -35,7 +35,9 @@ class Plugin:
         # Under xdist the controller has no test to wait for, and the timer would end it.
         self._hung_s = float(config.getoption("timeout", None) or LIMIT_S)
         self._limit = None if config.getoption("numprocesses", None) else self._hung_s
+        #: When a test began, and its body; and how its phases failed.
         self._begun: dict[str, float] = {}
+        self._bodies: dict[str, float] = {}
         self._reasons: dict[str, str] = {}
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -71,15 +73,29 @@ class Plugin:
             return
         if report.failed:
             text = str(report.longrepr).strip()
-            seconds = time.monotonic() - self._begun.get(report.nodeid, time.monotonic())
             if report.when not in ("setup", "call", "teardown"):
-                status = "hung" if seconds > 0.9 * self._hung_s else "crashed"
-                self._journal.finish(report.nodeid, status, f"{text.splitlines()[-1]} ({seconds:.0f} s)")
+                self._journal.finish(report.nodeid, *self._lost(report.nodeid, text.splitlines()[-1]))
                 return
             self._reasons[report.nodeid] = _reason(report, text)
+        elif report.when == "setup":
+            self._bodies[report.nodeid] = time.monotonic()
         if report.when == "teardown":
             reason = self._reasons.pop(report.nodeid, "")
             self._journal.finish(report.nodeid, "failed" if reason else "ok", reason)
+
+    def _lost(self, nodeid: str, said: str) -> tuple[str, str]:
+        """Status and detail of a test whose worker is gone."""
+        now = time.monotonic()
+        reason = self._reasons.pop(nodeid, "")
+        body = nodeid in self._bodies
+        since, limit = (
+            (self._bodies[nodeid], self._hung_s) if body else (self._begun.get(nodeid, now), SETUP_S)
+        )
+        seconds = now - since
+        # One that has failed came back: it left the device broken, and its worker ended for that.
+        status = "hung" if not reason and seconds > 0.9 * limit else "crashed"
+        where = "" if body else " of setting up"
+        return status, "; ".join(filter(None, (reason, f"{said} ({seconds:.0f} s{where})")))
 
 
 def _reason(report: Any, text: str) -> str:

@@ -100,6 +100,8 @@ class Stage:
     judge: Callable[[int, str], tuple[dict[str, Any], list[str]]]
     environment: Mapping[str, str] = field(default_factory=dict)
     limit_s: float = 3600.0
+    #: More of the environment, made when the stage runs.
+    prepare: Callable[[], Mapping[str, str]] = dict
 
 
 def source_hash(root: Path = ROOT) -> str:
@@ -142,11 +144,7 @@ def stages(tree: Path, python: str, jobs: int) -> list[Stage]:
     }
     found = folder / "specialisations.json"
     check = (python, "-m", "benchmarks.gpu_check")
-    compiling = {
-        "TRITON_INTERPRET": "0",
-        "TRITON_CACHE_DIR": str(folder / "triton"),
-        **_libcuda(folder, python),
-    }
+    compiling = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder / "triton")}
     specialisations = ("-m", "benchmarks.specialisations", "--arch", "90", "--check", "--jobs", str(jobs))
     return [
         Stage("environment", (python, "-c", ENVIRONMENT, *REQUIREMENTS), _judge_environment),
@@ -163,6 +161,7 @@ def stages(tree: Path, python: str, jobs: int) -> list[Stage]:
             (python, *specialisations, "--out", str(found)),
             lambda code, log: _judge_specialisations(code, log, found),
             compiling,
+            prepare=lambda: _libcuda(folder, python),
         ),
         # To where it needs the device, and what it measures of a small network on this CPU.
         Stage("gpu-check", (*check, "--out", str(folder / "gpu-check")), _judge_stop),
@@ -326,12 +325,16 @@ def run(stage: Stage, tree: Path, say: Callable[[str], None] = print) -> Outcome
     }
     with log.open("w") as file:
         try:
+            environment |= stage.prepare()
             code = subprocess.run(
                 stage.command, cwd=tree, env=environment, stdout=file, stderr=file, timeout=stage.limit_s
             ).returncode
         except subprocess.TimeoutExpired:
             code = 124
             file.write(f"\nstopped after {stage.limit_s:.0f} s\n")
+        except (OSError, subprocess.CalledProcessError) as error:
+            code = 127
+            file.write(f"\ncannot begin: {error}\n")
     try:
         counts, failures = stage.judge(code, log.read_text(errors="replace"))
     except (ValueError, KeyError, OSError, StopIteration, ElementTree.ParseError) as error:

@@ -66,6 +66,8 @@ class Session:
     #: Output error of the eager original in float32, by case and pass: the unit errors are given in.
     unit: dict[tuple[Any, ...], float] = field(default_factory=dict)
     failures: int = 0
+    #: Cases, and ops whose calls are timed, that were not begun for want of time.
+    left_out: int = 0
     #: An allocation on the CPU has failed. glibc then serves the process from other arenas, which take large
     #: blocks from the system in every call: what is timed from there on pays for new pages.
     _lacked: bool = False
@@ -111,6 +113,7 @@ class Session:
             return
         needed = estimate(case, precision, PASSES[pass_name], self)
         if needed > self.left:
+            self.left_out += 1
             self._skip(
                 f"needs about {needed:.0f} s, {max(self.left, 0):.0f} s of the budget are left", identity
             )
@@ -257,7 +260,9 @@ class Session:
         from benchmarks import cuda
 
         def refused(name: str, reason: str) -> None:
+            self.failures += 1
             self.writer.write("failed", **identity, contender=name, mode="graph", reason=reason[:300])
+            self.say(f"  {name}: NOT CAPTURED, {reason[:200]}")
             self._leave_if_lost(what, name, reason)
 
         def begin(name: str) -> None:

@@ -46,7 +46,7 @@ from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver
 from triton.runtime.jit import MockTensor, compute_cache_key
 
-from benchmarks import network_calls, ours, plan
+from benchmarks import gpu_check, network_calls, ours, plan
 from benchmarks.cases import Case
 from benchmarks.contender import DeviceMaker, prepare
 from benchmarks.network_calls import Instance
@@ -277,16 +277,26 @@ def of_network() -> list[Question]:
     return _of_plan(wanted)
 
 
-def of_visit() -> list[Question]:
-    """What the first call of gpu-check measures and tests."""
-    return _of_plan(lambda task: task.precision == "bf16" and task.case.batch == 16) + of_tests()
+def of_rivals() -> list[Question]:
+    """What the first call of gpu-check measures."""
+    return _of_plan(lambda task: task.precision == "bf16" and task.case.batch == 16)
+
+
+def of_wide() -> list[Question]:
+    """What its second call adds."""
+    return _of_plan(
+        lambda task: (
+            task.precision in ("fp32", "tf32") and task.case.batch == 16 and task.case.name in gpu_check.WIDE
+        )
+    )
 
 
 #: What there is to compile for, by name.
 PARTS: dict[str, Callable[[], list[Question]]] = {
     "network": of_network,
-    "visit": of_visit,
+    "rivals": of_rivals,
     "tests": of_tests,
+    "wide": of_wide,
     "benchmarks": of_plan,
 }
 

@@ -11,10 +11,11 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -27,6 +28,8 @@ from benchmarks.results import Row, Writer
 GRACE_S = 2.0
 """Seconds between asking a process to end and ending it, and that an overdue one is given to end itself."""
 POLL_S = 0.1
+WITH_PARENT = (sys.executable, "-IS", str(ROOT / "benchmarks" / "with_parent.py"))
+"""Before the command of a process: it ends with the check. The thread that starts it waits for it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Stage:
     items: bool = False
     #: Digest of the sources it depends on: with the same one, what is done is done.
     sources: str = ""
+    #: Seconds it is expected to take, of one that runs beside others.
+    estimate_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -161,13 +166,15 @@ class Runner:
         thread.start()
         self._background.append((stage, thread, outcomes))
 
-    def join(self) -> list[Outcome]:
-        """Waits for what :meth:`start` started, each until its limit at the latest."""
+    def join(self, names: Collection[str] | None = None) -> list[Outcome]:
+        """Waits for what :meth:`start` started, or for these of it; each until its limit at the latest."""
         found: list[Outcome] = []
-        for _, thread, outcomes in self._background:
-            thread.join()
-            found += outcomes
-        self._background.clear()
+        for one in list(self._background):
+            stage, thread, outcomes = one
+            if names is None or stage.name in names:
+                thread.join()
+                found += outcomes
+                self._background.remove(one)
         return found
 
     def stop(self) -> None:
@@ -197,6 +204,10 @@ class Runner:
             if code == 0 or code in stage.accepted:
                 if tail.wrong:
                     return "failed", "; ".join(tail.wrong)
+                # Of an earlier call, passed over in this one.
+                known = journal.bad(self.log, stage.name, stage.sources)
+                if known:
+                    return "failed", f"known from before: {'; '.join(known)}"
                 return "ok", stage.accepted.get(code, "") or last
             lost = code == DEVICE_LOST or bool(tail.running)
             for row in list(tail.running.values()):
@@ -235,7 +246,7 @@ class Runner:
                     return 0, "stopped", ""
                 # A session of its own, so that what the stage started ends with it.
                 process = subprocess.Popen(
-                    [*stage.command], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+                    [*WITH_PARENT, *stage.command], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
                 self._processes.add(process)

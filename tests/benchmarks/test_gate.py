@@ -117,6 +117,7 @@ def test_what_does_not_fit_is_said(session: Session, shape: NetworkShape) -> Non
     (row,) = results.read(session.writer.path)
     assert row["kind"] == "skipped"
     assert "budget" in row["reason"]
+    assert (session.left_out, session.failures) == (1, 0)
 
 
 def test_gradients_that_are_missing_or_zero() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from benchmarks import (
     cases,
     cuda,
     datasheet,
+    journal,
     machine,
     ours,
     overhead,
@@ -62,6 +65,27 @@ def test_one_op_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     )
     for field in ("device", "torch", "triton", "commit", "library", "threads", "python"):
         assert field in rows[1]
+
+
+@pytest.mark.parametrize("ops", ["lifting_loss", "overhead"])
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_stage_without_time_for_all_of_it_is_not_done(
+    ops: str,
+    watched: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rates = machine.Rates(1e10, {"fp32": 1e11, "bf16": 1e11})
+    monkeypatch.setattr(machine, "measure_rates", lambda *_, **__: rates)
+    out = tmp_path / "rows.jsonl"
+    if watched:
+        monkeypatch.setenv(journal.LOG, str(out))
+        monkeypatch.setenv(journal.STAGE, "times")
+    words = ["--ops", ops, "--batch", "1", "--threads", "1", "--out", str(out), "--clock", "cpu"]
+    assert command.main([*words, "--budget-s", "-1"]) == (1 if watched else 0)
+    assert re.fullmatch(r"\d+ cases left out for want of time", capsys.readouterr().out.splitlines()[-1])
+    assert not {row["kind"] for row in results.read(out)} & {"time", "overhead", "finished"}
 
 
 def _printed(script: str) -> list[str]:
@@ -194,6 +218,37 @@ def test_rotation_of_inputs() -> None:
     for _ in range(3):
         call()
     assert order == [0, 1, 0]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError])
+def test_what_cannot_be_captured_fails_and_the_others_are_timed(
+    error: type[Exception], session: Session, shape: NetworkShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that is not there: whatever a capture raises costs its own contender."""
+    case = cases.issm(shape, 1, "cpu").only(("original", "native"))
+    inputs = case.make(DeviceMaker(torch.float32))
+    steps = {c.name: prepare(c, inputs, False) for c in case.contenders}
+
+    def replay(captured: Any) -> Any:
+        if captured[0] is steps["original"]:
+            raise error("no capture here")
+        return lambda: None
+
+    said: list[str] = []
+    monkeypatch.setattr(cuda, "Replay", replay)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    properties = SimpleNamespace(L2_cache_size=1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    session.device, session.modes, session.say = "cuda", ("graph",), said.append
+    cost = case.cost(inputs, torch.float32, False)
+    calls = session._modes(steps, inputs, False, cost, {"case": "issm"}, "issm")
+    assert {mode: set(found) for mode, found in calls.items()} == {"graph": {"native"}, "eager": set()}
+    (row,) = results.read(session.writer.path, "failed")
+    assert (row["contender"], row["mode"]) == ("original", "graph")
+    assert row["reason"] == f"not captured: {error.__name__}: no capture here"
+    assert session.failures == 1
+    assert said == [f"  original: NOT CAPTURED, {row['reason']}"]
 
 
 def test_small_shapes_reach_every_native_op() -> None:

@@ -8,18 +8,24 @@ Three things keep a backend from giving the same bits, and are compared by size 
 
 - a product of PyTorch's library, whose algorithm follows the number of rows (:data:`LIBRARY_PRODUCTS`);
 - a product in Triton's interpreter: it is NumPy's, whose algorithm follows the size of the tile;
-- a sum that a kernel cuts into parts by the number of clips (:data:`CUT_BY_BATCH`). Here the first clip of
-  the batch, which is a copy of the last, must still get the same bits as that.
+- a sum that a GPU's kernel cuts into parts, or a tile that it makes, by the number of clips
+  (:data:`CUT_BY_BATCH`). Here the first clip of the batch, which is a copy of the last, must still get the
+  same bits as that.
 
-Triton's kernels run in their default configuration: what a stopwatch prefers for few clips may be another one
-than for many.
+Triton's kernels run in their default configuration, whatever was measured before on this machine: what a
+stopwatch prefers for few clips may be another one than for many.
 """
 
 from __future__ import annotations
 
 import fcntl
+import gc
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import pytest
@@ -35,11 +41,20 @@ from ops.twins import GRADIENT_FACTOR, has_gradients
 
 #: PyTorch's matrix products: no offsets of ours, and no promise of bits.
 LIBRARY_PRODUCTS = {"linear", "gelu_linear"}
-#: Arguments whose gradients are sums over queries in chunks, of which few clips get more (``_query_chunk`` in
-#: ifdd_kernels/triton/_attention.py).
+#: Results, and arguments by their gradients, that a GPU computes in another order for few clips:
+#:
+#: - Triton's gradients of keys and values are sums over queries in chunks, of which few clips get more
+#:   (``_query_chunk`` in ifdd_kernels/triton/_attention.py);
+#: - products with Triton's tables of positions, which all of pooled_attention starts from, are computed in
+#:   tiles of as many rows as there are (``_rows`` in ifdd_kernels/triton/pooled_attention.py);
+#: - native gradients of indices are sums over tokens in chunks, of which few clips get more
+#:   (``kBackwardBlocks`` in csrc/cuda/split_frames.cu). Where the indices come from the clip itself, its own
+#:   gradient is made of them.
 CUT_BY_BATCH = {
-    ("pooled_attention", "triton"): ("key", "value"),
+    ("pooled_attention", "triton"): ("result 0", "result 1", "query", "key", "value"),
     ("lifting_attention", "triton"): ("key", "value"),
+    ("split_frames", "native"): ("static_index", "dynamic_index"),
+    ("static_dynamic_split", "native"): ("x",),
 }
 #: The least, and the elements that the largest tensor must have more of where memory allows.
 CLIPS, ELEMENTS = 256, 2**31
@@ -48,6 +63,7 @@ CLIPS, ELEMENTS = 256, 2**31
 BYTES_PER_ELEMENT, MOST_BYTES = 24, 64 * 2**30
 #: Seconds that a test waits for its turn with the memory.
 PATIENCE = 200
+TESTS = Path(__file__).parents[1]
 #: On the CPU the same with a few clips.
 FEW = 3
 
@@ -106,11 +122,29 @@ def memory(
     with (shared / "memory.lock").open("w") as file:
         _lock(file)
         torch.cuda.empty_cache()
-        free = torch.cuda.mem_get_info()[0]
-        if free < needed:
-            pytest.skip(f"needs about {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free")
+        _require(needed, *torch.cuda.mem_get_info())
         yield
+        _forget_failure()
         torch.cuda.empty_cache()
+
+
+def _require(needed: int, free: int, total: int) -> None:
+    """A device that is too small skips a test; one that is full of something else must not."""
+    if free >= needed:
+        return
+    gib = [f"{size / 2**30:.0f}" for size in (needed, free, total)]
+    text = f"needs about {gib[0]} GiB of GPU memory, {gib[1]} of {gib[2]} are free"
+    if total < needed:
+        pytest.skip(text)
+    pytest.fail(text)
+
+
+def _forget_failure() -> None:
+    """Frees the tensors of a test that has failed: pytest keeps its frames until the next one runs."""
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        if hasattr(sys, name):
+            setattr(sys, name, None)
+    gc.collect()
 
 
 def _lock(file: IO[str]) -> None:
@@ -191,6 +225,17 @@ def _same(got: Tensor, wanted: Tensor, what: str) -> None:
         raise AssertionError(f"{what}: {different} of {got.numel()} values differ")
 
 
+def exact(op: str, backend: str, device: str) -> bool:
+    """Whether equal clips of one call get equal bits."""
+    return op not in LIBRARY_PRODUCTS and (device, backend) != ("cpu", "triton")
+
+
+def same_alone(op: str, backend: str, device: str, name: str) -> bool:
+    """Whether a clip gets the same bits, in a result or a gradient, however many others there are."""
+    cut = CUT_BY_BATCH.get((op, backend), ()) if device == "cuda" else ()
+    return exact(op, backend, device) and name not in cut
+
+
 @pytest.mark.timeout(25, func_only=True)  # without the wait for its turn
 def test_the_last_clip_of_a_batch_is_that_clip_alone(
     device: str, call: Instance, backend: str, clips: int, memory: None
@@ -199,25 +244,101 @@ def test_the_last_clip_of_a_batch_is_that_clip_alone(
     args = _batch(call, clips, device)
     dtype = args[0].dtype
     run = call_of(entry, backend, device, dtype)
-    exact = call.op not in LIBRARY_PRODUCTS and (device, backend) != ("cpu", "triton")
     with full_float32(), poisoned_memory():
         together = _run(entry, run, call, args)
         alone = _run(entry, run, call, _alone(call, args, device))
-    cut = CUT_BY_BATCH.get((call.op, backend), ())
     for kind, (found, single) in enumerate(zip(together, alone, strict=True)):
         assert found.keys() == single.keys()
         for name, value in found.items():
             what = f"{call.name}, {'gradient of ' if kind else ''}{name}, clip {clips - 1}"
             assert not value[-1].isnan().any(), f"{what}: NaN"
-            if not exact or name in cut:
+            if not same_alone(call.op, backend, device, name):
                 factor = GRADIENT_FACTOR * entry.roundings
                 error = relative_error(value[-1:], single[name])
                 bound = precision_error_bound(value.dtype, factor)
                 assert error <= bound, f"{what}: relative error {error:.2e}, allowed {bound:.2e}"
             else:
                 _same(value[-1:], single[name], f"{what} and that clip alone")
-            if exact:
+            if exact(call.op, backend, device):
                 _same(value[-1], value[0], f"{what} and its copy, clip 0")
+
+
+def test_only_what_is_cut_by_the_batch_is_compared_by_size() -> None:
+    """Each exception is of something that is there; a CPU makes none of them."""
+    calls = {call.op: call for call in selection("cpu", min)}
+    for (op, backend), names in CUT_BY_BATCH.items():
+        entry, call = REGISTRY[op], calls[op]
+        args = _batch(call, 1, "cpu")
+        results, grads = _run(entry, call_of(entry, "reference", "cpu", args[0].dtype), call, args)
+        assert set(names) <= {*results, *grads}, op
+        for name in (*results, *grads):
+            assert same_alone(op, backend, "cuda", name) == (name not in names)
+            assert same_alone(op, "native", "cpu", name)
+
+
+def test_the_batch_decides_how_triton_cuts_sums() -> None:
+    """As the table says; where that ends, so should the exception."""
+    attention = pytest.importorskip("ifdd_kernels.triton._attention", reason="Triton is not installed")
+    pooled = pytest.importorskip("ifdd_kernels.triton.pooled_attention", reason="Triton is not installed")
+    (call,) = (call for call in selection("cuda") if call.op == "pooled_attention")
+    rows, chunks = [], []
+    for clips in (1, CLIPS):
+        query, key, *_, q_grid, _, _ = call.empty(clips, torch.bfloat16, "meta")
+        rows.append(pooled._rows(query, q_grid))
+        chunks.append(attention._query_chunk(clips * query.shape[2], query.shape[1], key.shape[1]))
+    assert rows[0] < rows[1]
+    assert chunks[0] < chunks[1]
+
+
+FAILS = """
+import gc, weakref, pytest
+from gpu import test_batch
+kept = []
+class Large: pass
+@pytest.fixture
+def memory():
+    yield
+    gc.collect()
+    assert kept[0]() is not None, "pytest does not keep what failed any more"
+    test_batch._forget_failure()
+    print("still there:", kept[0]() is not None)
+def test_it(memory):
+    large = Large()
+    large.itself = large
+    kept.append(weakref.ref(large))
+    assert large is None
+"""
+
+
+def test_a_failure_does_not_keep_its_memory(tmp_path: Path) -> None:
+    """Else the next process that wants it finds none."""
+    (tmp_path / "test_it.py").write_text(FAILS)
+    words = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words],
+        capture_output=True,
+        text=True,
+        cwd=TESTS.parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(TESTS)])},
+    )
+    assert "still there: False" in done.stdout, done.stdout + done.stderr
+    assert "1 failed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "outcome"),
+    [(5, 9, None), (4, 9, pytest.fail.Exception), (4, 4, pytest.skip.Exception)],
+)
+def test_a_device_that_is_full_is_no_device_that_is_small(
+    free: int, total: int, outcome: type[BaseException] | None
+) -> None:
+    if outcome is None:
+        _require(5 * 2**30, free * 2**30, total * 2**30)
+        return
+    either = (pytest.skip.Exception, pytest.fail.Exception)
+    with pytest.raises(either, match=f"about 5 GiB of GPU memory, {free} of {total} are free") as found:
+        _require(5 * 2**30, free * 2**30, total * 2**30)
+    assert found.type is outcome
 
 
 def test_large_batches_are_large_where_offsets_could_be_short() -> None:

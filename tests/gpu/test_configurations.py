@@ -1,6 +1,6 @@
 """Every configuration of every Triton kernel, at a shape of the network and at one that no tile divides.
 
-Elsewhere only the default runs: memory is poisoned there, which asks for results that no stopwatch decides.
+Elsewhere only the default runs: nothing is timed, and earlier choices are not looked up (conftest.py).
 In the interpreter a configuration is its tiles.
 """
 

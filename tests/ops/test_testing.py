@@ -22,7 +22,7 @@ from ifdd_kernels.testing import (
     unwritten_fraction,
     zero_fraction,
 )
-from ops.twins import check_twin
+from ops.twins import check_call, check_twin
 
 
 def test_relative_error() -> None:
@@ -133,3 +133,28 @@ def test_references_that_ops_are_compared_with_are_full_float32(
     entry = REGISTRY["lifting_residual"]
     check_twin(entry, next(iter(entry.samples(Maker(torch.float32)))), "native")
     assert seen == [False]
+
+
+@pytest.mark.parametrize("where", ["result", "gradient"])
+def test_no_bound_comes_from_a_definition_that_is_not_finite(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a definition whose own error in the tested precision is infinite, anything would be right."""
+
+    def overflows(*args: Tensor) -> Tensor:
+        result = original(*args)
+        if result.dtype == torch.float64:
+            return result
+        if where == "gradient":
+            result.register_hook(lambda grad: grad * float("inf"))
+            return result
+        return result * float("inf")
+
+    entry = REGISTRY["lifting_residual"]
+    assert entry.operator is not None
+    sample = next(iter(entry.samples(Maker(torch.float32))))
+    check_call(entry, sample, entry.operator.overload(""), against_eager=True)
+    original = reference.lifting_residual
+    monkeypatch.setattr(reference, "lifting_residual", overflows)
+    with pytest.raises(AssertionError, match=f"{where} 0: the definition's own error in this precision is"):
+        check_call(entry, sample, entry.operator.overload(""), against_eager=True)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,31 @@ def test_result_belongs_to_these_sources() -> None:
     assert rows["specialisations"]["counts"]["compiled"] > 500
     assert rows["ops"]["counts"]["passed"] > 500
     assert rows["triton"]["counts"]["passed"] > 200
+
+
+def test_a_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in for the driver is made when its stage runs, in the rehearsal's own folder."""
+    made: list[Path] = []
+    monkeypatch.setattr(
+        rehearsal, "_libcuda", lambda folder, python: made.append(folder) or {"LINKED": "yes"}
+    )
+    tree = tmp_path / "work" / "tree"
+    tree.mkdir(parents=True)
+    plan = {stage.name: stage for stage in stages(tree, PYTHON, 1)}
+    assert not made
+    assert [path.name for path in tmp_path.rglob("*")] == ["work", "tree"]
+    script = (
+        "import os, sys; sys.exit((os.environ['LINKED'], os.environ['TRITON_INTERPRET']) != ('yes', '0'))"
+    )
+    stage = replace(plan["specialisations"], command=(PYTHON, "-c", script), judge=rehearsal._judge_exit)
+    assert run(stage, tree, say=quiet).status == "ok"
+    assert made == [tree.parent]
+
+    def fails() -> dict[str, str]:
+        raise FileNotFoundError("no gcc")
+
+    outcome = run(replace(stage, prepare=fails), tree, say=quiet)
+    assert outcome.failures == ["exit code 127: cannot begin: no gcc"]
 
 
 def checkout(folder: Path) -> Path:
@@ -237,15 +263,22 @@ def test_outcomes_of_other_sources_are_forgotten() -> None:
 
 
 def test_without_python_312_the_target_says_what_it_needs(tmp_path: Path) -> None:
+    # It would rehearse.
+    if (ROOT / "build" / "rehearsal" / "venv" / ".ready").exists():
+        pytest.skip("the environment of the rehearsal is already there")
     done = subprocess.run(
-        ["make", "--no-print-directory", "rehearse-gpu", f"PYTHON312={tmp_path / 'python3.12'}"],
+        [
+            "make",
+            "--no-print-directory",
+            "rehearse-gpu",
+            f"PYTHON312={tmp_path / 'python3.12'}",
+            "REHEARSAL_VENV=build/rehearsal/venv",
+        ],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))},
         capture_output=True,
         text=True,
     )
-    if (ROOT / "build" / "rehearsal" / "venv" / ".ready").exists():
-        pytest.skip("the environment of the rehearsal is already there")
     assert done.returncode != 0
     assert "make rehearse-gpu needs Python 3.12" in done.stderr
     assert "PYTHON312=" in done.stderr

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from benchmarks import specialisations
+from benchmarks import gpu_check, specialisations
 from benchmarks.specialisations import Result, in_processes
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +118,26 @@ def test_what_was_compiled_is_found_by_a_launch(tmp_path: Path) -> None:
     assert told["kept"]
     assert told["row"]["registers"] > 0  # type: ignore[index]
     assert "lifting_loss" in str(told["name"])
+
+
+COUNT = """
+import json
+from benchmarks import gpu_check, specialisations as ahead
+
+seen, counts = set(), {}
+for part in gpu_check.AHEAD:
+    keys = {one.key for question in ahead.PARTS[part]() for one in ahead.answer(question, 90)}
+    counts[part] = len(keys - seen)
+    seen |= keys
+print(json.dumps(counts))
+"""
+
+
+@pytest.mark.slow
+def test_gpu_check_expects_as_many_as_there_are(tmp_path: Path) -> None:
+    """Its estimates of the time it takes to compile are made of these counts."""
+    told = compiling(COUNT, tmp_path)
+    assert told == {part: pytest.approx(count, rel=0.15) for part, (_, count) in gpu_check.AHEAD.items()}
 
 
 def _planted(number: int) -> str:
