@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.shapes import BlockShape, NetworkShape
 from ifdd.config import EMBEDDED_FRAMES
 from ifdd_kernels import live_tokens
-from ifdd_kernels.ops.pooled_attention import table_length
+from ifdd_kernels.grids import table_length
 from ifdd_kernels.registry import REGISTRY, Cost, backward_cost
 
 PARAMETER_BYTES = 4

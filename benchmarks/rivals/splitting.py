@@ -151,10 +151,7 @@ def split_frames() -> list[Contender]:
             parameters = parameters_of(inputs)
             x = inputs.activations["x"]
             split = kind(x.shape[3], x.shape[1], (x.shape[2], 1)).to(x.device)
-            norms = NormedSplit(split, {
-                f"{group}_norm_{part}": parameters[f"{group}_{part}"]
-                for group in ("static", "dynamic") for part in ("weight", "bias")
-            }).norms  # fmt: skip
+            norms = NormedSplit(split, parameters).norms
 
             def run(x: Tensor, static_index: Tensor, dynamic_index: Tensor) -> Outputs:
                 volume = x.permute(0, 3, 1, 2)

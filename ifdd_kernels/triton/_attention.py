@@ -580,7 +580,10 @@ def _query_gradient_tiles(arguments: Arguments) -> Tiles:
     if arguments["query"].dtype == torch.float32:
         # Triton splits a chain of products over its warps along the longer side. With the keys that is, each
         # warp holds a part of a tile of keys; along the queries each would hold all of it, and spill.
-        return [(16, 32, 8 if OLDER_COMPILER and architecture() >= 90 else 4, 2)]
+        if OLDER_COMPILER:  # see query_gradient_precision
+            wide = (16, 32, 8, 2) if arguments["WIDTH"] > 64 else (32, 16, 8, 2)
+            return [{"tf32": (64, 32, 8, 2), "tf32x3": wide}.get(arguments["PRECISION"], (32, 32, 8, 2))]
+        return [(16, 32, 4, 2)]
     if OLDER_COMPILER and architecture() < 90:
         return [(64, 32, 8, 2)]
     # sm_80 holds factors of products in registers, later devices in shared memory. There 64 keys still spill
@@ -591,7 +594,8 @@ def _query_gradient_tiles(arguments: Arguments) -> Tiles:
 
 def _key_gradient_configs(arguments: Arguments) -> list[Config]:
     if arguments["query"].dtype == torch.float32:
-        tiles = [(32, 16, 8, 2)]
+        # With fewer keys three TF32 products of heads of 40 channels spill before Triton 3.8.
+        tiles = [(16, 64, 8, 2) if OLDER_COMPILER and arguments["PRECISION"] == "tf32x3" else (32, 16, 8, 2)]
     elif architecture() < 90:
         tiles = [(16, 64, 8, 2) if OLDER_COMPILER else (32, 128, 8, 2)]
     elif arguments["K_T"] == 0:
@@ -599,6 +603,15 @@ def _key_gradient_configs(arguments: Arguments) -> list[Config]:
     else:  # those two spill (14 x 14 keys: 2 stores and 1)
         tiles = [(64, 64, 8, 2), (32, 128, 8, 2)]
     return [Config({"BLOCK_Q": q, "BLOCK_K": k}, warps, stages) for q, k, warps, stages in tiles]
+
+
+def query_gradient_precision(precision: str, pooled: bool) -> str:
+    """Of the query gradient's products.
+
+    Before Triton 3.8 three TF32 products with a bias spill in every tile (14 x 14 keys: 44 to 441 stores);
+    products outside the tensor cores do not.
+    """
+    return "ieee" if OLDER_COMPILER and pooled and precision == "tf32x3" else precision
 
 
 _KEY = ("queries", "keys", "heads")
@@ -696,7 +709,7 @@ def backward(
     delta = torch.empty_like(common["log_sum"])
     QUERY_GRADIENT(
         lambda tiles: (cdiv(queries, tiles["BLOCK_Q"]) * batch * heads,),
-        **common,
+        **{**common, "PRECISION": query_gradient_precision(common["PRECISION"], position is not None)},
         mean_key=key.mean(1, dtype=torch.float32),
         out=out.contiguous(),
         grad_query=grad_query,

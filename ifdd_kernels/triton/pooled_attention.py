@@ -39,6 +39,7 @@ from ifdd_kernels.triton._attention import (
 )
 from ifdd_kernels.triton._functions import to_tf32
 from ifdd_kernels.triton._runtime import (
+    OLDER_COMPILER,
     Kernel,
     cdiv,
     contiguous_channels,
@@ -272,9 +273,14 @@ def _one_config(**tiles: int) -> Any:
     return lambda arguments: [Config(tiles)]
 
 
+def _wide_config(rows: int) -> Any:
+    """More warps where four spill before Triton 3.8 (2 stores and 1): for programs of that many queries."""
+    return lambda arguments: [Config({}, 8 if OLDER_COMPILER and arguments["ROWS"] == rows else 4)]
+
+
 #: ROWS is an argument, not a configuration: the number of partial sums follows from it.
-PRODUCTS = Kernel(position_products, _one_config())
-GRADIENT = Kernel(position_gradient, _one_config())
+PRODUCTS = Kernel(position_products, _wide_config(16))
+GRADIENT = Kernel(position_gradient, _wide_config(32))
 TABLE = Kernel(
     table_gradient, _one_config(BLOCK=32, COLUMNS=32), (), lambda _: {"BLOCK": 256, "COLUMNS": 128}
 )

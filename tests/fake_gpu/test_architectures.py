@@ -88,7 +88,7 @@ def test_the_device_of_the_tensor_decides(monkeypatch: pytest.MonkeyPatch) -> No
         chosen = [select(op, "auto", torch.empty(1, 2, 1, 4, device=f"cuda:{index}")) for index in range(3)]
         answers = [can_run(op, "native", torch.empty(0, device=f"cuda:{index}")).ok for index in range(3)]
         compiled = [can_run(op, "triton", torch.empty(0, device=f"cuda:{index}")) for index in range(3)]
-    assert chosen == ["", "reference", "triton"]
+    assert chosen == ["native", "reference", "triton"]
     assert answers == [True, False, False]
     assert [support.ok for support in compiled] == [True, False, True]
     assert compiled[1].reason == "Triton kernels need compute capability 8.0, the device has 7.5"
@@ -111,7 +111,7 @@ def test_nobody_is_asked_twice() -> None:
         select("lifting_attention", "auto", x)
         names = ("get_device_capability", "is_available", "get_device_name")
         with mock.patch.multiple(torch.cuda, **dict.fromkeys(names, asked)):
-            assert select("lifting_attention", "auto", x) == ""
+            assert select("lifting_attention", "auto", x) == "native"
     asked.assert_not_called()
 
 

@@ -21,8 +21,7 @@ from benchmarks.contender import Contender, DeviceMaker, Inputs, prepare
 from benchmarks.original.backbone import TokenPool, add_relative_position
 from benchmarks.shapes import network_shape
 from ifdd import IFDDConfig
-from ifdd_kernels.grids import table_length
-from ifdd_kernels.ops.pool_tokens import Grid
+from ifdd_kernels.grids import Grid, table_length
 
 FACTOR = 2.0
 DRAWS = 4

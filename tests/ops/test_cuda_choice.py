@@ -80,7 +80,7 @@ def test_what_they_do_not_take_goes_elsewhere(x: Tensor, reason: str) -> None:
 
 @pytest.mark.usefixtures("cuda_kernels")
 def test_a_measured_backend_is_taken_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    for measured, chosen in (("reference", "reference"), ("native", "")):
+    for measured, chosen in (("reference", "reference"), ("native", "native")):
         measure(monkeypatch, OP, entry(measured, 1, 2, 1, 32), entry(measured, 1, 2, 1, 129))
         assert backends.select(OP, "auto", query(32)) == chosen
     # Measured as the fastest, but not for these: what can run them is taken instead.
@@ -104,10 +104,10 @@ def test_the_nearest_measurement_decides(monkeypatch: pytest.MonkeyPatch) -> Non
         return backends.select(op, "auto", *parts)
 
     assert chosen(16) == chosen(20) == chosen(9) == chosen(16, 3138) == "sdpa"
-    assert chosen(4) == chosen(7) == chosen(2) == ""
+    assert chosen(4) == chosen(7) == chosen(2) == "native"
     # Beyond a factor of two in any size nothing was measured: the default.
-    assert chosen(33) == chosen(16, 3139) == chosen(16, keys=196) == chosen(0) == ""
-    assert chosen(16, dtype=torch.bfloat16) == ""
+    assert chosen(33) == chosen(16, 3139) == chosen(16, keys=196) == chosen(0) == "native"
+    assert chosen(16, dtype=torch.bfloat16) == "native"
     learned = fake(16, 1569, 4, d).requires_grad_()
     assert backends.select(op, "auto", learned, fake(16, 393, 4, d)) == "reference"
     with torch.no_grad():
@@ -127,8 +127,8 @@ def test_compilers_take_the_choice_as_a_constant(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(backends, "_entries", table)
 
     def choose(x: Tensor) -> Tensor:
-        situation = backends._on_gpu(OPERATORS[OP], (x,))
-        return x * (2 if backends._fastest_twin(OP, *situation) == "reference" else 3)
+        situation = backends._on_gpu(OPERATORS[OP], x.device.index, (x,))
+        return x * (2 if backends._chosen(OP, *situation) == "reference" else 3)
 
     compiled = torch.compile(choose, fullgraph=True, backend="eager", dynamic=dynamic)
     for batch, factor in ((3, 2), (8, 3), (4, 2)):

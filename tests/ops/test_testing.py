@@ -153,8 +153,8 @@ def test_no_bound_comes_from_a_definition_that_is_not_finite(
     entry = REGISTRY["lifting_residual"]
     assert entry.operator is not None
     sample = next(iter(entry.samples(Maker(torch.float32))))
-    check_call(entry, sample, entry.operator.overload(""), against_eager=True)
+    check_call(entry, sample, entry.operator.overload(), against_eager=True)
     original = reference.lifting_residual
     monkeypatch.setattr(reference, "lifting_residual", overflows)
     with pytest.raises(AssertionError, match=f"{where} 0: the definition's own error in this precision is"):
-        check_call(entry, sample, entry.operator.overload(""), against_eager=True)
+        check_call(entry, sample, entry.operator.overload(), against_eager=True)
