@@ -163,7 +163,9 @@ def pooled_attention(shape: NetworkShape, block: BlockShape, batch: int, device:
 
     def make(maker: Maker) -> Inputs:
         b = block
-        return _inputs(_arguments.pooled_attention(maker, batch, b.q_grid, b.k_grid, b.heads, b.head_dim))
+        return _inputs(
+            _arguments.pooled_attention(maker, batch, b.q_grid, b.k_grid, b.heads, b.head_dim, bias=0.3)
+        )
 
     label, rivals = f"block {block.label}", attention.contenders()
     return _op_case("pooled_attention", label, shape, batch, device, make, rivals, ("out",), block.count)

@@ -161,12 +161,12 @@ def instructions(cubin: bytes) -> dict[str, int]:
 
 
 def spills(cubin: bytes) -> dict[str, int]:
-    """What :func:`instructions` finds in a kernel with memory of its own; nothing in one without.
+    """What :func:`instructions` finds in a kernel with memory of its own; of one without its registers.
 
     Reading the code takes a second, that there is no such memory a hundredth of it.
     """
     found = usage(cubin)
-    return instructions(cubin) if found["STACK"] or found["LOCAL"] else {}
+    return instructions(cubin) if found["STACK"] or found["LOCAL"] else {"registers": found["REG"]}
 
 
 def usage(cubin: bytes) -> dict[str, int]:

@@ -233,8 +233,9 @@ def pooled_attention(
     head_dim: int,
     strided: bool = False,
     size: float = 1.0,
+    bias: float = 0.5,
 ) -> Arguments:
-    """Query, key and value (B, 1 + T*H*W, h, d); ``size`` multiplies query and tables."""
+    """Query, key and value (B, 1 + T*H*W, h, d); ``size`` multiplies query and tables, ``bias`` tables."""
     build = make.strided if strided else make.normal
     q, k = (1 + math.prod(grid) for grid in (q_grid, k_grid))
     activations = {
@@ -242,7 +243,7 @@ def pooled_attention(
         for name, rows, scale in (("query", q, size), ("key", k, 1.0), ("value", k, 1.0))
     }
     parameters = {
-        f"table_{name}": make.parameter(table_length(q_grid[axis], k_grid[axis]), head_dim, scale=0.5 * size)
+        f"table_{name}": make.parameter(table_length(q_grid[axis], k_grid[axis]), head_dim, scale=bias * size)
         for name, axis in (("h", 1), ("w", 2), ("t", 0))
     }
     constants = {"q_grid": list(q_grid), "k_grid": list(k_grid), "scale": head_dim**-0.5}

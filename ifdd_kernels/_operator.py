@@ -73,8 +73,8 @@ class Operator:
         return self.signature.arguments[0] in self.autocast
 
     def differentiable(self, results: Sequence[Tensor]) -> list[Tensor]:
-        """The results that gradients flow through."""
-        named = zip(self.signature.results, results, strict=True)
+        """Of all results, or the first of them, those that gradients flow through."""
+        named = zip(self.signature.results, results, strict=False)
         return [result for name, result in named if name not in self.non_differentiable]
 
     def overload(self, twin: str = "native", backward: bool = False) -> torch._ops.OpOverload:
