@@ -49,8 +49,7 @@ def _measure(session: Session) -> None:
             continue
         sample = min(entry.samples(Maker(torch.float32, session.device)), key=_size)
         for backend in backends(op, session.device):
-            twin = "" if backend == "native" else backend
-            functions[op, backend] = functools.partial(entry.operator, twin, *sample.args)
+            functions[op, backend] = functools.partial(entry.operator, backend, *sample.args)
     for (op, backend), function in functions.items():
         item = f"overhead of {op}, {backend}"
         if item in session.journal.finished():
