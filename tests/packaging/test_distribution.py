@@ -21,6 +21,7 @@ from ifdd_kernels import _library
 ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1500),  # a library is built from nothing: minutes on a busy machine
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs a checkout"),
     # One worker: all builds share build/ and the metadata folder of the checkout.
     pytest.mark.xdist_group("distribution"),
