@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ifdd_kernels._operator import Operator
-from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.grids import live_tokens, pooled_grid
 from ifdd_kernels.reference._common import accumulator
 
@@ -32,19 +29,6 @@ class Cost:
 def size(*tensors: Tensor | None) -> int:
     """Bytes of tensors."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
-
-
-def backward(operator: Operator | None, args: Sequence[Any], forward: Cost) -> Cost:
-    """Of an op's backward: :func:`ifdd_kernels.registry.backward_cost`."""
-    if operator is None:
-        return Cost(2 * size(*(arg for arg in args if isinstance(arg, Tensor))), 2 * forward.flops)
-    if operator.backward is None or operator.wiring is None:
-        return Cost(0, 0)
-    meta = tuple(arg.to("meta") if isinstance(arg, Tensor) else arg for arg in args)
-    results = outputs_of(operator.fake(*meta))
-    taken = operator.wiring.arguments(meta, results, results)
-    moved = (*taken, *outputs_of(operator.backward.fake(*taken)))
-    return Cost(size(*(t for t in moved if isinstance(t, Tensor))), 2 * forward.flops)
 
 
 def frame_tokens(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int) -> Cost:

@@ -73,9 +73,13 @@ def by_name(function: Callable[..., Any], signature: Signature, rule: str) -> Ca
     if unknown:
         raise ValueError(f"{rule}: the schema has no argument {', '.join(unknown)}")
     places = tuple(signature.arguments.index(name) for name in names)
+    needed = 1 + max(places, default=-1)
 
     def named(*args: Any) -> Any:
-        return function(*(args[place] if place < len(args) else None for place in places))
+        if len(args) < needed:
+            args = (*args, *[None] * (needed - len(args)))
+        # Limits of CUDA kernels are asked on every call.
+        return function(*[args[place] for place in places])
 
     return named
 

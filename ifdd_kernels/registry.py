@@ -85,7 +85,17 @@ def backward_cost(entry: Entry, args: tuple[Any, ...]) -> Cost:
     An op without a backward costs nothing; one that decomposes into others moves its arguments, the
     gradient of its result and the gradients of its arguments.
     """
-    return _costs.backward(entry.operator, args, entry.cost(*args))
+    flops = 2 * entry.cost(*args).flops
+    operator = entry.operator
+    if operator is None:
+        return Cost(2 * _costs.size(*(arg for arg in args if isinstance(arg, Tensor))), flops)
+    if operator.backward is None or operator.wiring is None:
+        return Cost(0, 0)
+    meta = tuple(arg.to("meta") if isinstance(arg, Tensor) else arg for arg in args)
+    results = outputs_of(operator.fake(*meta))
+    taken = operator.wiring.arguments(meta, results, results)
+    moved = (*taken, *outputs_of(operator.backward.fake(*taken)))
+    return Cost(_costs.size(*(t for t in moved if isinstance(t, Tensor))), flops)
 
 
 def _entry(
