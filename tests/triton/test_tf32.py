@@ -30,11 +30,15 @@ def _rounded(x: Tensor) -> Tensor:
     return y
 
 
-def test_rounding_is_to_the_nearest_number_of_tf32() -> None:
-    x = torch.randn(1 << 12) * torch.exp2(torch.randint(-120, 120, (1 << 12,)).float())
+@pytest.mark.parametrize("exponents", [(-120, 120), (-149, -118)], ids=["normal", "subnormal"])
+def test_rounding_is_to_the_nearest_number_of_tf32(exponents: tuple[int, int]) -> None:
+    x = torch.randn(1 << 12).double()
+    x = torch.from_numpy(np.ldexp(x.numpy(), np.random.randint(*exponents, 1 << 12))).float()
     y = _rounded(x)
     assert torch.equal(torch.from_numpy(cut(y.numpy())), y), "tensor cores would cut it again"
-    step = torch.exp2(torch.frexp(x.double()).exponent.double() - 11)  # 10 bits after the leading one
+    # 10 bits after the leading one; below 2^-126 the spacing stays that of 2^-126
+    exponent = np.maximum(np.frexp(x.double().numpy())[1], -125)
+    step = torch.from_numpy(np.ldexp(1.0, exponent - 11))
     assert torch.equal(y.double(), torch.round(x.double() / step) * step)  # torch.round takes ties to even
 
 
