@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_check, library, place, plan, results, sources
-from benchmarks.gpu_check import Machine, Step
-from benchmarks.library import STOP, Found
-from benchmarks.stages import Runner, Stage
+from benchmarks.gpu import check as gpu_check
+from benchmarks.gpu import library, sources
+from benchmarks.gpu.check import Machine, Step
+from benchmarks.gpu.library import STOP, Found
+from benchmarks.gpu.stages import Runner, Stage
+from benchmarks.suite import place, plan, results
 from ifdd_kernels.registry import REGISTRY
 
 FAKE = str(Path(__file__).parent / "fake_device.py")
@@ -201,7 +203,7 @@ def test_a_library_for_another_gpu_is_built_anew_once(
     mark = tmp_path / "built"
     script = (
         "import os, sys, pathlib\n"
-        "from benchmarks.results import Writer\n"
+        "from benchmarks.suite.results import Writer\n"
         "built = pathlib.Path(sys.argv[1]).exists()\n"
         f"wrong = not (built and {right})\n"
         f"row = {{'problem': 'for 8.0' if wrong else '', 'for_another_gpu': wrong and {foreign}}}\n"
@@ -301,7 +303,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {folder!r})
-from benchmarks import gpu_check, library
+from benchmarks.gpu import check as gpu_check, library
 from test_gpu_check_steps import STEPS, says
 library.find = lambda **_: library.Found(Path("_ops.so"), "")
 gpu_check.look_at_library = lambda machine: says("17 CUDA ops")
@@ -309,8 +311,8 @@ sys.exit(gpu_check.check(gpu_check.Machine(), STEPS, Path({log!r}), 60.0))
 """
 STEPS_FILE = """
 import sys
-from benchmarks.gpu_check import Step
-from benchmarks.stages import Stage
+from benchmarks.gpu.check import Step
+from benchmarks.gpu.stages import Stage
 def says(text):
     return Stage("library", (sys.executable, "-c", f"print({text!r})"), 20.0)
 def stage(name, *items):
@@ -472,7 +474,7 @@ def test_what_compiles_is_waited_for_when_its_step_is_done(log: Path) -> None:
 
 def test_every_measurement_of_the_plan_finds_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import __main__ as command
-    from benchmarks import ours
+    from benchmarks.suite import ours
 
     monkeypatch.setattr(ours, "backends", lambda op, device: ["native", "triton", "reference"])
     tasks = list(plan.gpu())
@@ -491,7 +493,7 @@ def test_every_measurement_of_the_plan_finds_a_case(monkeypatch: pytest.MonkeyPa
 
 
 def test_sixteen_clips_come_before_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import ours
+    from benchmarks.suite import ours
 
     monkeypatch.setattr(ours, "backends", lambda op, device: ["native", "triton", "reference"])
     seen: dict[tuple[str, str, str, str], list[int]] = {}
@@ -592,7 +594,7 @@ def test_breaks_the_device(device):
 def test_tests_that_hang_or_crash_are_named_and_passed_over(
     missing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks import pytest_journal
+    from benchmarks.gpu import pytest_journal
 
     (tmp_path / "tests").mkdir()
     file = tmp_path / "tests" / "test_it.py"
@@ -605,7 +607,7 @@ def test_tests_that_hang_or_crash_are_named_and_passed_over(
     plugins = [word for name, module in modules.items() if name not in missing for word in ("-p", module)]
     # The limit of a journal without pytest-timeout is a constant.
     (tmp_path / "short.py").write_text(
-        "from benchmarks import pytest_journal\npytest_journal.LIMIT_S = 3.0\n"
+        "from benchmarks.gpu import pytest_journal\npytest_journal.LIMIT_S = 3.0\n"
     )
     assert pytest_journal.LIMIT_S == 25.0
     environment = {

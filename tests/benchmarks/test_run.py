@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import (
+from benchmarks.gpu import small_shapes
+from benchmarks.rivals.contender import DeviceMaker, prepare
+from benchmarks.suite import (
     cases,
     cuda,
     datasheet,
@@ -27,13 +29,11 @@ from benchmarks import (
     plan,
     profile,
     results,
-    small_shapes,
 )
-from benchmarks.configurations import configurations, with_configurations
-from benchmarks.contender import DeviceMaker, prepare
-from benchmarks.runner import Session
-from benchmarks.shapes import NetworkShape
-from benchmarks.timing import CLOCKS
+from benchmarks.suite.configurations import configurations, with_configurations
+from benchmarks.suite.runner import Session
+from benchmarks.suite.shapes import NetworkShape
+from benchmarks.suite.timing import CLOCKS
 from ifdd import IFDDConfig
 from ifdd_kernels.registry import REGISTRY, Maker
 
@@ -90,7 +90,7 @@ def test_a_stage_without_time_for_all_of_it_is_not_done(
 
 def _printed(script: str) -> list[str]:
     """The words a script prints in a process that keeps freed memory; of its own, since the setting stays."""
-    start = "import torch\nfrom benchmarks import memory\nprint(memory.keep_freed())\n"
+    start = "import torch\nfrom benchmarks.suite import memory\nprint(memory.keep_freed())\n"
     done = subprocess.run([sys.executable, "-c", start + script], capture_output=True, text=True, check=True)
     kept, *words = done.stdout.split()
     if kept != "True":
@@ -136,7 +136,7 @@ def test_memory_beyond_what_is_free_is_refused() -> None:
     script = (
         "import re, torch\n"
         "from pathlib import Path\n"
-        "from benchmarks import memory\n"
+        "from benchmarks.suite import memory\n"
         "print(memory.limit_to_free())\n"
         "free = int(re.search(r'MemAvailable:\\s*(\\d+)', Path('/proc/meminfo').read_text())[1]) * 1024\n"
         "torch.empty(free // 2, dtype=torch.uint8)\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cuda_resources, sources
-from benchmarks.cuda_resources import ARCHITECTURES, Row, find_tool, load, read, source_hash, write
+from benchmarks.gpu import cuda_resources, sources
+from benchmarks.gpu.cuda_resources import ARCHITECTURES, Row, find_tool, load, read, source_hash, write
 from emulator import build
 
 KERNELS = """
@@ -109,7 +109,7 @@ def broken_vectors(rows: Sequence[Row]) -> list[str]:
 def test_table_belongs_to_these_sources() -> None:
     digest, rows = load()
     assert digest == source_hash(), (
-        "CUDA sources have changed: build with IFDD_CUDA=ON and run python -m benchmarks.cuda_resources"
+        "CUDA sources have changed: build with IFDD_CUDA=ON and run python -m benchmarks.gpu.cuda_resources"
     )
     assert {row.architecture for row in rows} == set(ARCHITECTURES)
     assert not [row for row in rows if row.local_bytes]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import library, rehearsal
-from benchmarks.rehearsal import Outcome, Stage, combined, copy_checkout, run, source_hash, stages
+from benchmarks.gpu import library, rehearsal
+from benchmarks.gpu.rehearsal import Outcome, Stage, combined, copy_checkout, run, source_hash, stages
 
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable

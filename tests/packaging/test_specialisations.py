@@ -14,8 +14,9 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from benchmarks import gpu_check, specialisations
-from benchmarks.specialisations import Result, in_processes
+from benchmarks.gpu import check as gpu_check
+from benchmarks.gpu import specialisations
+from benchmarks.gpu.specialisations import Result, in_processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,8 +25,8 @@ KEYS = """
 import json, sys
 import torch
 from triton.runtime import driver
-from benchmarks import specialisations as ahead
-from benchmarks.triton_resources import StandIn, launches_of
+from benchmarks.gpu import specialisations as ahead
+from benchmarks.gpu.triton_resources import StandIn, launches_of
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.registry import REGISTRY, Maker
 
@@ -59,8 +60,8 @@ COMPILE = """
 import json, os, sys
 from pathlib import Path
 import torch
-from benchmarks import specialisations as ahead
-from benchmarks.triton_resources import launches_of
+from benchmarks.gpu import specialisations as ahead
+from benchmarks.gpu.triton_resources import launches_of
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.registry import REGISTRY, Maker
 
@@ -122,7 +123,7 @@ def test_what_was_compiled_is_found_by_a_launch(tmp_path: Path) -> None:
 
 COUNT = """
 import json
-from benchmarks import gpu_check, specialisations as ahead
+from benchmarks.gpu import check as gpu_check, specialisations as ahead
 
 seen, counts = set(), {}
 for part in gpu_check.AHEAD:

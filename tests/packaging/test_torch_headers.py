@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import torch_headers
-from benchmarks.torch_headers import NoNetworkError, checks, headers, oldest_version, run, version_of
+from benchmarks.gpu import torch_headers
+from benchmarks.gpu.torch_headers import NoNetworkError, checks, headers, oldest_version, run, version_of
 
 ROOT = Path(__file__).parents[2]
 VERSION = "2.11.0"
