@@ -12,7 +12,6 @@ import argparse
 import csv
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from benchmarks.gpu import sources
+from benchmarks.gpu.toolkit import find_tool
 from benchmarks.suite.place import RESULTS, ROOT
 
 TABLE = RESULTS / "cuda_resources.csv"
@@ -105,18 +105,6 @@ def network_launches() -> Launches:
 def source_hash(root: Path = ROOT) -> str:
     """Of every file that CUDA kernels are compiled from."""
     return sources.hash_of(root, sources.CUDA)
-
-
-def find_tool(name: str) -> str | None:
-    """A program of the CUDA toolkit: on the path, or the copy in the Triton package."""
-    found = shutil.which(name)
-    if found is not None:
-        return found
-    for folder in sys.path:
-        candidate = Path(folder) / "triton" / "backends" / "nvidia" / "bin" / name
-        if candidate.is_file():
-            return str(candidate)
-    return None
 
 
 def _run(command: Sequence[str | Path], **variables: str) -> str:

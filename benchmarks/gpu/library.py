@@ -11,13 +11,13 @@ import json
 import os
 import re
 import runpy
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gpu.stages import Stage
+from benchmarks.gpu.toolkit import find_tool
 from benchmarks.suite.journal import Journal
 from benchmarks.suite.place import ROOT
 from benchmarks.suite.results import Writer
@@ -58,18 +58,12 @@ def expected_ops(root: Path = ROOT) -> set[str]:
     return {name for file in files for name in re.findall(r'\bm\.impl\("(\w+)"', file.read_text())}
 
 
-def tool(name: str) -> str | None:
-    """A program of the CUDA toolkit, which is not always on the path."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return shutil.which(name) or shutil.which(name, path=str(Path(home) / "bin"))
-
-
 def build(capability: str, limit_s: float) -> Stage:
     """The build in place, for the architecture of a device ("9.0") alone and with a job a core."""
     major, _, minor = capability.partition(".")
     # Kernels that use the matrix unit of one generation need its own ("a") target.
     own = f"{major}{minor}a-real" if int(major) >= 9 else f"{major}{minor}-real"
-    compiler = tool("nvcc")
+    compiler = find_tool("nvcc")
     folders = [str(Path(compiler).parent)] if compiler else []
     environment: Mapping[str, str] = {
         "MAX_JOBS": str(os.cpu_count() or 1),

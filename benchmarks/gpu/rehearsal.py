@@ -32,7 +32,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import library, sources
+from benchmarks.gpu import judges, library, sources
+from benchmarks.gpu.judges import VERSIONS, Judgement
+from benchmarks.suite import place
 from benchmarks.suite.place import RESULTS, ROOT
 
 RESULT = RESULTS / "rehearsal.json"
@@ -43,8 +45,6 @@ COPIED = (
     *("CMakeLists.txt", "pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md", "Makefile"),
     *("csrc", "ifdd_kernels", "python", "benchmarks", "tests", "configs", "docs"),
 )
-#: The GPU machine's versions. Triton comes with torch.
-VERSIONS = {"python": "3.12", "torch": "2.11.0", "triton": "3.6.0", "torchvision": "0.26.0"}
 #: What that machine has beside them, and what the interpreter needs: Triton 3.6 wants a NumPy before 2.4.
 REQUIREMENTS = (
     *(f"{name}=={VERSIONS[name]}" for name in ("torch", "triton", "torchvision")),
@@ -97,7 +97,7 @@ class Stage:
 
     name: str
     command: Sequence[str]
-    judge: Callable[[int, str], tuple[dict[str, Any], list[str]]]
+    judge: Callable[[int, str], Judgement]
     environment: Mapping[str, str] = field(default_factory=dict)
     limit_s: float = 3600.0
     #: More of the environment, made when the stage runs.
@@ -147,24 +147,24 @@ def stages(tree: Path, python: str, jobs: int) -> list[Stage]:
     compiling = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder / "triton")}
     specialisations = ("-m", "benchmarks.gpu.specialisations", "--arch", "90", "--check", "--jobs", str(jobs))
     return [
-        Stage("environment", (python, "-c", ENVIRONMENT, *REQUIREMENTS), _judge_environment),
-        Stage("build", (python, "setup.py", "build_ext", "--inplace"), _judge_build, build),
+        Stage("environment", (python, "-c", ENVIRONMENT, *REQUIREMENTS), judges.environment),
+        Stage("build", (python, "setup.py", "build_ext", "--inplace"), judges.build, build),
         Stage(
             "library",
             (python, "-c", LIBRARY),
-            lambda code, log: _judge_library(code, log, library.expected_ops(tree)),
+            lambda code, log: judges.library(code, log, library.expected_ops(tree)),
         ),
         _tests("ops", OP_TESTS, folder, python, jobs),
         _tests("triton", TRITON_TESTS, folder, python, jobs),
         Stage(
             "specialisations",
             (python, *specialisations, "--out", str(found)),
-            lambda code, log: _judge_specialisations(code, log, found),
+            lambda code, log: judges.specialisations(code, log, found),
             compiling,
             prepare=lambda: _libcuda(folder, python),
         ),
         # To where it needs the device, and what it measures of a small network on this CPU.
-        Stage("gpu-check", (*check, "--out", str(folder / "gpu-check")), _judge_stop),
+        Stage("gpu-check", (*check, "--out", str(folder / "gpu-check")), judges.stop),
         Stage(
             "gpu-check on a CPU",
             (
@@ -178,7 +178,7 @@ def stages(tree: Path, python: str, jobs: int) -> list[Stage]:
                 "--out",
                 str(folder / "cpu"),
             ),
-            _judge_exit,
+            judges.exit_code,
         ),
     ]
 
@@ -189,7 +189,7 @@ def _tests(name: str, paths: Sequence[str], folder: Path, python: str, jobs: int
     return Stage(
         name,
         (python, "-m", "pytest", *options, *paths),
-        lambda code, log: _judge_tests(code, log, report),
+        lambda code, log: judges.tests(code, log, report),
         {"TRITON_INTERPRET": "1"},
     )
 
@@ -218,91 +218,6 @@ def _libcuda(folder: Path, python: str) -> dict[str, str]:
     subprocess.run(command, cwd=target, check=True)
     paths = os.pathsep.join(filter(None, (str(target), os.environ.get("LD_LIBRARY_PATH", ""))))
     return {"TRITON_LIBCUDA_PATH": str(target), "LD_LIBRARY_PATH": paths}
-
-
-def _last(log: str) -> str:
-    return next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "nothing was printed")
-
-
-def _printed(log: str) -> dict[str, Any]:
-    """The JSON object that a script printed, warnings around it or not."""
-    found: dict[str, Any] = json.loads(
-        next(line for line in reversed(log.splitlines()) if line.startswith("{"))
-    )
-    return found
-
-
-def _judge_exit(code: int, log: str) -> tuple[dict[str, Any], list[str]]:
-    return {}, [] if code == 0 else [f"exit code {code}: {_last(log)}"]
-
-
-def _judge_stop(code: int, log: str) -> tuple[dict[str, Any], list[str]]:
-    """gpu-check has a library of these sources, and nothing is missing but a device."""
-    wrong = []
-    if "library carried, of these sources" not in log:
-        wrong.append("the library that was built here is not taken")
-    if code != library.STOP or "PyTorch finds no CUDA device" not in log:
-        wrong.append(f"exit code {code}, not for want of a device: {_last(log)}")
-    return {}, wrong
-
-
-def _judge_environment(code: int, log: str) -> tuple[dict[str, Any], list[str]]:
-    if code != 0:
-        return _judge_exit(code, log)
-    found = _printed(log)
-    wrong = [f"{name} is missing" for name, version in found.items() if version is None]
-    for name, wanted in VERSIONS.items():
-        version = found.get(name)
-        if version is not None and not version.split("+")[0].startswith(wanted):
-            wrong.append(f"{name} is {version}, the GPU machine has {wanted}")
-    return found, wrong
-
-
-def _judge_build(code: int, log: str) -> tuple[dict[str, Any], list[str]]:
-    compiled = len(re.findall(r"^\[\d+/\d+\] Building", log, re.MULTILINE))
-    failed = re.findall(r"^FAILED: (?:\[code=\d+\] )?(\S+)", log, re.MULTILINE)
-    return {"compiled": compiled}, failed if failed else _judge_exit(code, log)[1]
-
-
-def _judge_library(code: int, log: str, expected: set[str]) -> tuple[dict[str, Any], list[str]]:
-    if code != 0:
-        return _judge_exit(code, log)
-    info = _printed(log)
-    missing = sorted(expected - set(info["cuda_ops"]))
-    kept = ("torch", "torch_build", "torch_target", "compiler", "cuda_architectures")
-    counts = {"cuda_ops": len(info["cuda_ops"]), "cpu_ops": len(info["cpu_ops"])}
-    return {**counts, **{name: info.get(name) for name in kept}}, [
-        *([] if info["native"] else [info["reason"]]),
-        *(f"no CUDA kernel is registered for {name}" for name in missing),
-    ]
-
-
-def _judge_tests(code: int, log: str, report: Path) -> tuple[dict[str, Any], list[str]]:
-    if not report.is_file():
-        return _judge_exit(code or 1, log)
-    counts = {"passed": 0, "skipped": 0, "failed": 0}
-    failures = []
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
-        bad = next((child for child in case if child.tag in ("failure", "error")), None)
-        skipped = any(child.tag == "skipped" for child in case)
-        counts["failed" if bad is not None else "skipped" if skipped else "passed"] += 1
-        if bad is not None:
-            first = (bad.get("message") or "").splitlines() or [""]
-            failures.append(f"{case.get('classname')}::{case.get('name')}: {first[0]}"[:300])
-    if counts["passed"] == 0:
-        failures.append("no test has run")
-    return counts, failures or _judge_exit(code, log)[1]
-
-
-def _judge_specialisations(code: int, log: str, found: Path) -> tuple[dict[str, Any], list[str]]:
-    if not found.is_file():
-        return _judge_exit(code or 1, log)
-    report = json.loads(found.read_text())
-    failures = [f"{name}: {_last(problem)}" for name, problem in report["failed"].items()]
-    failures += [f"{name}: {count} local loads and stores" for name, count in report["spills"].items()]
-    counts = {name: report[name] for name in ("specialisations", "compiled")}
-    counts["spills"] = len(report["spills"])
-    return {**counts, "launchers": report["launchers"]}, failures or _judge_exit(code, log)[1]
 
 
 def run(stage: Stage, tree: Path, say: Callable[[str], None] = print) -> Outcome:
@@ -358,18 +273,10 @@ def combined(
     environment = rows.get("environment", {}).get("counts", {})
     return {
         "gpu_sources": digest,
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {"processor": place.cpu_name(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": environment,
         "stages": [rows[name] for name in names if name in rows],
     }
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,7 +35,7 @@ def with_configurations(case: Case, activations: torch.dtype) -> Case:
 def configurations(op: str, inputs: Inputs) -> list[tuple[str, str, Any]]:
     """Kernel, name for people, configuration: of every kernel of the op that has a choice on this device."""
     # Where there is no Triton there is no contender of it.
-    from benchmarks.gpu.triton_resources import launches_of
+    from benchmarks.suite.launches import launches_of
     from ifdd_kernels.triton._runtime import architecture
 
     arguments = tuple(map(_meta, REGISTRY[op].signature.order(inputs.named())))

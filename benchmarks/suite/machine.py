@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,19 +18,9 @@ from benchmarks.suite.precision import PRECISIONS, Precision
 from benchmarks.suite.timing import CLOCKS, Clock
 
 
-def _cpu_name() -> str:
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    field = {key: re.search(rf"^{key}\s*:\s*(.+)$", info, re.MULTILINE) for key in ("model name", "model")}
-    name, model = (match.group(1).strip() if match else "" for match in field.values())
-    return f"{name} (model {model})"
-
-
 def device_name(device: str) -> str:
     """Name of the GPU or CPU."""
-    return torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
+    return torch.cuda.get_device_name() if device == "cuda" else place.cpu_name()
 
 
 def results_folder(device: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 from pathlib import Path
@@ -20,6 +21,17 @@ def output(*command: str, timeout_s: float = 30) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
+
+
+def cpu_name() -> str:
+    """Name and model number of the processor."""
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    field = {key: re.search(rf"^{key}\s*:\s*(.+)$", info, re.MULTILINE) for key in ("model name", "model")}
+    name, model = (match.group(1).strip() if match else "" for match in field.values())
+    return f"{name} (model {model})"
 
 
 def commit() -> str:

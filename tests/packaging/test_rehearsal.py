@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import library, rehearsal
+from benchmarks.gpu import judges, library, rehearsal
 from benchmarks.gpu.rehearsal import Outcome, Stage, combined, copy_checkout, run, source_hash, stages
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def test_result_belongs_to_these_sources() -> None:
     assert list(rows) == [stage.name for stage in stages(ROOT, PYTHON, 1)], "a stage did not run"
     failed = {name: row["failures"] for name, row in rows.items() if row["status"] != "ok"}
     assert not failed
-    for name, version in rehearsal.VERSIONS.items():
+    for name, version in judges.VERSIONS.items():
         assert result["versions"][name].startswith(version)
     assert rows["library"]["counts"]["cuda_ops"] == len(library.expected_ops()) == 17
     assert rows["specialisations"]["counts"]["spills"] == 0
@@ -53,7 +53,7 @@ def test_a_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     script = (
         "import os, sys; sys.exit((os.environ['LINKED'], os.environ['TRITON_INTERPRET']) != ('yes', '0'))"
     )
-    stage = replace(plan["specialisations"], command=(PYTHON, "-c", script), judge=rehearsal._judge_exit)
+    stage = replace(plan["specialisations"], command=(PYTHON, "-c", script), judge=judges.exit_code)
     assert run(stage, tree, say=quiet).status == "ok"
     assert made == [tree.parent]
 
@@ -127,13 +127,13 @@ def judged(stage: Stage, tmp_path: Path) -> Outcome:
     ids=["right", "wrong", "dies", "hangs"],
 )
 def test_a_stage_says_how_it_ended(tmp_path: Path, code: str, said: str) -> None:
-    outcome = judged(Stage("some", (PYTHON, "-c", code), rehearsal._judge_exit, limit_s=2), tmp_path)
+    outcome = judged(Stage("some", (PYTHON, "-c", code), judges.exit_code, limit_s=2), tmp_path)
     assert outcome.status == ("failed" if said else "ok")
     assert [failure[: len(said)] for failure in outcome.failures] == ([said] if said else [])
 
 
 def test_output_nobody_can_read_is_a_failure(tmp_path: Path) -> None:
-    stage = Stage("environment", (PYTHON, "-c", "print('no JSON')"), rehearsal._judge_environment)
+    stage = Stage("environment", (PYTHON, "-c", "print('no JSON')"), judges.environment)
     outcome = judged(stage, tmp_path)
     assert outcome.status == "failed"
     assert "cannot be read" in outcome.failures[0]
@@ -141,27 +141,27 @@ def test_output_nobody_can_read_is_a_failure(tmp_path: Path) -> None:
 
 def test_other_versions_and_missing_packages_are_named() -> None:
     found = {"python": "3.12.4", "torch": "2.11.0+cu130", "triton": "3.7.0", "torchvision": None}
-    _, wrong = rehearsal._judge_environment(0, "a warning\n" + json.dumps(found) + "\nanother warning")
+    _, wrong = judges.environment(0, "a warning\n" + json.dumps(found) + "\nanother warning")
     assert wrong == ["torchvision is missing", "triton is 3.7.0, the GPU machine has 3.6.0"]
 
 
 def test_a_library_without_all_kernels_is_a_failure() -> None:
     info = {"native": True, "reason": "", "cpu_ops": ["a", "b"], "cuda_ops": ["a"]}
-    counts, wrong = rehearsal._judge_library(0, json.dumps(info), {"a", "b"})
+    counts, wrong = judges.library(0, json.dumps(info), {"a", "b"})
     assert counts["cuda_ops"] == 1
     assert wrong == ["no CUDA kernel is registered for b"]
     info = {"native": False, "reason": "does not load", "cpu_ops": [], "cuda_ops": ["a", "b"]}
-    assert rehearsal._judge_library(0, json.dumps(info), {"a", "b"})[1] == ["does not load"]
+    assert judges.library(0, json.dumps(info), {"a", "b"})[1] == ["does not load"]
 
 
 def test_what_does_not_compile_is_named() -> None:
     log = "[1/3] Building A\nFAILED: [code=1] a/b.cpp.o\n[2/3] Building B\nninja: build stopped\n"
-    assert rehearsal._judge_build(1, log) == ({"compiled": 2}, ["a/b.cpp.o"])
-    assert rehearsal._judge_build(1, "cmake was not found") == (
+    assert judges.build(1, log) == ({"compiled": 2}, ["a/b.cpp.o"])
+    assert judges.build(1, "cmake was not found") == (
         {"compiled": 0},
         ["exit code 1: cmake was not found"],
     )
-    assert rehearsal._judge_build(0, "[1/1] Building A\n") == ({"compiled": 1}, [])
+    assert judges.build(0, "[1/1] Building A\n") == ({"compiled": 1}, [])
 
 
 TESTS = """
@@ -187,19 +187,19 @@ def test_counts_of_tests(tmp_path: Path) -> None:
     ):
         command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *names]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        counts, wrong = rehearsal._judge_tests(done.returncode, done.stdout, report)
+        counts, wrong = judges.tests(done.returncode, done.stdout, report)
         assert counts == expected
         assert len(wrong) == expected["failed"]
     # Ended before its report was written, and with nothing collected.
     report.unlink()
-    assert rehearsal._judge_tests(0, "collected\nKilled", report)[1] == ["exit code 1: Killed"]
+    assert judges.tests(0, "collected\nKilled", report)[1] == ["exit code 1: Killed"]
     report.write_text("<testsuites><testsuite></testsuite></testsuites>")
-    assert "no test has run" in rehearsal._judge_tests(5, "no tests ran", report)[1]
+    assert "no test has run" in judges.tests(5, "no tests ran", report)[1]
 
 
 def test_spills_and_failures_are_named(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
-    assert rehearsal._judge_specialisations(1, "Killed", found)[1] == ["exit code 1: Killed"]
+    assert judges.specialisations(1, "Killed", found)[1] == ["exit code 1: Killed"]
     report = {
         "specialisations": 3,
         "compiled": 2,
@@ -208,22 +208,22 @@ def test_spills_and_failures_are_named(tmp_path: Path) -> None:
         "launchers": True,
     }
     found.write_text(json.dumps(report))
-    counts, wrong = rehearsal._judge_specialisations(1, "", found)
+    counts, wrong = judges.specialisations(1, "", found)
     assert counts == {"specialisations": 3, "compiled": 2, "spills": 1, "launchers": True}
     assert wrong == ["kernel a: PTXASError: no", "kernel b: 7 local loads and stores"]
     report |= {"failed": {}, "spills": {}}
     found.write_text(json.dumps(report))
-    assert rehearsal._judge_specialisations(0, "", found)[1] == []
-    assert rehearsal._judge_specialisations(1, "it failed", found)[1] == ["exit code 1: it failed"]
+    assert judges.specialisations(0, "", found)[1] == []
+    assert judges.specialisations(1, "it failed", found)[1] == ["exit code 1: it failed"]
 
 
 def test_gpu_check_stops_for_want_of_a_device_alone() -> None:
     log = "CPU, Python 3.12.1; library carried, of these sources\nSTOP: PyTorch finds no CUDA device\n"
-    assert rehearsal._judge_stop(library.STOP, log)[1] == []
-    assert rehearsal._judge_stop(0, log)[1]
+    assert judges.stop(library.STOP, log)[1] == []
+    assert judges.stop(0, log)[1]
     other = log.replace("carried, of these sources", "there is none")
-    assert rehearsal._judge_stop(library.STOP, other)[1] == ["the library that was built here is not taken"]
-    assert rehearsal._judge_stop(library.STOP, log.replace("no CUDA device", "a device"))[1]
+    assert judges.stop(library.STOP, other)[1] == ["the library that was built here is not taken"]
+    assert judges.stop(library.STOP, log.replace("no CUDA device", "a device"))[1]
 
 
 def test_one_failure_does_not_hide_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def test_one_failure_does_not_hide_another(tmp_path: Path, monkeypatch: pytest.M
             "second": "",
             "third": "import sys; sys.exit('third')",
         }
-        return [Stage(n, (PYTHON, "-c", code), rehearsal._judge_exit) for n, code in codes.items()]
+        return [Stage(n, (PYTHON, "-c", code), judges.exit_code) for n, code in codes.items()]
 
     monkeypatch.setattr(rehearsal, "stages", three)
     monkeypatch.setattr(rehearsal, "ROOT", checkout(tmp_path / "root"))
@@ -258,6 +258,15 @@ def test_outcomes_of_other_sources_are_forgotten() -> None:
     names = ["build", "ops"]
     assert [row["name"] for row in combined(before, "old", new, names)["stages"]] == names
     assert [row["name"] for row in combined(before, "new", new, names)["stages"]] == ["ops"]
+
+
+def test_requirements_are_printed_by_a_python_without_packages() -> None:
+    """As the target asks for them in an environment that has just been made."""
+    command = (PYTHON, "-S", "-m", "benchmarks.gpu.rehearsal", "--requirements")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert printed.stdout.splitlines() == list(rehearsal.REQUIREMENTS)
+    assert "-m benchmarks.gpu.rehearsal --requirements" in (ROOT / "Makefile").read_text()
 
 
 def test_without_python_312_the_target_says_what_it_needs(tmp_path: Path) -> None:

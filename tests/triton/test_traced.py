@@ -61,7 +61,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return
     from triton.runtime import driver
 
-    from benchmarks.gpu.triton_resources import StandIn
+    from benchmarks.gpu.compilation import StandIn
 
     monkeypatch.setattr(backend, "refusal", lambda *_: "")
     monkeypatch.setattr(driver, "_active", StandIn(90))

@@ -220,7 +220,7 @@ KEYS = """
 import json, sys
 import torch
 from benchmarks.gpu import resource_cases
-from benchmarks.gpu.triton_resources import launches_of
+from benchmarks.suite.launches import launches_of
 from ifdd_kernels._arguments import Unfilled
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.triton._tuning import launch_key
