@@ -31,12 +31,7 @@ from ifdd_kernels.registry import REGISTRY, Maker, Sample
 RECORDED_BATCH = 10
 #: dtypes and clips of the tests on a GPU: one clip, which kernels are specialised for, in the precision of
 #: inference.
-TESTED = (
-    (torch.float32, 2),
-    (torch.bfloat16, 1),
-    (torch.bfloat16, 2),
-    (torch.float16, 2),
-)
+TESTED = ((torch.float32, 2), (torch.bfloat16, 1), (torch.bfloat16, 2), (torch.float16, 2))
 ACTIVATION, PARAMETER, NUMBERS = "activation", "parameter", "numbers"
 
 

@@ -17,7 +17,6 @@ Only the standard library is needed to run this module.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -135,20 +135,20 @@ def _files(path: Path) -> Iterator[Path]:
 def stages(tree: Path, python: str, jobs: int) -> list[Stage]:
     """What is rehearsed, in order, in a copy of the checkout."""
     folder = tree.parent
-    build = {
-        "IFDD_NATIVE": "1",
-        "IFDD_WERROR": "1",
-        "IFDD_CUDA": "ON",
-        "IFDD_CUDA_ARCHS": "90a-real",
-        "MAX_JOBS": str(jobs),
-    }
+    build = {"IFDD_NATIVE": "1", "IFDD_WERROR": "1", "IFDD_CUDA": "ON", "IFDD_CUDA_ARCHS": "90a-real"}
     found = folder / "specialisations.json"
     check = (python, "-m", "benchmarks.gpu.check")
+    on_cpu = ("--device", "cpu", "--budget-s", "900", "--only", CPU_STEPS)
     compiling = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder / "triton")}
     specialisations = ("-m", "benchmarks.gpu.specialisations", "--arch", "90", "--check", "--jobs", str(jobs))
     return [
         Stage("environment", (python, "-c", ENVIRONMENT, *REQUIREMENTS), judges.environment),
-        Stage("build", (python, "setup.py", "build_ext", "--inplace"), judges.build, build),
+        Stage(
+            "build",
+            (python, "setup.py", "build_ext", "--inplace"),
+            judges.build,
+            build | {"MAX_JOBS": str(jobs)},
+        ),
         Stage(
             "library",
             (python, "-c", LIBRARY),
@@ -165,21 +165,7 @@ def stages(tree: Path, python: str, jobs: int) -> list[Stage]:
         ),
         # To where it needs the device, and what it measures of a small network on this CPU.
         Stage("gpu-check", (*check, "--out", str(folder / "gpu-check")), judges.stop),
-        Stage(
-            "gpu-check on a CPU",
-            (
-                *check,
-                "--device",
-                "cpu",
-                "--budget-s",
-                "900",
-                "--only",
-                CPU_STEPS,
-                "--out",
-                str(folder / "cpu"),
-            ),
-            judges.exit_code,
-        ),
+        Stage("gpu-check on a CPU", (*check, *on_cpu, "--out", str(folder / "cpu")), judges.exit_code),
     ]
 
 
@@ -281,9 +267,7 @@ def combined(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 if a stage failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--requirements", action="store_true", help="print what to install, and end")
     parser.add_argument("--only", help="stages, e.g. ops,triton")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes of a stage")
@@ -311,9 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcomes.append(run(stage, tree, say=lambda line: print(line, flush=True)))
             before = json.loads(options.out.read_text()) if options.out.is_file() else {}
             result = combined(before, digest, outcomes, names)
-            options.out.write_text(
-                json.dumps(result, indent=1) + "\n"
-            )  # a rehearsal cut off is there up to here
+            # At once: of a rehearsal that is cut off there is what it has done.
+            options.out.write_text(json.dumps(result, indent=1) + "\n")
     failed = [outcome.name for outcome in outcomes if outcome.status != "ok"]
     print(f"failed: {', '.join(failed)}" if failed else f"{len(outcomes)} stages, all ok")
     return 1 if failed else 0

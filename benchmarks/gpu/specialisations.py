@@ -12,7 +12,6 @@ not found here is compiled at its first launch.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
 import json
@@ -20,6 +19,7 @@ import os
 import shutil
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,9 +170,7 @@ def device_architecture() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 where something does not compile, or spills (``--check``)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--arch", type=int, help="90 for sm_90; the GPU's by default")
     parser.add_argument("--only", choices=tuple(PARTS), help="a part of it")

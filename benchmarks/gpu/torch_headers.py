@@ -14,7 +14,6 @@ headers, only the CUDA sources are.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import functools
@@ -29,6 +28,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -205,15 +205,8 @@ def _portable(like: Check, include: Path, root: Path) -> list[Check]:
     folders = [f"-I{root / folder}" for folder in ("csrc/cuda", *PORTABLE)]
     # device.h is the real one: quoted names are looked for in order.
     order = [f"-I{root / 'csrc'}", *folders]
-    command = [
-        like.command[0],
-        "-std=c++17",
-        "-fsyntax-only",
-        "-fvisibility=hidden",
-        "-DUSE_CUDA",
-        *definitions,
-    ]
-    command += [*order, "-isystem", str(include), "-Wno-attributes", "-x", "c++"]
+    command = [like.command[0], "-std=c++17", "-fsyntax-only", "-fvisibility=hidden", "-DUSE_CUDA"]
+    command += [*definitions, *order, "-isystem", str(include), "-Wno-attributes", "-x", "c++"]
     sources = sorted((root / "csrc" / "cuda").glob("*.cu"))
     return [Check(str(s.relative_to(root)), (*command, str(s)), root) for s in sources]
 
@@ -249,9 +242,7 @@ def _report(include: Path, found: Sequence[Check], how: str, jobs: int) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 where a source does not compile, or oldest headers are demanded and not there."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     parser.add_argument("--jobs", type=int, default=jobs, help="checks at the same time")
     parser.add_argument("--include", type=Path, help="an include folder of torch, in place of both")

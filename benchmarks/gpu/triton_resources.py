@@ -11,8 +11,8 @@ registers per thread, shared memory, local stores and loads (spills) and the ins
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,9 +86,7 @@ def write(rows: list[dict[str, Any]]) -> None:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compile nothing, list what is wrong")
     parser.add_argument("--only", help="one op; other rows of the table stay as they are")
     parser.add_argument("--recompile", action="store_true", help="also what has not changed")

@@ -140,12 +140,8 @@ def _beside(quantity: Quantity, name: str) -> str:
 
 
 def _what(quantity: Quantity) -> list[str]:
-    return [
-        NAMES.get(quantity.case, quantity.case),
-        quantity.pass_name,
-        str(quantity.batch),
-        quantity.precision,
-    ]
+    q = quantity
+    return [NAMES.get(q.case, q.case), q.pass_name, str(q.batch), q.precision]
 
 
 def summary(rows: list[Row]) -> str:
@@ -203,15 +199,8 @@ def case_table(case: str) -> Callable[[list[Row]], str]:
                     and total.ours is not None
                 ]
         rivals = [name for name in RIVALS if any(name in q.rows for q in found)]
-        head = [
-            "shape",
-            "clips",
-            "precision",
-            "pass",
-            "this library",
-            *(LABELS[n] for n in rivals),
-            "of roofline",
-        ]
+        head = ["shape", "clips", "precision", "pass", "this library"]
+        head += [*(LABELS[name] for name in rivals), "of roofline"]
         lines = []
         for q in found:
             assert q.ours is not None
@@ -232,16 +221,9 @@ def accuracy(rows: list[Row]) -> str:
             continue
         original = q.rows.get("original")
         unit = ours.get("error_in_eager_fp32")
-        lines.append(
-            [
-                q.case,
-                q.label,
-                q.precision,
-                f"{ours['error']:.1e}",
-                f"{original['error']:.1e}" if original else "",
-                f"{unit:.3g}" if unit is not None and unit == unit else "",
-            ]
-        )
+        theirs = f"{original['error']:.1e}" if original else ""
+        relative = f"{unit:.3g}" if unit is not None and unit == unit else ""
+        lines.append([q.case, q.label, q.precision, f"{ours['error']:.1e}", theirs, relative])
     return _markdown(["case", "shape", "precision", "error", "original's", "in eager float32 errors"], lines)
 
 

@@ -53,6 +53,12 @@ class Case:
     #: The contender that ratios and error bounds refer to.
     anchor: str = "original"
 
+    def identity(self, precision: str, pass_name: str) -> dict[str, Any]:
+        """What a row says of what was measured."""
+        names = ("label", "batch", "frames", "image_size", "count")
+        sizes = {name: getattr(self, name) for name in names}
+        return {"case": self.name, **sizes, "precision": precision, "pass": pass_name}
+
     def only(self, names: Iterable[str]) -> Case:
         """With these contenders."""
         wanted = set(names)
@@ -63,15 +69,11 @@ def _op_cost(op: str) -> Callable[[Inputs, torch.dtype, bool], Cost]:
     entry = REGISTRY[op]
 
     def cost(inputs: Inputs, _: torch.dtype, training: bool) -> Cost:
-        arguments = tuple(map(_meta, entry.signature.order(inputs.named())))
+        arguments = ours.meta_arguments(op, inputs)
         total = entry.cost(*arguments)
         return total + backward_cost(entry, arguments) if training else total
 
     return cost
-
-
-def _meta(value: Any) -> Any:
-    return value.detach().to("meta") if isinstance(value, Tensor) else value
 
 
 def _op_case(

@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.rivals.contender import DeviceMaker, Inputs
+from benchmarks.suite import ours
 from benchmarks.suite.cases import Case
 from ifdd_kernels.registry import REGISTRY
 
@@ -38,11 +38,10 @@ def configurations(op: str, inputs: Inputs) -> list[tuple[str, str, Any]]:
     from benchmarks.suite.launches import launches_of
     from ifdd_kernels.triton._runtime import architecture
 
-    arguments = tuple(map(_meta, REGISTRY[op].signature.order(inputs.named())))
     operator = REGISTRY[op].operator
     assert operator is not None
     found: dict[str, tuple[str, str, Any]] = {}
-    for launch in launches_of(operator, arguments, architecture()):
+    for launch in launches_of(operator, ours.meta_arguments(op, inputs), architecture()):
         for config in launch.configs if len(launch.configs) > 1 else ():
             tiles = " ".join(f"{tile}={size}" for tile, size in config.tiles.items())
             limit = "" if config.max_registers is None else f" registers={config.max_registers}"
@@ -50,10 +49,6 @@ def configurations(op: str, inputs: Inputs) -> list[tuple[str, str, Any]]:
             name = f"triton: {kernel} {tiles} warps={config.num_warps} stages={config.num_stages}{limit}"
             found[name] = kernel, name, config
     return list(found.values())
-
-
-def _meta(value: Any) -> Any:
-    return value.detach().to("meta") if isinstance(value, Tensor) else value
 
 
 def _forced(kernel: str, config: Any) -> Callable[[], AbstractContextManager[None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,12 @@ def op_contenders(op: str, device: str) -> list[Contender]:
     # On a GPU "auto" may choose it: it is timed as it would run, while the "rewrite" keeps its constants.
     others = OPERATORS[op].compositions if device == "cuda" else ()
     return [op_contender(op, backend) for backend in (*backends(op, device), *others)]
+
+
+def meta_arguments(op: str, inputs: Inputs) -> tuple[Any, ...]:
+    """Arguments of an op like these inputs, without memory."""
+    ordered = REGISTRY[op].signature.order(inputs.named())
+    return tuple(v.detach().to("meta") if isinstance(v, Tensor) else v for v in ordered)
 
 
 def choice_fields(op: str, inputs: Inputs, activations: torch.dtype) -> dict[str, object]:

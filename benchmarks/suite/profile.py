@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -196,19 +196,9 @@ def measure(
         with precision.context(device):
             found = profile_step(prepare(contender, inputs, training), device)
         for part, share in found.parts.items():
-            writer.write(
-                "profile",
-                case=case.name,
-                label=case.label,
-                batch=case.batch,
-                precision=precision_name,
-                **{"pass": pass_name},
-                contender=contender.name,
-                part=part,
-                seconds=share.seconds,
-                launches=share.launches,
-                share=share.seconds / found.seconds,
-            )
+            fields = case.identity(precision_name, pass_name) | asdict(share)
+            share_of_all = share.seconds / found.seconds
+            writer.write("profile", **fields, contender=contender.name, part=part, share=share_of_all)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -86,16 +86,7 @@ class Session:
         """Measures all contenders of a case in one precision and pass, or says why not."""
         precision = PRECISIONS[precision_name]
         what = f"{case.name} ({case.label}), B={case.batch}, {precision_name}, {pass_name}"
-        identity = {
-            "case": case.name,
-            "label": case.label,
-            "batch": case.batch,
-            "frames": case.frames,
-            "image_size": case.image_size,
-            "count": case.count,
-            "precision": precision_name,
-            "pass": pass_name,
-        }
+        identity = case.identity(precision_name, pass_name)
         if what in self.journal.finished():
             return
         self.say(what)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -85,20 +85,9 @@ def network_shape(config: IFDDConfig) -> NetworkShape:
 
 
 def _block_shape(number: int, stage: int, block: MultiscaleBlock) -> BlockShape:
-    attention = block.attention
-    return BlockShape(
-        str(number),
-        stage,
-        1,
-        attention.grid,
-        attention.q_grid,
-        attention.k_grid,
-        attention.stride_q,
-        attention.stride_kv,
-        block.in_channels,
-        attention.qkv.out_features // 3,
-        attention.heads,
-    )
+    a = block.attention
+    grids = (a.grid, a.q_grid, a.k_grid, a.stride_q, a.stride_kv)
+    return BlockShape(str(number), stage, 1, *grids, block.in_channels, a.qkv.out_features // 3, a.heads)
 
 
 def _merge(blocks: list[BlockShape]) -> tuple[BlockShape, ...]:
@@ -106,20 +95,9 @@ def _merge(blocks: list[BlockShape]) -> tuple[BlockShape, ...]:
     merged: list[BlockShape] = []
     for block in blocks:
         last = merged[-1] if merged else None
-        if last is not None and _same(last, block):
+        if last is not None and replace(block, label=last.label, stage=last.stage, count=last.count) == last:
             label = f"{last.label.partition('-')[0]}-{block.label}"
-            merged[-1] = BlockShape(label, last.stage, last.count + 1, *_sizes(last))
+            merged[-1] = replace(last, label=label, count=last.count + 1)
         else:
             merged.append(block)
     return tuple(merged)
-
-
-def _sizes(block: BlockShape) -> tuple[Grid, Grid, Grid, Grid, Grid, int, int, int]:
-    b = block
-    return (
-        b.grid, b.q_grid, b.k_grid, b.stride_q, b.stride_kv, b.in_channels, b.out_channels, b.heads
-    )  # fmt: skip
-
-
-def _same(a: BlockShape, b: BlockShape) -> bool:
-    return _sizes(a) == _sizes(b)

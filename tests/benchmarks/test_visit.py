@@ -128,13 +128,8 @@ def test_counters_are_of_kernels_that_exist() -> None:
 
 
 def test_digests_follow_what_an_op_depends_on(tmp_path: Path) -> None:
-    for name in (
-        "csrc/cuda/a.cu",
-        "csrc/cuda/b.cu",
-        "csrc/cuda/rows.h",
-        "csrc/cpu/a.cpp",
-        "ifdd_kernels/x.py",
-    ):
+    files = ("csrc/cuda/a.cu", "csrc/cuda/b.cu", "csrc/cuda/rows.h", "csrc/cpu/a.cpp", "ifdd_kernels/x.py")
+    for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
 

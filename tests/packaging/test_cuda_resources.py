@@ -221,12 +221,8 @@ def test_instructions_are_found(tmp_path: Path) -> None:
     for architecture in ("sm_80", "sm_90a"):
         copy = rows["copy_kernel", architecture]
         assert (copy.threads, copy.tensor_core, copy.copy_async, copy.static_shared) == (128, 0, 0, 0)
-        assert (copy.load_16_bytes, copy.store_16_bytes, copy.store_4_bytes, copy.store_2_bytes) == (
-            1,
-            1,
-            0,
-            0,
-        )
+        stores = (copy.store_16_bytes, copy.store_4_bytes, copy.store_2_bytes)
+        assert (copy.load_16_bytes, *stores) == (1, 1, 0, 0)
         widths = rows["widths_kernel", architecture]
         assert (widths.store_16_bytes, widths.store_4_bytes, widths.store_2_bytes) == (1, 1, 3)
         product = rows["product_kernel<__half, 32>", architecture]

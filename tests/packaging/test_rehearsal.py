@@ -65,10 +65,8 @@ def test_a_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def checkout(folder: Path) -> Path:
-    for name in ("csrc/cuda/a.cu", "csrc/common/b.h", "csrc/cpu/b.cpp", "ifdd_kernels/triton/c.py"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
-    for name in ("csrc/include/ifdd/accumulate.h", "CMakeLists.txt", "tests/t.py"):
+    cuda = ("csrc/cuda/a.cu", "csrc/common/b.h", "csrc/include/ifdd/accumulate.h", "CMakeLists.txt")
+    for name in (*cuda, "csrc/cpu/b.cpp", "ifdd_kernels/triton/c.py", "tests/t.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
     return folder
@@ -104,9 +102,8 @@ def test_the_copy_has_the_sources_and_nothing_built(tmp_path: Path) -> None:
     copy_checkout(root, copy)
     assert (copy / "csrc" / "cuda" / "a.cu").read_text() == "new"
     assert not (copy / "tests" / "t.py").exists()
-    assert (
-        copy / "csrc" / "common" / "b.h"
-    ).stat().st_mtime_ns == age  # or everything would be compiled again
+    # Or everything would be compiled again.
+    assert (copy / "csrc" / "common" / "b.h").stat().st_mtime_ns == age
     assert (copy / "ifdd_kernels" / "_ops.so").read_text() == "built here"
 
 
@@ -157,10 +154,7 @@ def test_a_library_without_all_kernels_is_a_failure() -> None:
 def test_what_does_not_compile_is_named() -> None:
     log = "[1/3] Building A\nFAILED: [code=1] a/b.cpp.o\n[2/3] Building B\nninja: build stopped\n"
     assert judges.build(1, log) == ({"compiled": 2}, ["a/b.cpp.o"])
-    assert judges.build(1, "cmake was not found") == (
-        {"compiled": 0},
-        ["exit code 1: cmake was not found"],
-    )
+    assert judges.build(1, "cmake was not found") == ({"compiled": 0}, ["exit code 1: cmake was not found"])
     assert judges.build(0, "[1/1] Building A\n") == ({"compiled": 1}, [])
 
 
@@ -186,7 +180,9 @@ def test_counts_of_tests(tmp_path: Path) -> None:
         (["test_right.py"], {"passed": 1, "skipped": 0, "failed": 0}),
     ):
         command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *names]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        # Importing plugins takes longer than these tests.
+        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         counts, wrong = judges.tests(done.returncode, done.stdout, report)
         assert counts == expected
         assert len(wrong) == expected["failed"]
@@ -228,11 +224,7 @@ def test_gpu_check_stops_for_want_of_a_device_alone() -> None:
 
 def test_one_failure_does_not_hide_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def three(tree: Path, python: str, jobs: int) -> list[Stage]:
-        codes = {
-            "first": "import sys; sys.exit('first')",
-            "second": "",
-            "third": "import sys; sys.exit('third')",
-        }
+        codes = {"first": "raise SystemExit('first')", "second": "", "third": "raise SystemExit('third')"}
         return [Stage(n, (PYTHON, "-c", code), judges.exit_code) for n, code in codes.items()]
 
     monkeypatch.setattr(rehearsal, "stages", three)
@@ -241,11 +233,8 @@ def test_one_failure_does_not_hide_another(tmp_path: Path, monkeypatch: pytest.M
     where = ["--folder", str(tmp_path / "work"), "--out", str(out)]
     assert rehearsal.main(where) == 1
     rows = json.loads(out.read_text())["stages"]
-    assert [(row["name"], row["status"]) for row in rows] == [
-        ("first", "failed"),
-        ("second", "ok"),
-        ("third", "failed"),
-    ]
+    ended = [(row["name"], row["status"]) for row in rows]
+    assert ended == [("first", "failed"), ("second", "ok"), ("third", "failed")]
     assert rehearsal.main([*where, "--only", "second"]) == 0
     assert [row["status"] for row in json.loads(out.read_text())["stages"]] == ["failed", "ok", "failed"]
     with pytest.raises(SystemExit):
@@ -273,19 +262,10 @@ def test_without_python_312_the_target_says_what_it_needs(tmp_path: Path) -> Non
     # It would rehearse.
     if (ROOT / "build" / "rehearsal" / "venv" / ".ready").exists():
         pytest.skip("the environment of the rehearsal is already there")
-    done = subprocess.run(
-        [
-            "make",
-            "--no-print-directory",
-            "rehearse-gpu",
-            f"PYTHON312={tmp_path / 'python3.12'}",
-            "REHEARSAL_VENV=build/rehearsal/venv",
-        ],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))},
-        capture_output=True,
-        text=True,
-    )
+    absent = f"PYTHON312={tmp_path / 'python3.12'}"
+    command = ("make", "--no-print-directory", "rehearse-gpu", absent, "REHEARSAL_VENV=build/rehearsal/venv")
+    environment = {name: v for name, v in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     assert "make rehearse-gpu needs Python 3.12" in done.stderr
     assert "PYTHON312=" in done.stderr
