@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -40,7 +41,7 @@ class Machine:
 
 def look(device: str) -> Machine:
     """This machine, and which of :data:`PACKAGES` and :data:`TOOLS` it lacks."""
-    absent = {name for name in PACKAGES if place.version(name) is None}
+    absent = {name for name in PACKAGES if _version(name) is None}
     # Distributions of a system do not always have metadata.
     absent -= {name for name in absent if importlib.util.find_spec(name.replace("-", "_")) is not None}
     missing = frozenset(absent | {name for name in TOOLS if find_tool(name) is None})
@@ -51,6 +52,13 @@ def look(device: str) -> Machine:
     return Machine(device, name, capability, driver, os.cpu_count() or 1, missing)
 
 
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _query(fields: str) -> list[str]:
     command = ("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
     lines = place.output(*command, timeout_s=15).splitlines()
@@ -59,7 +67,7 @@ def _query(fields: str) -> list[str]:
 
 def first_line(machine: Machine) -> dict[str, object]:
     """Where this is: versions by package, the device, and what is missing by name."""
-    versions = {name: place.version(name) for name in PACKAGES if name not in machine.missing}
+    versions = {name: _version(name) for name in PACKAGES if name not in machine.missing}
     return {
         "device": machine.name,
         "capability": machine.capability if machine.device == "cuda" else None,

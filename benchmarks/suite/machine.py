@@ -38,7 +38,7 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         "os": platform.release(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": place.version("triton"),
+        "triton": _triton_version(),
         "library": ifdd_kernels.__version__,
         "native": ifdd_kernels.build_info()["native"],
         "commit": place.commit(),
@@ -47,6 +47,16 @@ def describe(device: str, threads: int) -> dict[str, Any]:
     if device == "cpu":
         facts["instruction_set"] = ifdd_kernels.build_info().get("instruction_set")
     return facts
+
+
+def _triton_version() -> str | None:
+    # Not from metadata: builds of torch bring it under other names.
+    try:
+        import triton
+    except ImportError:
+        return None
+    version: str = triton.__version__
+    return version
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -33,14 +32,6 @@ def cpu_name() -> str:
     field = {key: re.search(rf"^{key}\s*:\s*(.+)$", info, re.MULTILINE) for key in ("model name", "model")}
     name, model = (match.group(1).strip() if match else "" for match in field.values())
     return f"{name} (model {model})"
-
-
-def version(package: str) -> str | None:
-    """Of an installed package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def commit() -> str:

@@ -386,8 +386,8 @@ def test_tests_that_hang_or_crash_are_named_and_passed_over(
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    runner = Runner(tmp_path / "log.jsonl", tmp_path / "log.txt", 100.0, say=lambda line: None)
-    stage = Stage("tests", (*command, "-p", "short", *plugins, str(file)), 90.0, environment, items=True)
+    runner = Runner(tmp_path / "log.jsonl", tmp_path / "log.txt", 280.0, say=lambda line: None)
+    stage = Stage("tests", (*command, "-p", "short", *plugins, str(file)), 270.0, environment, items=True)
     outcome = runner.run(stage)
     found = {row["item"].rpartition("::")[2]: row["status"] for row in results.read(runner.log, "finished")}
     # One worker, and more tests that end it than xdist puts up with by itself.
