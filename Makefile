@@ -71,7 +71,7 @@ emulator-sanitizers: $(VENV)/.tools
 
 # The wheel of the oldest torch is downloaded once, its headers are kept in the user's cache (IFDD_HEADERS_CACHE).
 check-headers: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.torch_headers
+	$(BIN)/python -m benchmarks.gpu.torch_headers
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .
@@ -90,21 +90,21 @@ bench: $(VENV)/.installed
 # With the Python that is there, its torch and its tools: nothing is installed. OUT: folder of the log; GPU_BUDGET_S: seconds
 # of wall time (340); RESUME=LOG: a second call after the log of the first; IFDD_COMMIT: where there is no git.
 gpu-check:
-	PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu_check $(if $(RESUME),--resume $(RESUME))
+	PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu.check $(if $(RESUME),--resume $(RESUME))
 
 # With one command for all of it: a package must not bring another version of one that came before.
-build/rehearsal/venv/.ready: benchmarks/rehearsal.py
+build/rehearsal/venv/.ready: benchmarks/gpu/rehearsal.py
 	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null || { \
 	  echo "make rehearse-gpu needs Python 3.12, the GPU machine's; '$(PYTHON312)' is not there or another version." \
 	    "Install it, or say where it is: make rehearse-gpu PYTHON312=/path/to/python3.12" >&2; exit 1; }
 	test -x $(@D)/bin/python || $(PYTHON312) -m venv $(@D)
-	$(@D)/bin/python benchmarks/rehearsal.py --requirements > build/rehearsal/requirements.txt
+	$(@D)/bin/python -m benchmarks.gpu.rehearsal --requirements > build/rehearsal/requirements.txt
 	$(@D)/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) -r build/rehearsal/requirements.txt
 	touch $@
 
 # ONLY: stages to run again, e.g. ONLY=ops,triton
 rehearse-gpu: $(if $(filter build/rehearsal/venv,$(REHEARSAL_VENV)),build/rehearsal/venv/.ready)
-	$(REHEARSAL_VENV)/bin/python -m benchmarks.rehearsal $(if $(ONLY),--only $(ONLY))
+	$(REHEARSAL_VENV)/bin/python -m benchmarks.gpu.rehearsal $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis .benchmarks

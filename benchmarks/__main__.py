@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine, memory, overhead, plan, results
-from benchmarks.journal import Journal
-from benchmarks.machine import Rates
-from benchmarks.plan import Task
-from benchmarks.precision import PRECISIONS
-from benchmarks.results import Writer
-from benchmarks.runner import LIMIT_S, MODES, PASSES, Session
+from benchmarks.suite import machine, memory, overhead, plan, results
+from benchmarks.suite.journal import Journal
+from benchmarks.suite.machine import Rates
+from benchmarks.suite.plan import Task
+from benchmarks.suite.precision import PRECISIONS
+from benchmarks.suite.results import Writer
+from benchmarks.suite.runner import LIMIT_S, MODES, PASSES, Session
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

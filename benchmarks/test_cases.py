@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cases, plan
-from benchmarks.cases import Case
-from benchmarks.contender import Contender
-from benchmarks.correctness import Gate
-from benchmarks.precision import PRECISIONS
-from benchmarks.runner import PASSES, checked, truth_of
-from benchmarks.shapes import network_shape
-from benchmarks.timing import synchronised_clock
+from benchmarks.rivals.contender import Contender
+from benchmarks.suite import cases, plan
+from benchmarks.suite.cases import Case
+from benchmarks.suite.correctness import Gate
+from benchmarks.suite.precision import PRECISIONS
+from benchmarks.suite.runner import PASSES, checked, truth_of
+from benchmarks.suite.shapes import network_shape
+from benchmarks.suite.timing import synchronised_clock
 from ifdd_kernels.registry import Maker
 
 pytest.importorskip("pytest_benchmark")

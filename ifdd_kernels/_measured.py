@@ -1,7 +1,7 @@
 """The fastest backend of an op on known GPUs, at the sizes where it was measured.
 
-The table is ``measured.json`` beside this file, written by ``python -m benchmarks.fastest``: device name ->
-op -> entries. It is empty: no GPU has been measured, so ``auto`` takes the native kernel where one is
+The table is ``measured.json`` beside this file, written by ``python -m benchmarks.report.fastest``: device
+name -> op -> entries. It is empty: no GPU has been measured, so ``auto`` takes the native kernel where one is
 compiled, else Triton, else the reference.
 """
 

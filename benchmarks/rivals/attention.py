@@ -7,8 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
-from benchmarks.contender import Bound, Contender, Inputs, Outputs, parameters_of
 from benchmarks.original.backbone import Grid, PooledAttention, add_relative_position
+from benchmarks.rivals.contender import Bound, Contender, Inputs, Outputs, parameters_of
 from ifdd_kernels import augmented_attention as augmented
 from ifdd_kernels.augmented_attention import layout
 

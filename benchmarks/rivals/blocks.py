@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.contender import Bound, Contender, Inputs, Outputs, parameters_of
+from benchmarks.rivals.contender import Bound, Contender, Inputs, Outputs, parameters_of
 
 
 def shortcut() -> list[Contender]:

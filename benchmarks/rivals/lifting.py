@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.contender import Bound, Contender, Inputs, Outputs, parameters_of
 from benchmarks.original import LADM, LiftingLoss
+from benchmarks.rivals.contender import Bound, Contender, Inputs, Outputs, parameters_of
 
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contender import Bound, Contender, Gradients, Inputs, Outputs
 from benchmarks.original import LADM, InterpolatedSplit, PooledAttention
 from benchmarks.original.backbone import TokenPool
 from benchmarks.rivals.attention import LibraryAttention
+from benchmarks.rivals.contender import Bound, Contender, Gradients, Inputs, Outputs
 from benchmarks.rivals.lifting import LibraryLADM
 from benchmarks.rivals.pooling import ChannelsLastPool
 from benchmarks.rivals.splitting import ProductSplit

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.contender import Bound, Contender, Inputs, adopt, parameters_of
 from benchmarks.original.backbone import Grid, TokenPool
+from benchmarks.rivals.contender import Bound, Contender, Inputs, adopt, parameters_of
 
 
 class ChannelsLastPool(TokenPool):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.contender import Bound, Contender, Gradients, Inputs, Outputs, adopt, parameters_of
 from benchmarks.original import InterpolatedSplit, TopKSplit
+from benchmarks.rivals.contender import Bound, Contender, Gradients, Inputs, Outputs, adopt, parameters_of
 
 
 def sampling_matrix(index: Tensor, frames: int) -> Tensor:

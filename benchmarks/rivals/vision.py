@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from benchmarks.contender import Contender, Gradients, Outputs
 from benchmarks.rivals import network
+from benchmarks.rivals.contender import Contender, Gradients, Outputs
 from ifdd import IFDD, IFDDConfig
 from ifdd.checkpoint import from_torchvision_mvit
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.machine import Rates
-from benchmarks.results import Writer
-from benchmarks.runner import Session
-from benchmarks.shapes import NetworkShape, network_shape
+from benchmarks.suite.machine import Rates
+from benchmarks.suite.results import Writer
+from benchmarks.suite.runner import Session
+from benchmarks.suite.shapes import NetworkShape, network_shape
 from ifdd import IFDDConfig
 
 

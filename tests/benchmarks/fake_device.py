@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 
-from benchmarks.journal import Journal
+from benchmarks.suite.journal import Journal
 
 LIMIT_S = 3.0
 """Of an item that does something else than well; on a busy machine that takes a while."""

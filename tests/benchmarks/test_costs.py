@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import costs
 from benchmarks.original import OriginalIFDD
-from benchmarks.shapes import network_shape
+from benchmarks.suite import costs
+from benchmarks.suite.shapes import network_shape
 from ifdd import IFDD, IFDDConfig
 from ifdd_kernels.registry import REGISTRY, Maker, backward_cost
 

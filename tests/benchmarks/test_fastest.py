@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cases, fastest, ours, results
-from benchmarks.contender import DeviceMaker
-from benchmarks.results import Writer
-from benchmarks.runner import Session
-from benchmarks.shapes import NetworkShape
+from benchmarks.report import fastest
+from benchmarks.rivals.contender import DeviceMaker
+from benchmarks.suite import cases, ours, results
+from benchmarks.suite.results import Writer
+from benchmarks.suite.runner import Session
+from benchmarks.suite.shapes import NetworkShape
 from ifdd_kernels import _measured
 
 DEVICE = "NVIDIA imagined"

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import cases, memory, results
-from benchmarks.cases import Case
-from benchmarks.contender import Bound, Contender, DeviceMaker, Inputs, Outputs, cotangent
-from benchmarks.correctness import Errors, Gate, Truth, WrongResultError
-from benchmarks.precision import PRECISIONS
-from benchmarks.runner import Session, truth_of
-from benchmarks.shapes import NetworkShape
+from benchmarks.rivals.contender import Bound, Contender, DeviceMaker, Inputs, Outputs, cotangent
+from benchmarks.suite import cases, memory, results
+from benchmarks.suite.cases import Case
+from benchmarks.suite.correctness import Errors, Gate, Truth, WrongResultError
+from benchmarks.suite.precision import PRECISIONS
+from benchmarks.suite.runner import Session, truth_of
+from benchmarks.suite.shapes import NetworkShape
 
 
 def planted(case: Case, name: str, change: str) -> Case:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks import journal, results
-from benchmarks.stages import Runner, Stage
+from benchmarks.gpu.stages import Runner, Stage
+from benchmarks.suite import journal, results
 
 SCRIPT = """
 import ctypes, sys, time
 from dataclasses import replace
 import torch
-from benchmarks import cases, runner
-from benchmarks.contender import Bound, Contender
-from benchmarks.journal import Journal
-from benchmarks.machine import Rates
-from benchmarks.results import Writer
-from benchmarks.shapes import network_shape
+from benchmarks.suite import cases, runner
+from benchmarks.rivals.contender import Bound, Contender
+from benchmarks.suite.journal import Journal
+from benchmarks.suite.machine import Rates
+from benchmarks.suite.results import Writer
+from benchmarks.suite.shapes import network_shape
 from ifdd import IFDDConfig
 
 torch.set_num_threads(1)

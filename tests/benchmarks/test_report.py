@@ -7,8 +7,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from benchmarks import overhead, report, tables
-from benchmarks.results import Writer, read
+from benchmarks.report import __main__ as report
+from benchmarks.report import tables
+from benchmarks.suite import overhead
+from benchmarks.suite.results import Writer, read
 
 COMMON = {
     "device": "Some CPU", "driver": None, "threads": 2, "torch": "2.13.0", "triton": None, "commit": "abc"

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compare, results
-from benchmarks.results import Writer
-from benchmarks.timing import CLOCKS, interleave, ratios, summary
+from benchmarks.report import compare
+from benchmarks.suite import results
+from benchmarks.suite.results import Writer
+from benchmarks.suite.timing import CLOCKS, interleave, ratios, summary
 
 
 def test_a_cut_line_costs_only_itself(tmp_path: Path) -> None:

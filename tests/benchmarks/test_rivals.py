@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import cases
-from benchmarks.cases import Case
-from benchmarks.contender import prepare
-from benchmarks.runner import truth_of
-from benchmarks.shapes import network_shape
+from benchmarks.rivals.contender import prepare
+from benchmarks.suite import cases
+from benchmarks.suite.cases import Case
+from benchmarks.suite.runner import truth_of
+from benchmarks.suite.shapes import network_shape
 from ifdd import IFDDConfig
 from ifdd_kernels.registry import Maker
 

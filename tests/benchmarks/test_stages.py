@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import journal, results, stages
-from benchmarks.journal import Journal
-from benchmarks.results import Writer
-from benchmarks.stages import Runner, Stage
+from benchmarks.gpu import stages
+from benchmarks.gpu.stages import Runner, Stage
+from benchmarks.suite import journal, results
+from benchmarks.suite.journal import Journal
+from benchmarks.suite.results import Writer
 
 FAKE = str(Path(__file__).parent / "fake_device.py")
 

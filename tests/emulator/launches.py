@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.shapes import live_pooling, network_shape
+from benchmarks.suite.shapes import live_pooling, network_shape
 from emulator.build import EmulatedOp, Launch
 from emulator.compare import DTYPES
 from ifdd import IFDDConfig

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from benchmarks.library import expected_ops
+from benchmarks.gpu.library import expected_ops
 from ifdd_kernels import _library, backends
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels._schema import NAMESPACE

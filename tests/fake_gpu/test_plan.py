@@ -20,15 +20,15 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import cases, ours, plan, runner, shapes
-from benchmarks.cases import Case
-from benchmarks.contender import DeviceMaker, prepare
-from benchmarks.correctness import Truth
-from benchmarks.plan import Task
-from benchmarks.precision import PRECISIONS
 from benchmarks.rivals import attention
-from benchmarks.runner import PASSES
-from benchmarks.shapes import NetworkShape
+from benchmarks.rivals.contender import DeviceMaker, prepare
+from benchmarks.suite import cases, ours, plan, runner, shapes
+from benchmarks.suite.cases import Case
+from benchmarks.suite.correctness import Truth
+from benchmarks.suite.plan import Task
+from benchmarks.suite.precision import PRECISIONS
+from benchmarks.suite.runner import PASSES
+from benchmarks.suite.shapes import NetworkShape
 from fake_gpu.machine import CPU_BUILD, fake_gpu, on_the_host
 from ifdd import IFDDConfig
 

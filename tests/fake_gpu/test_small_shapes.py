@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import small_shapes
+from benchmarks.gpu import small_shapes
 from fake_gpu.machine import CPU_BUILD, cuda_ops, fake_gpu
 
 pytestmark = CPU_BUILD

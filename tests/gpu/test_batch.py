@@ -32,7 +32,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.network_calls import Instance, instances
+from benchmarks.gpu.network_calls import Instance, instances
 from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Entry
 from ifdd_kernels.testing import full_float32, poisoned_memory, precision_error_bound, relative_error

@@ -19,8 +19,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from triton.runtime.errors import OutOfResources
 
-from benchmarks.network_calls import Instance
-from benchmarks.specialisations import CONFIGURED_BATCH, CONFIGURED_DTYPES, configured_calls
+from benchmarks.gpu.network_calls import Instance
+from benchmarks.gpu.questions import CONFIGURED_BATCH, CONFIGURED_DTYPES, configured_calls
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Maker, Sample

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from benchmarks.network_calls import RECORDED_BATCH, TESTED, Instance, instances
+from benchmarks.gpu.network_calls import RECORDED_BATCH, TESTED, Instance, instances
 from ifdd import IFDDConfig
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels._schema import outputs_of

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import ifdd_kernels
-from benchmarks import cases
-from benchmarks.contender import Contender, DeviceMaker, Inputs, prepare
 from benchmarks.original.backbone import TokenPool, add_relative_position
-from benchmarks.shapes import network_shape
+from benchmarks.rivals.contender import Contender, DeviceMaker, Inputs, prepare
+from benchmarks.suite import cases
+from benchmarks.suite.shapes import network_shape
 from ifdd import IFDDConfig
 from ifdd_kernels.grids import Grid, table_length
 

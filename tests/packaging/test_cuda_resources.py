@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cuda_resources, sources
-from benchmarks.cuda_resources import ARCHITECTURES, Row, find_tool, load, read, source_hash, write
+from benchmarks.gpu import cuda_resources, sources
+from benchmarks.gpu.cuda_resources import ARCHITECTURES, Row, find_tool, load, read, source_hash, write
 from emulator import build
 
 KERNELS = """
@@ -109,7 +109,7 @@ def broken_vectors(rows: Sequence[Row]) -> list[str]:
 def test_table_belongs_to_these_sources() -> None:
     digest, rows = load()
     assert digest == source_hash(), (
-        "CUDA sources have changed: build with IFDD_CUDA=ON and run python -m benchmarks.cuda_resources"
+        "CUDA sources have changed: build with IFDD_CUDA=ON and run python -m benchmarks.gpu.cuda_resources"
     )
     assert {row.architecture for row in rows} == set(ARCHITECTURES)
     assert not [row for row in rows if row.local_bytes]
@@ -221,12 +221,8 @@ def test_instructions_are_found(tmp_path: Path) -> None:
     for architecture in ("sm_80", "sm_90a"):
         copy = rows["copy_kernel", architecture]
         assert (copy.threads, copy.tensor_core, copy.copy_async, copy.static_shared) == (128, 0, 0, 0)
-        assert (copy.load_16_bytes, copy.store_16_bytes, copy.store_4_bytes, copy.store_2_bytes) == (
-            1,
-            1,
-            0,
-            0,
-        )
+        stores = (copy.store_16_bytes, copy.store_4_bytes, copy.store_2_bytes)
+        assert (copy.load_16_bytes, *stores) == (1, 1, 0, 0)
         widths = rows["widths_kernel", architecture]
         assert (widths.store_16_bytes, widths.store_4_bytes, widths.store_2_bytes) == (1, 1, 3)
         product = rows["product_kernel<__half, 32>", architecture]

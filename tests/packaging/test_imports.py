@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks
 import ifdd
 import ifdd_kernels
 
@@ -66,10 +67,26 @@ def graph_of(*packages: Path) -> dict[str, set[str]]:
 
 
 def test_no_circles() -> None:
-    packages = (Path(str(package.__file__)).parent for package in (ifdd, ifdd_kernels))
+    packages = (Path(str(package.__file__)).parent for package in (ifdd, ifdd_kernels, benchmarks))
     graph = graph_of(*packages)
-    assert len(graph) > 80
+    assert len(graph) > 140
     assert "ifdd_kernels._operator" in graph["ifdd_kernels.registry"]
+    assert " -> ".join(circle(graph)) == ""
+
+
+def folders(graph: Graph) -> dict[str, set[str]]:
+    """The same between the folders directly below a package."""
+    found: dict[str, set[str]] = {}
+    for name, others in graph.items():
+        folder, *seen = (".".join(one.split(".")[:2]) for one in (name, *others))
+        found.setdefault(folder, set()).update(set(seen) - {folder})
+    return found
+
+
+def test_folders_of_the_benchmarks_have_no_circle() -> None:
+    graph = folders(graph_of(Path(str(benchmarks.__file__)).parent))
+    assert graph["benchmarks.report"] == {"benchmarks.suite"}
+    assert graph["benchmarks.suite"] == {"benchmarks.rivals", "benchmarks.original"}
     assert " -> ".join(circle(graph)) == ""
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import library, rehearsal
-from benchmarks.rehearsal import Outcome, Stage, combined, copy_checkout, run, source_hash, stages
+from benchmarks.gpu import judges, library, rehearsal
+from benchmarks.gpu.rehearsal import Outcome, Stage, combined, copy_checkout, run, source_hash, stages
 
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
@@ -30,7 +30,7 @@ def test_result_belongs_to_these_sources() -> None:
     assert list(rows) == [stage.name for stage in stages(ROOT, PYTHON, 1)], "a stage did not run"
     failed = {name: row["failures"] for name, row in rows.items() if row["status"] != "ok"}
     assert not failed
-    for name, version in rehearsal.VERSIONS.items():
+    for name, version in judges.VERSIONS.items():
         assert result["versions"][name].startswith(version)
     assert rows["library"]["counts"]["cuda_ops"] == len(library.expected_ops()) == 17
     assert rows["specialisations"]["counts"]["spills"] == 0
@@ -53,7 +53,7 @@ def test_a_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     script = (
         "import os, sys; sys.exit((os.environ['LINKED'], os.environ['TRITON_INTERPRET']) != ('yes', '0'))"
     )
-    stage = replace(plan["specialisations"], command=(PYTHON, "-c", script), judge=rehearsal._judge_exit)
+    stage = replace(plan["specialisations"], command=(PYTHON, "-c", script), judge=judges.exit_code)
     assert run(stage, tree, say=quiet).status == "ok"
     assert made == [tree.parent]
 
@@ -65,10 +65,8 @@ def test_a_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def checkout(folder: Path) -> Path:
-    for name in ("csrc/cuda/a.cu", "csrc/common/b.h", "csrc/cpu/b.cpp", "ifdd_kernels/triton/c.py"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
-    for name in ("csrc/include/ifdd/accumulate.h", "CMakeLists.txt", "tests/t.py"):
+    cuda = ("csrc/cuda/a.cu", "csrc/common/b.h", "csrc/include/ifdd/accumulate.h", "CMakeLists.txt")
+    for name in (*cuda, "csrc/cpu/b.cpp", "ifdd_kernels/triton/c.py", "tests/t.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
     return folder
@@ -104,9 +102,8 @@ def test_the_copy_has_the_sources_and_nothing_built(tmp_path: Path) -> None:
     copy_checkout(root, copy)
     assert (copy / "csrc" / "cuda" / "a.cu").read_text() == "new"
     assert not (copy / "tests" / "t.py").exists()
-    assert (
-        copy / "csrc" / "common" / "b.h"
-    ).stat().st_mtime_ns == age  # or everything would be compiled again
+    # Or everything would be compiled again.
+    assert (copy / "csrc" / "common" / "b.h").stat().st_mtime_ns == age
     assert (copy / "ifdd_kernels" / "_ops.so").read_text() == "built here"
 
 
@@ -127,13 +124,13 @@ def judged(stage: Stage, tmp_path: Path) -> Outcome:
     ids=["right", "wrong", "dies", "hangs"],
 )
 def test_a_stage_says_how_it_ended(tmp_path: Path, code: str, said: str) -> None:
-    outcome = judged(Stage("some", (PYTHON, "-c", code), rehearsal._judge_exit, limit_s=2), tmp_path)
+    outcome = judged(Stage("some", (PYTHON, "-c", code), judges.exit_code, limit_s=2), tmp_path)
     assert outcome.status == ("failed" if said else "ok")
     assert [failure[: len(said)] for failure in outcome.failures] == ([said] if said else [])
 
 
 def test_output_nobody_can_read_is_a_failure(tmp_path: Path) -> None:
-    stage = Stage("environment", (PYTHON, "-c", "print('no JSON')"), rehearsal._judge_environment)
+    stage = Stage("environment", (PYTHON, "-c", "print('no JSON')"), judges.environment)
     outcome = judged(stage, tmp_path)
     assert outcome.status == "failed"
     assert "cannot be read" in outcome.failures[0]
@@ -141,27 +138,24 @@ def test_output_nobody_can_read_is_a_failure(tmp_path: Path) -> None:
 
 def test_other_versions_and_missing_packages_are_named() -> None:
     found = {"python": "3.12.4", "torch": "2.11.0+cu130", "triton": "3.7.0", "torchvision": None}
-    _, wrong = rehearsal._judge_environment(0, "a warning\n" + json.dumps(found) + "\nanother warning")
+    _, wrong = judges.environment(0, "a warning\n" + json.dumps(found) + "\nanother warning")
     assert wrong == ["torchvision is missing", "triton is 3.7.0, the GPU machine has 3.6.0"]
 
 
 def test_a_library_without_all_kernels_is_a_failure() -> None:
     info = {"native": True, "reason": "", "cpu_ops": ["a", "b"], "cuda_ops": ["a"]}
-    counts, wrong = rehearsal._judge_library(0, json.dumps(info), {"a", "b"})
+    counts, wrong = judges.library(0, json.dumps(info), {"a", "b"})
     assert counts["cuda_ops"] == 1
     assert wrong == ["no CUDA kernel is registered for b"]
     info = {"native": False, "reason": "does not load", "cpu_ops": [], "cuda_ops": ["a", "b"]}
-    assert rehearsal._judge_library(0, json.dumps(info), {"a", "b"})[1] == ["does not load"]
+    assert judges.library(0, json.dumps(info), {"a", "b"})[1] == ["does not load"]
 
 
 def test_what_does_not_compile_is_named() -> None:
     log = "[1/3] Building A\nFAILED: [code=1] a/b.cpp.o\n[2/3] Building B\nninja: build stopped\n"
-    assert rehearsal._judge_build(1, log) == ({"compiled": 2}, ["a/b.cpp.o"])
-    assert rehearsal._judge_build(1, "cmake was not found") == (
-        {"compiled": 0},
-        ["exit code 1: cmake was not found"],
-    )
-    assert rehearsal._judge_build(0, "[1/1] Building A\n") == ({"compiled": 1}, [])
+    assert judges.build(1, log) == ({"compiled": 2}, ["a/b.cpp.o"])
+    assert judges.build(1, "cmake was not found") == ({"compiled": 0}, ["exit code 1: cmake was not found"])
+    assert judges.build(0, "[1/1] Building A\n") == ({"compiled": 1}, [])
 
 
 TESTS = """
@@ -186,20 +180,22 @@ def test_counts_of_tests(tmp_path: Path) -> None:
         (["test_right.py"], {"passed": 1, "skipped": 0, "failed": 0}),
     ):
         command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *names]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        counts, wrong = rehearsal._judge_tests(done.returncode, done.stdout, report)
+        # Importing plugins takes longer than these tests.
+        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        counts, wrong = judges.tests(done.returncode, done.stdout, report)
         assert counts == expected
         assert len(wrong) == expected["failed"]
     # Ended before its report was written, and with nothing collected.
     report.unlink()
-    assert rehearsal._judge_tests(0, "collected\nKilled", report)[1] == ["exit code 1: Killed"]
+    assert judges.tests(0, "collected\nKilled", report)[1] == ["exit code 1: Killed"]
     report.write_text("<testsuites><testsuite></testsuite></testsuites>")
-    assert "no test has run" in rehearsal._judge_tests(5, "no tests ran", report)[1]
+    assert "no test has run" in judges.tests(5, "no tests ran", report)[1]
 
 
 def test_spills_and_failures_are_named(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
-    assert rehearsal._judge_specialisations(1, "Killed", found)[1] == ["exit code 1: Killed"]
+    assert judges.specialisations(1, "Killed", found)[1] == ["exit code 1: Killed"]
     report = {
         "specialisations": 3,
         "compiled": 2,
@@ -208,32 +204,28 @@ def test_spills_and_failures_are_named(tmp_path: Path) -> None:
         "launchers": True,
     }
     found.write_text(json.dumps(report))
-    counts, wrong = rehearsal._judge_specialisations(1, "", found)
+    counts, wrong = judges.specialisations(1, "", found)
     assert counts == {"specialisations": 3, "compiled": 2, "spills": 1, "launchers": True}
     assert wrong == ["kernel a: PTXASError: no", "kernel b: 7 local loads and stores"]
     report |= {"failed": {}, "spills": {}}
     found.write_text(json.dumps(report))
-    assert rehearsal._judge_specialisations(0, "", found)[1] == []
-    assert rehearsal._judge_specialisations(1, "it failed", found)[1] == ["exit code 1: it failed"]
+    assert judges.specialisations(0, "", found)[1] == []
+    assert judges.specialisations(1, "it failed", found)[1] == ["exit code 1: it failed"]
 
 
 def test_gpu_check_stops_for_want_of_a_device_alone() -> None:
     log = "CPU, Python 3.12.1; library carried, of these sources\nSTOP: PyTorch finds no CUDA device\n"
-    assert rehearsal._judge_stop(library.STOP, log)[1] == []
-    assert rehearsal._judge_stop(0, log)[1]
+    assert judges.stop(library.STOP, log)[1] == []
+    assert judges.stop(0, log)[1]
     other = log.replace("carried, of these sources", "there is none")
-    assert rehearsal._judge_stop(library.STOP, other)[1] == ["the library that was built here is not taken"]
-    assert rehearsal._judge_stop(library.STOP, log.replace("no CUDA device", "a device"))[1]
+    assert judges.stop(library.STOP, other)[1] == ["the library that was built here is not taken"]
+    assert judges.stop(library.STOP, log.replace("no CUDA device", "a device"))[1]
 
 
 def test_one_failure_does_not_hide_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def three(tree: Path, python: str, jobs: int) -> list[Stage]:
-        codes = {
-            "first": "import sys; sys.exit('first')",
-            "second": "",
-            "third": "import sys; sys.exit('third')",
-        }
-        return [Stage(n, (PYTHON, "-c", code), rehearsal._judge_exit) for n, code in codes.items()]
+        codes = {"first": "raise SystemExit('first')", "second": "", "third": "raise SystemExit('third')"}
+        return [Stage(n, (PYTHON, "-c", code), judges.exit_code) for n, code in codes.items()]
 
     monkeypatch.setattr(rehearsal, "stages", three)
     monkeypatch.setattr(rehearsal, "ROOT", checkout(tmp_path / "root"))
@@ -241,11 +233,8 @@ def test_one_failure_does_not_hide_another(tmp_path: Path, monkeypatch: pytest.M
     where = ["--folder", str(tmp_path / "work"), "--out", str(out)]
     assert rehearsal.main(where) == 1
     rows = json.loads(out.read_text())["stages"]
-    assert [(row["name"], row["status"]) for row in rows] == [
-        ("first", "failed"),
-        ("second", "ok"),
-        ("third", "failed"),
-    ]
+    ended = [(row["name"], row["status"]) for row in rows]
+    assert ended == [("first", "failed"), ("second", "ok"), ("third", "failed")]
     assert rehearsal.main([*where, "--only", "second"]) == 0
     assert [row["status"] for row in json.loads(out.read_text())["stages"]] == ["failed", "ok", "failed"]
     with pytest.raises(SystemExit):
@@ -260,23 +249,23 @@ def test_outcomes_of_other_sources_are_forgotten() -> None:
     assert [row["name"] for row in combined(before, "new", new, names)["stages"]] == ["ops"]
 
 
+def test_requirements_are_printed_by_a_python_without_packages() -> None:
+    """As the target asks for them in an environment that has just been made."""
+    command = (PYTHON, "-S", "-m", "benchmarks.gpu.rehearsal", "--requirements")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert printed.stdout.splitlines() == list(rehearsal.REQUIREMENTS)
+    assert "-m benchmarks.gpu.rehearsal --requirements" in (ROOT / "Makefile").read_text()
+
+
 def test_without_python_312_the_target_says_what_it_needs(tmp_path: Path) -> None:
     # It would rehearse.
     if (ROOT / "build" / "rehearsal" / "venv" / ".ready").exists():
         pytest.skip("the environment of the rehearsal is already there")
-    done = subprocess.run(
-        [
-            "make",
-            "--no-print-directory",
-            "rehearse-gpu",
-            f"PYTHON312={tmp_path / 'python3.12'}",
-            "REHEARSAL_VENV=build/rehearsal/venv",
-        ],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))},
-        capture_output=True,
-        text=True,
-    )
+    absent = f"PYTHON312={tmp_path / 'python3.12'}"
+    command = ("make", "--no-print-directory", "rehearse-gpu", absent, "REHEARSAL_VENV=build/rehearsal/venv")
+    environment = {name: v for name, v in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     assert "make rehearse-gpu needs Python 3.12" in done.stderr
     assert "PYTHON312=" in done.stderr

@@ -14,8 +14,8 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from benchmarks import gpu_check, specialisations
-from benchmarks.specialisations import Result, in_processes
+from benchmarks.gpu import questions, specialisations, visit
+from benchmarks.gpu.processes import Result, in_processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,8 +24,9 @@ KEYS = """
 import json, sys
 import torch
 from triton.runtime import driver
-from benchmarks import specialisations as ahead
-from benchmarks.triton_resources import StandIn, launches_of
+from benchmarks.gpu import specialisations as ahead
+from benchmarks.gpu.compilation import StandIn
+from benchmarks.suite.launches import launches_of
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.registry import REGISTRY, Maker
 
@@ -56,11 +57,15 @@ print(json.dumps({"different": different, "count": count, "odd": odd}))
 """
 
 COMPILE = """
-import json, os, sys
+import functools, json, os, sys
 from pathlib import Path
 import torch
-from benchmarks import specialisations as ahead
-from benchmarks.triton_resources import launches_of
+from triton.runtime import driver
+from benchmarks.gpu import specialisations as ahead
+from benchmarks.gpu.compilation import StandIn
+from benchmarks.gpu.processes import in_processes
+from benchmarks.gpu.questions import Found
+from benchmarks.suite.launches import launches_of
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.registry import REGISTRY, Maker
 
@@ -70,12 +75,12 @@ def files():
 def question(architecture):
     sample = next(iter(REGISTRY["lifting_loss"].samples(Maker(torch.float32, "meta"))))
     launches = launches_of(OPERATORS["lifting_loss"], sample.args, 90)
-    yield ahead.Found("a sample", "lifting_loss", launches[:1], False)
+    yield Found("a sample", "lifting_loss", launches[:1], False)
 
-found, problems = ahead.find([ahead.functools.partial(question)], 90, 1)
+found, problems = ahead.find([functools.partial(question)], 90, 1)
 assert not problems, problems
 (one,) = found
-(result,) = ahead.in_processes([one.name], lambda i: found[i].compile(check=True), 1)
+(result,) = in_processes([one.name], lambda i: found[i].compile(check=True), 1)
 assert not result.problem, result.problem
 before = files()
 assert before
@@ -83,7 +88,7 @@ assert before
 sample = next(iter(REGISTRY["lifting_loss"].samples(Maker(torch.float32, "cpu"))))
 launch = launches_of(OPERATORS["lifting_loss"], sample.args, 90)[0]
 config = launch.configs[0]
-ahead.driver.set_active(ahead.StandIn(90))
+driver.set_active(StandIn(90))
 launch.kernel.function.warmup(**launch.arguments, **config.tiles, **config.options, grid=(1,))
 print(json.dumps({"row": result.value, "kept": files() == before, "name": one.name}))
 """
@@ -122,11 +127,11 @@ def test_what_was_compiled_is_found_by_a_launch(tmp_path: Path) -> None:
 
 COUNT = """
 import json
-from benchmarks import gpu_check, specialisations as ahead
+from benchmarks.gpu import questions, specialisations as ahead, visit
 
 seen, counts = set(), {}
-for part in gpu_check.AHEAD:
-    keys = {one.key for question in ahead.PARTS[part]() for one in ahead.answer(question, 90)}
+for part in visit.AHEAD:
+    keys = {one.key for question in questions.PARTS[part]() for one in ahead.answer(question, 90)}
     counts[part] = len(keys - seen)
     seen |= keys
 print(json.dumps(counts))
@@ -137,7 +142,7 @@ print(json.dumps(counts))
 def test_gpu_check_expects_as_many_as_there_are(tmp_path: Path) -> None:
     """Its estimates of the time it takes to compile are made of these counts."""
     told = compiling(COUNT, tmp_path)
-    assert told == {part: pytest.approx(count, rel=0.15) for part, (_, count) in gpu_check.AHEAD.items()}
+    assert told == {part: pytest.approx(count, rel=0.15) for part, (_, count) in visit.AHEAD.items()}
 
 
 def _planted(number: int) -> str:
@@ -170,7 +175,7 @@ def test_what_goes_wrong_is_named_and_the_rest_done(jobs: int) -> None:
 
 
 def test_the_plan_is_asked_for_whatever_has_kernels() -> None:
-    shown = " ".join(specialisations._shown(question) for question in specialisations.of_plan())
+    shown = " ".join(questions.shown(question) for question in questions.of_plan())
     for case in ("model", "issm", "ladm", "block", "pool_tokens", "pooled_attention", "lifting_update"):
         assert f"{case} " in shown, case
     assert "linear" not in shown.replace("gelu_linear", "linear").replace("nonlinear", "")

@@ -23,7 +23,7 @@ def _run(*options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TRITON_DEFAULT_FP_FUSION": "1"}
     environment.pop("TRITON_INTERPRET", None)  # the interpreter's kernels cannot be compiled
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.triton_resources", *options],
+        [sys.executable, "-m", "benchmarks.gpu.triton_resources", *options],
         cwd=Path(__file__).parents[2],
         env=environment,
         check=False,

@@ -61,7 +61,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return
     from triton.runtime import driver
 
-    from benchmarks.triton_resources import StandIn
+    from benchmarks.gpu.compilation import StandIn
 
     monkeypatch.setattr(backend, "refusal", lambda *_: "")
     monkeypatch.setattr(driver, "_active", StandIn(90))
@@ -129,7 +129,7 @@ def _compiled(operator: Operator, arguments: tuple[Any, ...]) -> tuple[list[fx.G
 @compiled_only
 def test_what_needs_a_limit_of_its_registers_is_not_traced() -> None:
     """wrap_triton takes no maxnreg: those kernels would spill in what a compiler launches."""
-    from benchmarks.triton_resources import compilations
+    from benchmarks.gpu.triton_resources import compilations
 
     limited = {c.op for c in compilations() if c.config.max_registers is not None}
     assert limited == {name for name, o in OPERATORS.items() if "triton" in o.twins and o not in TRACED}

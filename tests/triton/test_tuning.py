@@ -219,17 +219,17 @@ def test_what_matters_is_in_the_key() -> None:
 KEYS = """
 import json, sys
 import torch
-from benchmarks import triton_cases
-from benchmarks.triton_resources import launches_of
+from benchmarks.gpu import resource_cases
+from benchmarks.suite.launches import launches_of
 from ifdd_kernels._arguments import Unfilled
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.triton._tuning import launch_key
 
 def keys(batch):
-    triton_cases.BATCH = batch
+    resource_cases.BATCH = batch
     found = {}
     make = Unfilled(torch.bfloat16)
-    for op, label, arguments in triton_cases._network(make, every_block=True):
+    for op, label, arguments in resource_cases._network(make, every_block=True):
         for launch in launches_of(OPERATORS[op], arguments, 90):
             of = found.setdefault(f"{op}, {label}: {launch.kernel.name}", [])
             of.append(launch_key(launch.kernel, launch.grid, launch.arguments, launch.configs))
