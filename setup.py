@@ -96,7 +96,7 @@ class Build(build):
 
 
 class CMakeBuild(build_ext):
-    """One CMake build makes every library, which then goes into the package (in place for editable installs)."""
+    """One CMake build makes every library; they go into the package, in place for editable installs."""
 
     def run(self) -> None:
         try:

@@ -1,7 +1,8 @@
 """setuptools as the build backend, which asks for what this build needs and no more.
 
-``pip install .`` without ``--no-build-isolation`` builds with only what the backend asks for: setuptools alone for
-pure Python; CMake, Ninja and pybind11 for the native library, and torch only where there is none to build against.
+``pip install .`` without ``--no-build-isolation`` builds with only what the backend asks for: setuptools
+alone for pure Python; CMake, Ninja and pybind11 for the native library, and torch only where there is none to
+build against.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ RECORD = "toolchain.json"
 #: Read by CMake and compilers when a folder is configured, or at every call: other values, another build.
 VARIABLES = (
     "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CUDAFLAGS", "CUDAHOSTCXX", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS",
-    "CMAKE_PREFIX_PATH", "CMAKE_TOOLCHAIN_FILE", "CMAKE_CXX_COMPILER_LAUNCHER", "CMAKE_CUDA_COMPILER_LAUNCHER",
-    "CPATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH",
+    "CMAKE_PREFIX_PATH", "CMAKE_TOOLCHAIN_FILE", "CMAKE_CXX_COMPILER_LAUNCHER",
+    "CMAKE_CUDA_COMPILER_LAUNCHER", "CPATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH",
 )  # fmt: skip
 
 
@@ -78,16 +78,17 @@ def find_compiler() -> str | None:
         found = shutil.which(words[0])
         if found is None:
             raise BuildError(
-                f"CXX={os.environ['CXX']}: there is no such program; correct or unset CXX, or set IFDD_NATIVE=0"
+                f"CXX={os.environ['CXX']}: there is no such program; correct it, or set IFDD_NATIVE=0"
             )
         return found
     return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 
 def find_nvcc() -> tuple[str | None, str]:
-    """The CUDA compiler and what is wrong where there is none: $CUDACXX, $CUDA_HOME, $CUDA_PATH, nvcc on the path.
+    """The CUDA compiler, as a path, and what is wrong where there is none.
 
-    A variable that is set decides: another toolkit than the one it names is never taken.
+    $CUDACXX, $CUDA_HOME or $CUDA_PATH decides, the first that is set: another toolkit than the one it names
+    is never taken. Without them it is nvcc on the path.
     """
     if words := shlex.split(os.environ.get("CUDACXX", "")):
         found = shutil.which(words[0])
@@ -101,23 +102,16 @@ def find_nvcc() -> tuple[str | None, str]:
 
 
 def find_tool(name: str) -> str:
-    """cmake or ninja: that of this Python's environment, whether it is activated or not, else that on the path.
+    """cmake or ninja, as a path: the first on the path, else that of this Python's environment.
 
     Raises:
         BuildError: neither is there.
     """
-    spec = importlib.util.find_spec(name)
-    scripts = None
-    if spec is not None and spec.origin is not None:
-        places = {Path(sysconfig.get_path(key)).resolve() for key in ("purelib", "platlib")}
-        # In an isolated build the module lies elsewhere, and the path leads to its program.
-        if Path(spec.origin).resolve().parent.parent in places:
-            scripts = shutil.which(name, path=sysconfig.get_path("scripts"))
-    found = scripts or shutil.which(name)
+    found = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
     if found is None:
         raise BuildError(
-            f"{name} was not found: `pip install cmake ninja pybind11` before `pip install --no-build-isolation`,"
-            " or set IFDD_NATIVE=0 for pure Python"
+            f"{name} was not found: `pip install cmake ninja pybind11` before `pip install"
+            " --no-build-isolation`, or set IFDD_NATIVE=0 for pure Python"
         )
     return found
 
@@ -151,9 +145,9 @@ _PLACE = (
 def find_torch() -> Torch | None:
     """The torch of this Python, else of the environment that an isolated build by pip is for.
 
-    pip isolates a build with variables of the environment only: the same Python without them sees what it always
-    sees. So nothing is downloaded where torch is installed, and the library is compiled against that one. Other
-    front ends (``python -m build``, uv) isolate with an environment of its own, where there is none to find.
+    pip isolates a build with variables of the environment only: the same Python without them sees what it
+    always sees. So nothing is downloaded where torch is installed, and the library is compiled against that
+    one. Other front ends (``python -m build``, uv) make an environment for the build, which knows no other.
     """
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.submodule_search_locations:
@@ -214,12 +208,12 @@ class Toolchain:
             raise BuildError(NO_COMPILER)
         if torch is None:
             raise BuildError(
-                "torch was not found: install it first (`pip install torch`), or set IFDD_NATIVE=0 for pure Python"
+                "torch was not found: `pip install torch` first, or set IFDD_NATIVE=0 for pure Python"
             )
         return Toolchain(compiler, find_tool("cmake"), find_tool("ninja"), torch, *find_nvcc())
 
     def record(self) -> dict[str, object]:
-        """Everything that decides what a build folder holds: sources, programs and their versions, variables."""
+        """All that decides what a build folder holds: sources, programs and their versions, variables."""
         programs = {"compiler": self.compiler, "cmake": self.cmake, "ninja": self.ninja, "nvcc": self.nvcc}
         spec = importlib.util.find_spec("pybind11")
         return {
@@ -243,7 +237,7 @@ class Toolchain:
         if self.nvcc is not None and not variables.get("CUDACXX", "").strip():
             variables["CUDACXX"] = self.nvcc
         if self.torch.outside:
-            # CMake's Python leaves the isolation, and finds torch; what was installed for the build comes first.
+            # CMake's Python leaves the isolation and finds torch, but first what was installed for the build.
             names = ("pybind11", "cmake", "ninja")
             origins = (spec.origin for name in names if (spec := importlib.util.find_spec(name)) is not None)
             folders = dict.fromkeys(str(Path(origin).parent.parent) for origin in origins if origin)
@@ -255,8 +249,8 @@ class Toolchain:
 def build_folder(record: Mapping[str, object], kind: str, builds: Path = ROOT / "build") -> Path:
     """The folder for a build with these programs, made where it is not there yet.
 
-    Folders of this kind that no build can use again are removed: those of a checkout that has moved since, and of
-    programs that are gone (each isolated build has its own).
+    Folders that no build can use again are removed: those of a checkout that has moved since, and of programs
+    that are gone (each isolated build has its own).
 
     Args:
         record: :meth:`Toolchain.record`.
@@ -267,7 +261,7 @@ def build_folder(record: Mapping[str, object], kind: str, builds: Path = ROOT / 
     for other in sorted(builds.glob(f"cmake-*/{RECORD}")):
         if _is_dead(other):
             print(
-                f"ifdd-kernels: removing {other.parent}: its sources or programs are elsewhere now",
+                f"ifdd-kernels: removing {other.parent}: its sources or programs are gone",
                 flush=True,
             )
             shutil.rmtree(other.parent)

@@ -11,8 +11,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def constant_result(function: F) -> F:
     """What ``torch.compiler.assume_constant_result`` does, without its import of the whole compiler.
 
-    That import takes longer than all others of this package together, and most processes never compile. A test
-    compares the two: the mark is TorchDynamo's own.
+    That import takes longer than all others of this package together, and most processes never compile. The
+    mark is TorchDynamo's own: a test compares the two.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

@@ -28,8 +28,8 @@ Capability = tuple[int, int]
 OLDEST_GPU: Capability = (8, 0)
 IN_PLACE = "pip install --no-build-isolation -e ."
 HOW_TO_GET_IT = (
-    "to get it, install a C++17 compiler, run `pip install cmake ninja pybind11 setuptools` and, in a checkout,"
-    f" `IFDD_NATIVE=1 {IN_PLACE}`"
+    "to get it, install a C++17 compiler, run `pip install cmake ninja pybind11 setuptools` and, in a"
+    f" checkout, `IFDD_NATIVE=1 {IN_PLACE}`"
 )
 #: The package that was imported.
 FOLDER = Path(__file__).resolve().parent
@@ -69,10 +69,8 @@ def load() -> bool:
     if _state is None:
         _state = _load(FOLDER)
         if _state.warn:
-            message = (
-                f"ifdd_kernels runs without its native kernels, on slower plain PyTorch: {_state.reason}"
-            )
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+            what = "ifdd_kernels runs without its native kernels, on slower plain PyTorch"
+            warnings.warn(f"{what}: {_state.reason}", RuntimeWarning, stacklevel=3)
     return _state.path is not None
 
 
@@ -98,8 +96,8 @@ def _without_library(folder: Path) -> _State:
     missing = f"no _ops*.so in {folder}"
     chosen = _installed_without(folder)
     if chosen is None:
-        what = "was never built" if _is_checkout(folder) else "has lost it"
-        return _State(None, f"{missing}: this copy {what}; {_cure(folder)}", lost=True, warn=True)
+        what = "it was never built" if _is_checkout(folder) else "yet it was not installed as pure Python"
+        return _State(None, f"{missing}: {what}; {_cure(folder)}", lost=True, warn=True)
     reason = f"{missing}: installed as pure Python, because of {chosen}; {HOW_TO_GET_IT}"
     return _State(None, reason, warn=not chosen.startswith("IFDD_NATIVE"))
 
@@ -132,7 +130,7 @@ def _is_checkout(folder: Path) -> bool:
 
 
 def hidden_copy(folder: Path) -> Path | None:
-    """The copy of the package with a native library that Python would import were ``folder`` not found first."""
+    """The copy of the package with a native library that Python would import if not for ``folder``."""
     others = (copy for copy in _copies() if not _same(copy, folder))
     return next((copy for copy in others if _library_in(copy) is not None), None)
 
@@ -143,7 +141,7 @@ def _copies() -> Iterator[Path]:
         find = getattr(finder, "find_spec", None)
         ways: list[list[str] | None] = [None]
         if finder is importlib.machinery.PathFinder:
-            ways = [[entry or os.getcwd()] for entry in sys.path]
+            ways = [[entry or str(Path.cwd())] for entry in sys.path]
         elif not getattr(finder, "__module__", "").startswith("__editable__"):
             continue  # of other finders only those of editable installations know packages
         for way in ways:
@@ -174,8 +172,8 @@ def failure() -> str:
 def problems(folder: Path) -> list[str]:
     """What is not in order with the native library, for a user who starts Python in ``folder``.
 
-    A missing library, unless pure Python was installed; one of other sources than those beside it; and a copy of
-    the package without a library that Python would import in that folder in place of this one.
+    A missing library, unless pure Python was installed; one of other sources than those beside it; and a copy
+    of the package without a library that Python would import in that folder in place of this one.
     """
     load()
     assert _state is not None
@@ -183,10 +181,10 @@ def problems(folder: Path) -> list[str]:
     if _state.path is not None and (stale := _stale(_state.path)):
         found.append(stale)
     here = folder / FOLDER.name
-    if _state.path is not None and (here / "__init__.py").is_file() and not _same(here, FOLDER):
-        if _library_in(here) is None:
-            cure = f"start it in another folder, or run `{IN_PLACE}` here"
-            found.append(f"Python started in {folder} imports {here}, which has no native library: {cure}")
+    other = (here / "__init__.py").is_file() and not _same(here, FOLDER)
+    if _state.path is not None and other and _library_in(here) is None:
+        cure = f"start it in another folder, or run `{IN_PLACE}` there"
+        found.append(f"Python started in {folder} imports {here}, which has no native library: {cure}")
     return found
 
 
@@ -312,15 +310,16 @@ def build_info() -> dict[str, Any]:
     """What is installed and what runs, for bug reports and for choosing a backend.
 
     Returns:
-        A dict with: ``version`` (of ifdd-kernels), ``folder`` (of the imported package), ``python``, ``torch``,
-        ``native`` (bool: the native kernels are loaded), ``reason`` (why not, and how to get them), ``path`` of
-        the library, ``cpu_ops`` and ``cuda_ops`` (names with a native kernel), ``cuda_architectures`` (of the
-        CUDA code, empty without). With a native build also ``instruction_set`` (in use; the environment variable
-        ``IFDD_CPU_ISA`` lowers it), ``fast_bfloat16`` (bool: the CPU has matrix tiles, its bfloat16 products are
-        left to PyTorch), ``compiler``, ``flags``, ``build_type``, ``torch_build`` and ``torch_target`` (the torch
-        built with and the oldest one supported), ``instruction_sets`` (compiled) and ``sanitize``;
-        ``runtime_reason`` says why those from ``compiler`` on are missing, if they are: each Python that shares a
-        checkout has a module with them of its own.
+        A dict with: ``version`` (of ifdd-kernels), ``folder`` (of the imported package), ``python``,
+        ``torch``, ``native`` (bool: the native kernels are loaded), ``reason`` (why not, and how to get
+        them), ``path`` of the library, ``cpu_ops`` and ``cuda_ops`` (names with a native kernel),
+        ``cuda_architectures`` (of the CUDA code, empty without). With a native build also
+        ``instruction_set`` (in use; the environment variable ``IFDD_CPU_ISA`` lowers it), ``fast_bfloat16``
+        (bool: the CPU has matrix tiles, its bfloat16 products are left to PyTorch), ``compiler``, ``flags``,
+        ``build_type``, ``torch_build`` and ``torch_target`` (the torch built with and the oldest one
+        supported), ``instruction_sets`` (compiled) and ``sanitize``; ``runtime_reason`` says why those from
+        ``compiler`` on are missing, if they are: each Python that shares a checkout has a module with them of
+        its own.
     """
     native = load()
     assert _state is not None

@@ -2,8 +2,8 @@
 self-test.
 
 The self-test compares every op with its definition in float64 and trains a small network for one step; it
-takes about ten seconds. Exit code 1 if anything is wrong: with a kernel, with the native library, or with the folder,
-if Python started there would import the package without its kernels.
+takes about ten seconds. Exit code 1 if anything is wrong: with a kernel, with the native library, or with the
+folder, if Python started there would import the package without its kernels.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def run(options: Namespace) -> int:
     for key, value in ifdd_kernels.build_info().items():
         say(f"  {key}: {value}", highlight=False, markup=False, soft_wrap=True)
     problems = _library.problems(Path.cwd())
-    for problem in problems:
-        say(f"  FAIL  {problem}", highlight=False, markup=False, soft_wrap=True)
+    for found in problems:
+        say(f"  FAIL  {found}", highlight=False, markup=False, soft_wrap=True)
 
     say(f"\n[bold]Kernels of each op on {device}[/bold]")
     table = Table("op", *backends.BACKENDS)
