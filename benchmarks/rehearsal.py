@@ -41,7 +41,7 @@ FOLDER = ROOT / "build" / "rehearsal"
 #: What a rehearsal needs of a checkout.
 COPIED = (
     *("CMakeLists.txt", "pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md", "Makefile"),
-    *("csrc", "ifdd_kernels", "python", "benchmarks", "tests", "configs", "docs"),
+    *("build_support", "csrc", "ifdd_kernels", "python", "benchmarks", "tests", "configs", "docs"),
 )
 #: The GPU machine's versions. Triton comes with torch.
 VERSIONS = {"python": "3.12", "torch": "2.11.0", "triton": "3.6.0", "torchvision": "0.26.0"}

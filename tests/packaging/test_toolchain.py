@@ -244,7 +244,8 @@ def test_an_isolated_build_takes_the_torch_of_the_environment(tmp_path: Path, to
         "import importlib.util as u, json, subprocess, sys; import toolchain as t\n"
         "assert u.find_spec('torch') is None, 'not isolated'\n"
         "found = t.Toolchain.find()\n"
-        'query = \'import importlib.util as u; print(u.find_spec("torch").origin, u.find_spec("pybind11").origin)\'\n'
+        "query = 'from importlib.util import find_spec as f; '\n"
+        'query += \'print(f("torch").origin, f("pybind11").origin)\'\n'
         "command = [sys.executable, '-c', query]\n"
         "seen = subprocess.run(command, env=found.environment(), capture_output=True, text=True)\n"
         "print(json.dumps([found.torch.folder, found.torch.outside, t.requirements(), seen.stdout.split()]))"
