@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from ifdd_kernels import _library
+from ifdd_kernels.registry import REGISTRY
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -116,31 +117,52 @@ def test_native_wheel(native_wheel: Path) -> None:
     assert native_wheel.stat().st_size < 4 * 2**20
 
 
-@native
-def test_installed_wheel_works_elsewhere(native_wheel: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    zipfile.ZipFile(native_wheel).extractall(site)
-    script = (
-        "import ifdd, ifdd_kernels, torch; info = ifdd_kernels.build_info(); print(ifdd_kernels.__file__);"
-        "assert info['native'], info; x = torch.randn(1, 4, 3, 5); i = torch.rand(1, 2);"
-        "ifdd_kernels.split_frames(x, i, i, backend='native')"
-    )
-    assert str(site) in python("-c", script, cwd=tmp_path, PYTHONPATH=str(site))
+@pytest.fixture(scope="module")
+def environment(native_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment where only the wheel has the package; everything else comes from this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    own = folder / "bin" / "python"
+    query = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(subprocess.check_output([own, "-c", query], text=True).strip())
+    python("-m", "pip", "--python", own, "install", "--no-deps", "--no-index", native_wheel, cwd=folder)
+    # Paths named by a .pth file follow the environment's own.
+    (site / "dependencies.pth").write_text("\n".join({sysconfig.get_path(k) for k in ("purelib", "platlib")}))
+    return folder
+
+
+def in_environment(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(list(map(str, command)), cwd=cwd, env=variables, capture_output=True, text=True)
 
 
 @native
 @pytest.mark.timeout(1200)
-def test_op_tests_pass_with_the_installed_wheel(native_wheel: Path, tmp_path: Path) -> None:
-    """In an environment of its own and a folder without sources: only the wheel has the package."""
-    environment = tmp_path / "environment"
-    venv.create(environment, symlinks=True)
-    own = environment / "bin" / "python"
-    query = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = Path(subprocess.check_output([own, "-c", query], text=True).strip())
-    python("-m", "pip", "--python", own, "install", "--no-deps", "--no-index", native_wheel, cwd=tmp_path)
-    # torch, pytest and the rest come from here. Paths named by a .pth file follow the environment's own.
-    (site / "dependencies.pth").write_text("\n".join({sysconfig.get_path(k) for k in ("purelib", "platlib")}))
+def test_the_installed_wheel_is_in_order_but_not_in_a_checkout(environment: Path, tmp_path: Path) -> None:
+    """`ifdd doctor` of the wheel, called in sources that were never built.
 
+    Every op and the network compute what they should; a Python that started in that folder would not find the
+    library.
+    """
+    (tmp_path / "ifdd_kernels").mkdir()
+    (tmp_path / "ifdd_kernels" / "__init__.py").touch()
+    process = in_environment(environment / "bin" / "ifdd", "doctor", "--device", "cpu", cwd=tmp_path)
+    assert process.returncode == 1, process.stdout + process.stderr
+    assert f"FAIL  Python started in {tmp_path} imports {tmp_path / 'ifdd_kernels'}" in process.stdout
+    assert process.stdout.count("FAIL") == 1, process.stdout
+    for name in REGISTRY:
+        assert f"ok    {name} against its definition in float64" in process.stdout
+    assert "ok    forward and backward pass of a small network" in process.stdout
+    assert "native: True" in process.stdout
+    assert f"path: {environment}" in process.stdout
+    assert "RuntimeWarning" not in process.stderr
+
+
+@native
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_op_tests_pass_with_the_installed_wheel(environment: Path, tmp_path: Path) -> None:
+    """In a folder without sources."""
     suite = tmp_path / "suite"
     for name in ("pyproject.toml", "tests/conftest.py"):
         (suite / name).parent.mkdir(parents=True, exist_ok=True)
@@ -153,13 +175,8 @@ def test_op_tests_pass_with_the_installed_wheel(native_wheel: Path, tmp_path: Pa
         "    assert ifdd_kernels.build_info()['native']\n"
     )
     chosen = ["test_origin.py", *(f"ops/test_{n}.py" for n in ("accuracy", "errors", "pool_tokens_native"))]
-    process = subprocess.run(
-        [own, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in chosen)],
-        cwd=suite,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        capture_output=True,
-        text=True,
-    )
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in chosen)]
+    process = in_environment(environment / "bin" / "python", *command, cwd=suite)
     assert process.returncode == 0, process.stdout + process.stderr
     passed = re.search(r"(\d+) passed", process.stdout)
     assert passed is not None, process.stdout

@@ -53,7 +53,9 @@ def probe(path: Path, **variables: str) -> dict[str, object]:
 
 @pytest.fixture
 def python_only(tmp_path: Path) -> Path:
-    """A folder with the Python files of the package and nothing native."""
+    """Sources with the Python files of the package and nothing native."""
+    (tmp_path / "setup.py").touch()
+    (tmp_path / "csrc").mkdir()
     shutil.copytree(PACKAGE, tmp_path / "ifdd_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     return tmp_path
 
@@ -78,8 +80,6 @@ def checkout_without_library(folder: Path) -> Path:
 def test_sources_that_hide_an_installed_library_say_so_at_import(python_only: Path, tmp_path: Path) -> None:
     """As after a plain `pip install .`, where Python starts in the checkout; the ops run all the same."""
     installed = copy_of_package(tmp_path / "site", b"library")
-    (python_only / "setup.py").touch()
-    (python_only / "csrc").mkdir()
     result = probe(python_only, PYTHONPATH=os.pathsep.join(map(str, (python_only, installed.parent))))
     info = result["info"]
     assert info["native"] is False
@@ -159,6 +159,7 @@ def test_a_copy_without_a_library(
     """Only where pure Python was asked for nothing is said; a library that nobody left out is lost."""
     package = copy_of_package(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])
     if note is not None:
         metadata = tmp_path / "ifdd_kernels-1.0.dist-info"
         metadata.mkdir()
@@ -174,6 +175,7 @@ def test_a_copy_without_a_library(
 def test_failure_of_this_process_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package = checkout_without_library(tmp_path)
     monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "meta_path", [])
     monkeypatch.setattr(_library, "_state", None)
     monkeypatch.setattr(_library, "FOLDER", package)
     with pytest.warns(RuntimeWarning, match=f"no _ops.*so in {package}: it was never built") as warned:
@@ -218,7 +220,7 @@ def test_a_library_of_other_sources_is_a_problem(monkeypatch: pytest.MonkeyPatch
 
 
 def test_each_python_takes_its_own_runtime_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Two versions share an editable checkout: the other's module is not loaded, and named where it is alone."""
+    """Two versions share an editable checkout: the other's module is not loaded, but named."""
     monkeypatch.setattr(_library, "FOLDER", tmp_path)
     (tmp_path / "_runtime.cpython-27-other.so").write_bytes(b"of another Python")
     info, reason = _library._runtime_info()
