@@ -21,7 +21,7 @@ REHEARSAL_VENV ?= build/rehearsal/venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-NATIVE_SOURCES := setup.py pyproject.toml CMakeLists.txt $(CPP_SOURCES)
+NATIVE_SOURCES := setup.py build_support/toolchain.py build_support/backend.py pyproject.toml CMakeLists.txt $(CPP_SOURCES)
 
 # cmake and ninja are those of the environment; an activated one of the user must not decide.
 export PATH := $(abspath $(BIN)):$(PATH)

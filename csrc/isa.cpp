@@ -52,3 +52,10 @@ bool fast_bfloat16() {
 }
 
 }  // namespace ifdd
+
+// Asked of the kernels' library by any Python: the module with the rest belongs to the version it was built with.
+extern "C" __attribute__((visibility("default"))) const char* ifdd_instruction_set() {
+  return ifdd::isa_name(ifdd::active_isa());
+}
+
+extern "C" __attribute__((visibility("default"))) bool ifdd_fast_bfloat16() { return ifdd::fast_bfloat16(); }

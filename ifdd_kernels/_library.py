@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.machinery
 import importlib.util
+import os
 import platform
 import re
+import runpy
+import sys
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +26,136 @@ NAMESPACE = "ifdd"
 Capability = tuple[int, int]
 #: What the CUDA sources need at least: asynchronous copies and products of bfloat16.
 OLDEST_GPU: Capability = (8, 0)
+IN_PLACE = "pip install --no-build-isolation -e ."
 HOW_TO_GET_IT = (
-    "install a C++17 compiler, then run `pip install cmake ninja pybind11 setuptools` and, in a checkout,"
-    " `IFDD_NATIVE=1 pip install --no-build-isolation .`"
+    "to get it, install a C++17 compiler, run `pip install cmake ninja pybind11 setuptools` and, in a"
+    f" checkout, `IFDD_NATIVE=1 {IN_PLACE}`"
 )
+#: The package that was imported.
+FOLDER = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
 class _State:
     path: Path | None
     reason: str
+    #: Kernels that this installation should have: it is not in order.
+    lost: bool = False
+    #: Said once, at import. Not where pure Python was asked for.
+    warn: bool = False
 
 
 _state: _State | None = None
 
 
-def _find(name: str) -> Path | None:
-    """The library ``name*.so`` beside this file."""
-    return next(iter(sorted(Path(__file__).parent.glob(f"{name}*.so"))), None)
+def _library_in(folder: Path) -> Path | None:
+    """The kernels' library in a folder of the package: one file for every Python."""
+    return next(iter(sorted(folder.glob("_ops*.so"))), None)
+
+
+def _runtime_in(folder: Path) -> Path | None:
+    """The module with build information, for the Python that runs: those of others may lie beside it."""
+    names = (folder / f"_runtime{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    return next((path for path in names if path.is_file()), None)
 
 
 def load() -> bool:
-    """Loads the native kernels once; returns whether they are loaded. Never raises.
+    """Loads the native kernels once; returns whether they are loaded. Never raises for want of them.
 
-    Without them the ops run on the reference; :func:`failure` has the reason.
+    Without them the ops run on the reference, and :func:`failure` has the reason. Unless pure Python was
+    installed on purpose, a ``RuntimeWarning`` says so, once.
     """
     global _state
     if _state is None:
-        path = _find("_ops")
-        if path is None:
-            _state = _State(None, f"no _ops*.so in {Path(__file__).parent}; {HOW_TO_GET_IT}")
-        else:
-            try:
-                torch.ops.load_library(str(path))
-                _state = _State(path, "")
-            except (OSError, RuntimeError) as error:
-                reason = f"{path} does not load with torch {torch.__version__}: {error}; {HOW_TO_GET_IT}"
-                _state = _State(None, reason)
+        _state = _load(FOLDER)
+        if _state.warn:
+            what = "ifdd_kernels runs without its native kernels, on slower plain PyTorch"
+            warnings.warn(f"{what}: {_state.reason}", RuntimeWarning, stacklevel=3)
     return _state.path is not None
+
+
+def _load(folder: Path) -> _State:
+    path = _library_in(folder)
+    if path is None:
+        return _without_library(folder)
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        problem = f"{path} does not load with torch {torch.__version__}: {' '.join(str(error).split())}"
+        hidden = hidden_copy(folder)
+        also = "" if hidden is None else f", and hides {hidden}, which has a library, too"
+        cure = _cure(folder, hidden=hidden is not None)
+        return _State(None, f"{problem}{also}; {cure}", lost=True, warn=True)
+    return _State(path, "")
+
+
+def _without_library(folder: Path) -> _State:
+    if (hidden := hidden_copy(folder)) is not None:
+        reason = f"Python imported {folder}, which has no native library and hides {hidden}, which has one"
+        return _State(None, f"{reason}; {_cure(folder, hidden=True)}", lost=True, warn=True)
+    missing = f"no _ops*.so in {folder}"
+    chosen = _installed_without(folder)
+    if chosen is None:
+        what = "it was never built" if _is_checkout(folder) else "yet it was not installed as pure Python"
+        return _State(None, f"{missing}: {what}; {_cure(folder)}", lost=True, warn=True)
+    reason = f"{missing}: installed as pure Python, because of {chosen}; {HOW_TO_GET_IT}"
+    return _State(None, reason, warn=not chosen.startswith("IFDD_NATIVE"))
+
+
+def _cure(folder: Path, hidden: bool = False) -> str:
+    """How a copy of the package gets its native library; or how another one that it hides is imported."""
+    if not _is_checkout(folder):
+        return _leave(folder) if hidden else HOW_TO_GET_IT
+    build = f"run `{IN_PLACE}` in {folder.parent}"
+    return f"{_leave(folder)}, or {build} to build it in place" if hidden else f"{build}; {HOW_TO_GET_IT}"
+
+
+def _leave(folder: Path) -> str:
+    """How Python imports another copy than the first it finds."""
+    variable = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if any(entry and _same(Path(entry), folder.parent) for entry in variable):
+        return f"take {folder.parent} off PYTHONPATH"
+    if _same(Path.cwd(), folder.parent):
+        return "start Python in another folder"
+    return f"take {folder.parent} off sys.path"
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _is_checkout(folder: Path) -> bool:
+    """Whether a folder of the package lies in the sources."""
+    return (folder.parent / "setup.py").is_file() and (folder.parent / "csrc").is_dir()
+
+
+def hidden_copy(folder: Path) -> Path | None:
+    """The copy of the package with a native library that Python would import if not for ``folder``."""
+    others = (copy for copy in _copies() if not _same(copy, folder))
+    return next((copy for copy in others if _library_in(copy) is not None), None)
+
+
+def _copies() -> Iterator[Path]:
+    """Folders of the package that Python finds, in the order it would take them."""
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        ways: list[list[str] | None] = [None]
+        if finder is importlib.machinery.PathFinder:
+            ways = [[entry or str(Path.cwd())] for entry in sys.path]
+        elif not getattr(finder, "__module__", "").startswith("__editable__"):
+            continue  # of other finders only those of editable installations know packages
+        for way in ways:
+            spec = find(__package__, way) if find is not None else None
+            if spec is not None and spec.origin is not None:
+                yield Path(spec.origin).parent
+
+
+def _installed_without(folder: Path) -> str | None:
+    """Why a copy was installed as pure Python, as setup.py has left word; None where it was not."""
+    for found in metadata.distributions(name="ifdd-kernels", path=[str(folder.parent)]):
+        if note := found.read_text("native.txt"):
+            return note.strip()
+    return None
 
 
 def loaded() -> bool:
@@ -68,6 +167,53 @@ def failure() -> str:
     """Why the native kernels are not loaded and how to get them; empty if they are."""
     load()
     return _state.reason if _state is not None else ""
+
+
+def problems(folder: Path) -> list[str]:
+    """What is not in order with the native library, for a user who starts Python in ``folder``.
+
+    A missing library, unless pure Python was installed; one of other sources than those beside it; and a copy
+    of the package without a library that Python would import in that folder in place of this one.
+    """
+    load()
+    assert _state is not None
+    found = [_state.reason] if _state.lost else []
+    if _state.path is not None and (stale := _stale(_state.path)):
+        found.append(stale)
+    here = folder / FOLDER.name
+    other = (here / "__init__.py").is_file() and not _same(here, FOLDER)
+    if _state.path is not None and other and _library_in(here) is None:
+        cure = f"start it in another folder, or run `{IN_PLACE}` there"
+        found.append(f"Python started in {folder} imports {here}, which has no native library: {cure}")
+    return found
+
+
+def _stale(library: Path) -> str:
+    """Why a library is not that of the sources beside it; empty if it is, or there are none."""
+    root = FOLDER.parent
+    if not _is_checkout(FOLDER) or not (root / "csrc" / "digest.py").is_file():
+        return ""
+    rule = runpy.run_path(str(root / "csrc" / "digest.py"))
+    expected: str = rule["digest"](root)
+    mark: bytes = rule["MARK"]
+    if mark + expected.encode() in library.read_bytes():
+        return ""
+    return f"{library} was built from other sources than {root / 'csrc'}; run `{IN_PLACE}` in {root} again"
+
+
+def _ask(function: str, answer: Any) -> Any:
+    """What a C function of the loaded library answers; None without it, or from sources of before it.
+
+    The library itself is asked, for any Python can load it: the module ``_runtime`` belongs to one version.
+    """
+    if not load():
+        return None
+    assert _state is not None
+    ask = getattr(ctypes.CDLL(str(_state.path)), function, None)
+    if ask is None:
+        return None
+    ask.restype = answer
+    return ask()
 
 
 # Kernels are registered once, by load(): the answer stays, and scanning the op names takes milliseconds.
@@ -91,18 +237,9 @@ def capability(index: int | None = None) -> Capability | None:
 
 @functools.cache
 def cuda_architectures() -> tuple[str, ...]:
-    """What the loaded library has CUDA code for, as CMake writes it; empty without CUDA kernels.
-
-    The library itself is asked, for any Python can load it: the module ``_runtime`` belongs to one version.
-    """
-    if not load():
-        return ()
-    assert _state is not None
-    tell = getattr(ctypes.CDLL(str(_state.path)), "ifdd_cuda_architectures", None)
-    if tell is None:  # built from sources of before this function
-        return ()
-    tell.restype = ctypes.c_char_p
-    return tuple(filter(None, tell().decode().split(",")))
+    """What the loaded library has CUDA code for, as CMake writes it; empty without CUDA kernels."""
+    answer = _ask("ifdd_cuda_architectures", ctypes.c_char_p)
+    return tuple(filter(None, answer.decode().split(","))) if answer is not None else ()
 
 
 # A constant of the process for each GPU, which every choice of a backend asks for.
@@ -150,40 +287,45 @@ def has_code(architecture: str, capability: Capability) -> bool:
     return capability >= own
 
 
-def _runtime_info() -> dict[str, Any]:
-    """What the compiled module ``_runtime`` tells of the build; empty without it."""
-    path = _find("_runtime")
+def _runtime_info() -> tuple[dict[str, Any], str]:
+    """What the compiled module ``_runtime`` says about the build; without it nothing, and why."""
+    path = _runtime_in(FOLDER)
     if path is None:
-        return {}
+        others = ", ".join(sorted(other.name for other in FOLDER.glob("_runtime*.so"))) or "none"
+        version = ".".join(map(str, sys.version_info[:2]))
+        return {}, f"no _runtime module for Python {version} (there: {others}); run `{IN_PLACE}` with it"
     spec = importlib.util.spec_from_file_location(f"{__package__}._runtime", path)
-    if spec is None or spec.loader is None:
-        return {}
+    assert spec is not None, path
+    assert spec.loader is not None, path
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except ImportError:  # built for another Python
-        return {}
+    except ImportError as error:
+        return {}, f"{path} does not load: {' '.join(str(error).split())}"
     info: dict[str, Any] = module.build_info()
-    return info
+    return info, ""
 
 
 def build_info() -> dict[str, Any]:
     """What is installed and what runs, for bug reports and for choosing a backend.
 
     Returns:
-        A dict with: ``version`` (of ifdd-kernels), ``python``, ``torch``, ``native`` (bool: the native
-        kernels are loaded), ``reason`` (why not, and how to get them), ``path`` of the library, ``cpu_ops``
-        and ``cuda_ops`` (names with a native kernel), ``cuda_architectures`` (of the CUDA code,
-        empty without). With a native build also ``compiler``, ``flags``,
+        A dict with: ``version`` (of ifdd-kernels), ``folder`` (of the imported package), ``python``,
+        ``torch``, ``native`` (bool: the native kernels are loaded), ``reason`` (why not, and how to get
+        them), ``path`` of the library, ``cpu_ops`` and ``cuda_ops`` (names with a native kernel),
+        ``cuda_architectures`` (of the CUDA code, empty without). With a native build also
+        ``instruction_set`` (in use; the environment variable ``IFDD_CPU_ISA`` lowers it), ``fast_bfloat16``
+        (bool: the CPU has matrix tiles, its bfloat16 products are left to PyTorch), ``compiler``, ``flags``,
         ``build_type``, ``torch_build`` and ``torch_target`` (the torch built with and the oldest one
-        supported), ``instruction_sets`` (compiled), ``instruction_set`` (in use; the environment variable
-        ``IFDD_CPU_ISA`` lowers it), ``fast_bfloat16`` (bool: the CPU has matrix tiles, its bfloat16
-        products are left to PyTorch) and ``sanitize``.
+        supported), ``instruction_sets`` (compiled) and ``sanitize``; ``runtime_reason`` says why those from
+        ``compiler`` on are missing, if they are: each Python that shares a checkout has a module with them of
+        its own.
     """
     native = load()
     assert _state is not None
     info: dict[str, Any] = {
         "version": __version__,
+        "folder": str(FOLDER),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "native": native,
@@ -193,5 +335,10 @@ def build_info() -> dict[str, Any]:
         "cuda_ops": sorted(native_ops("cuda")),
         "cuda_architectures": cuda_architectures(),
     }
-    build = _runtime_info() if native else {}
+    if not native:
+        return info
+    build, info["runtime_reason"] = _runtime_info()
+    if (name := _ask("ifdd_instruction_set", ctypes.c_char_p)) is not None:
+        info["instruction_set"] = name.decode()
+        info["fast_bfloat16"] = _ask("ifdd_fast_bfloat16", ctypes.c_bool)
     return {**build, **info}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ifdd_kernels import _library, _measured, triton
+from ifdd_kernels._constant import constant_result
 from ifdd_kernels._operator import OPERATORS, Operator
 
 Backend = Literal["auto", "native", "triton", "sdpa", "reference"]
@@ -235,7 +236,7 @@ def _without(op: str, missing: str) -> str:
     return f"{missing}: {_LIBRARY}" if op in LIBRARY_OPS else missing
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _is_measured(op: str, index: int | None) -> bool:
     """Whether the table has this device and op: most calls have nothing to look up."""
     return bool(_entries(op, index))
@@ -305,12 +306,12 @@ def select(op: str, backend: str, *args: Any) -> str:
 
 
 # A constant of the process, and it asks the dispatcher: compilers take the answer instead of tracing it.
-@torch.compiler.assume_constant_result
+@constant_result
 def _chosen(op: str, *situation: Any) -> str:
     return _fastest(op, *situation)[0]
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _refusal(
     op: str, backend: str, device: str, index: int | None, dtype: torch.dtype | None, limit: str
 ) -> str:

@@ -71,6 +71,8 @@ def build(capability: str, limit_s: float) -> Stage:
         "IFDD_CUDA": "ON",
         "IFDD_CUDA_ARCHS": os.environ.get("IFDD_CUDA_ARCHS", own),
         "PATH": os.pathsep.join((*folders, os.environ.get("PATH", ""))),
+        # setup.py would take CUDA_HOME's alone, which need not be complete.
+        **({"CUDACXX": compiler} if compiler else {}),
     }
     skip = "" if compiler else "there is no nvcc"
     command = (sys.executable, "setup.py", "build_ext", "--inplace")

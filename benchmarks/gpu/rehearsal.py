@@ -43,7 +43,7 @@ FOLDER = ROOT / "build" / "rehearsal"
 #: What a rehearsal needs of a checkout.
 COPIED = (
     *("CMakeLists.txt", "pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md", "Makefile"),
-    *("csrc", "ifdd_kernels", "python", "benchmarks", "tests", "configs", "docs"),
+    *("build_support", "csrc", "ifdd_kernels", "python", "benchmarks", "tests", "configs", "docs"),
 )
 #: What that machine has beside them, and what the interpreter needs: Triton 3.6 wants a NumPy before 2.4.
 REQUIREMENTS = (

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ifdd_kernels import _check, _library, reference
+from ifdd_kernels._constant import constant_result
 from ifdd_kernels._operator import AUTOCAST_DEVICES, Backward, register
 from ifdd_kernels.backends import run
 
@@ -48,7 +49,7 @@ def _fast_bfloat16() -> bool:
 
 
 # A constant of the process: compilers take the answer instead of tracing it.
-@torch.compiler.assume_constant_result
+@constant_result
 def faster_in_float32(dtype: torch.dtype) -> bool:
     """Whether a CPU's products of this dtype are better computed in float32, as the native kernel does."""
     if dtype == torch.float16:

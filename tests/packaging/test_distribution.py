@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from ifdd_kernels import _library
+from ifdd_kernels.registry import REGISTRY
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -44,8 +45,10 @@ def python(*arguments: str | Path, cwd: Path = ROOT, **variables: str) -> str:
 
 def build(hook: str, folder: Path, **variables: str) -> Path:
     """Calls a build hook (build_wheel, build_sdist) as pip does without isolation."""
-    call = f"import sys; from setuptools import build_meta; build_meta.{hook}(sys.argv[1])"
-    python("-c", call, folder, **variables)
+    call = f"import sys; sys.path.insert(0, 'build_support'); import backend; backend.{hook}(sys.argv[1])"
+    # As in `make test`, the programs of this environment, and so the build folder of its installation.
+    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"]))
+    python("-c", call, folder, PATH=path, **variables)
     (archive,) = folder.iterdir()
     return archive
 
@@ -86,6 +89,8 @@ def test_pure_wheel(pure_wheel: Path) -> None:
     files, metadata = contents(pure_wheel)
     assert files == PYTHON_FILES | DATA
     assert "licenses/LICENSE" in metadata
+    note = zipfile.ZipFile(pure_wheel).read(f"{_dist_info(pure_wheel)}/native.txt").decode()
+    assert note == "IFDD_NATIVE=0"
     points = zipfile.ZipFile(pure_wheel).read(f"{_dist_info(pure_wheel)}/entry_points.txt").decode()
     assert "ifdd = ifdd.cli:main" in points
 
@@ -104,38 +109,60 @@ def test_dependencies_are_light(pure_wheel: Path) -> None:
 @native
 def test_native_wheel(native_wheel: Path) -> None:
     assert f"-cp{sys.version_info.major}{sys.version_info.minor}-" in native_wheel.name
-    files, _ = contents(native_wheel)
+    files, metadata = contents(native_wheel)
+    assert "native.txt" not in metadata
     libraries = {name for name in files if name.endswith(".so")}
     assert files - libraries == PYTHON_FILES | DATA
     assert {name.split(".")[0] for name in libraries} == {"ifdd_kernels/_ops", "ifdd_kernels/_runtime"}
     assert native_wheel.stat().st_size < 4 * 2**20
 
 
-@native
-def test_installed_wheel_works_elsewhere(native_wheel: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    zipfile.ZipFile(native_wheel).extractall(site)
-    script = (
-        "import ifdd, ifdd_kernels, torch; info = ifdd_kernels.build_info(); print(ifdd_kernels.__file__);"
-        "assert info['native'], info; x = torch.randn(1, 4, 3, 5); i = torch.rand(1, 2);"
-        "ifdd_kernels.split_frames(x, i, i, backend='native')"
-    )
-    assert str(site) in python("-c", script, cwd=tmp_path, PYTHONPATH=str(site))
+@pytest.fixture(scope="module")
+def environment(native_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment where only the wheel has the package; everything else comes from this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    own = folder / "bin" / "python"
+    query = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(subprocess.check_output([own, "-c", query], text=True).strip())
+    python("-m", "pip", "--python", own, "install", "--no-deps", "--no-index", native_wheel, cwd=folder)
+    # Paths named by a .pth file follow the environment's own.
+    (site / "dependencies.pth").write_text("\n".join({sysconfig.get_path(k) for k in ("purelib", "platlib")}))
+    return folder
+
+
+def in_environment(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(list(map(str, command)), cwd=cwd, env=variables, capture_output=True, text=True)
 
 
 @native
 @pytest.mark.timeout(1200)
-def test_op_tests_pass_with_the_installed_wheel(native_wheel: Path, tmp_path: Path) -> None:
-    """In an environment of its own and a folder without sources: only the wheel has the package."""
-    environment = tmp_path / "environment"
-    venv.create(environment, symlinks=True)
-    own = environment / "bin" / "python"
-    query = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = Path(subprocess.check_output([own, "-c", query], text=True).strip())
-    python("-m", "pip", "--python", own, "install", "--no-deps", "--no-index", native_wheel, cwd=tmp_path)
-    # torch, pytest and the rest come from here. Paths named by a .pth file follow the environment's own.
-    (site / "dependencies.pth").write_text("\n".join({sysconfig.get_path(k) for k in ("purelib", "platlib")}))
+def test_the_installed_wheel_is_in_order_but_not_in_a_checkout(environment: Path, tmp_path: Path) -> None:
+    """`ifdd doctor` of the wheel, called in sources that were never built.
 
+    Every op and the network compute what they should; a Python that started in that folder would not find the
+    library.
+    """
+    (tmp_path / "ifdd_kernels").mkdir()
+    (tmp_path / "ifdd_kernels" / "__init__.py").touch()
+    process = in_environment(environment / "bin" / "ifdd", "doctor", "--device", "cpu", cwd=tmp_path)
+    assert process.returncode == 1, process.stdout + process.stderr
+    assert f"FAIL  Python started in {tmp_path} imports {tmp_path / 'ifdd_kernels'}" in process.stdout
+    assert process.stdout.count("FAIL") == 1, process.stdout
+    for name in REGISTRY:
+        assert f"ok    {name} against its definition in float64" in process.stdout
+    assert "ok    forward and backward pass of a small network" in process.stdout
+    assert "native: True" in process.stdout
+    assert f"path: {environment}" in process.stdout
+    assert "RuntimeWarning" not in process.stderr
+
+
+@native
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_op_tests_pass_with_the_installed_wheel(environment: Path, tmp_path: Path) -> None:
+    """In a folder without sources."""
     suite = tmp_path / "suite"
     for name in ("pyproject.toml", "tests/conftest.py"):
         (suite / name).parent.mkdir(parents=True, exist_ok=True)
@@ -148,13 +175,8 @@ def test_op_tests_pass_with_the_installed_wheel(native_wheel: Path, tmp_path: Pa
         "    assert ifdd_kernels.build_info()['native']\n"
     )
     chosen = ["test_origin.py", *(f"ops/test_{n}.py" for n in ("accuracy", "errors", "pool_tokens_native"))]
-    process = subprocess.run(
-        [own, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in chosen)],
-        cwd=suite,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        capture_output=True,
-        text=True,
-    )
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in chosen)]
+    process = in_environment(environment / "bin" / "python", *command, cwd=suite)
     assert process.returncode == 0, process.stdout + process.stderr
     passed = re.search(r"(\d+) passed", process.stdout)
     assert passed is not None, process.stdout
@@ -211,37 +233,10 @@ def test_sdist(sdist: Path) -> None:
     native_sources = {
         path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()
     }
+    native_sources |= {f"build_support/{name}.py" for name in ("backend", "toolchain")}
     modules = {name.replace("ifdd/", "python/ifdd/", 1) if name.startswith("ifdd/") else name
                for name in PYTHON_FILES | DATA}  # fmt: skip
     needed = {"setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE", "CHANGELOG.md", "Makefile"}
     assert needed | native_sources | modules <= members
     unwanted = re.compile(r"\.so$|__pycache__|^build/|^\.venv|^runs/|^\.git/")
     assert not [name for name in members if unwanted.search(name)]
-
-
-@pytest.mark.parametrize(
-    ("choice", "expected"),
-    [("", "no C++ compiler was found"), ("1", "IFDD_NATIVE=1, but no C++ compiler"), ("x", "must be 0, 1")],
-)
-def test_without_a_compiler(choice: str, expected: str, tmp_path: Path) -> None:
-    """No compiler: pure Python with a message, an error where native was demanded."""
-    checkout = tmp_path / "checkout"
-    checkout.mkdir()
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
-        shutil.copy(ROOT / name, checkout)
-    for package in ("ifdd_kernels", "python/ifdd"):
-        (checkout / package).mkdir(parents=True)
-        shutil.copy(ROOT / package / "__init__.py", checkout / package)
-    (checkout / "README.md").write_text("readme")
-    variables = {"PATH": str(tmp_path), "CXX": "", "IFDD_NATIVE": choice}
-    process = subprocess.run(
-        [sys.executable, "setup.py", "build"],
-        cwd=checkout,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-    )
-    assert expected in process.stderr
-    assert (process.returncode == 0) is (choice == "")
-    assert not list(checkout.rglob("*.so"))
-    assert bool(list((checkout / "build").rglob("__init__.py"))) is (choice == "")

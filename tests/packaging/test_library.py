@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -46,60 +48,211 @@ def probe(path: Path, **variables: str) -> dict[str, object]:
     )
     assert process.returncode == 0, process.stderr
     result: dict[str, object] = json.loads(process.stdout.splitlines()[-1])
-    return result
+    return {**result, "stderr": process.stderr}
 
 
 @pytest.fixture
 def python_only(tmp_path: Path) -> Path:
-    """A folder with the Python files of the package and nothing native."""
+    """Sources with the Python files of the package and nothing native."""
+    (tmp_path / "setup.py").touch()
+    (tmp_path / "csrc").mkdir()
     shutil.copytree(PACKAGE, tmp_path / "ifdd_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     return tmp_path
 
 
-def test_without_library_ops_run_and_the_reason_is_told(python_only: Path) -> None:
-    result = probe(python_only)
+def copy_of_package(folder: Path, library: bytes | None = None) -> Path:
+    """A folder that Python takes for the package, with a library or without."""
+    package = folder / "ifdd_kernels"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    if library is not None:
+        (package / "_ops.so").write_bytes(library)
+    return package
+
+
+def checkout_without_library(folder: Path) -> Path:
+    """A copy of the package in sources that were never built."""
+    (folder / "csrc").mkdir(parents=True)
+    (folder / "setup.py").touch()
+    return copy_of_package(folder)
+
+
+def test_sources_that_hide_an_installed_library_say_so_at_import(python_only: Path, tmp_path: Path) -> None:
+    """As after a plain `pip install .`, where Python starts in the checkout; the ops run all the same."""
+    installed = copy_of_package(tmp_path / "site", b"library")
+    result = probe(python_only, PYTHONPATH=os.pathsep.join(map(str, (python_only, installed.parent))))
     info = result["info"]
     assert info["native"] is False
     assert info["path"] is None
+    assert info["folder"] == str(python_only / "ifdd_kernels")
     assert info["cpu_ops"] == []
     assert "instruction_set" not in info
-    for text in (info["reason"], result["refusal"]):
-        assert str(python_only / "ifdd_kernels") in text
-        assert "--no-build-isolation" in text
+    for text in (info["reason"], result["refusal"], result["failure"], result["stderr"]):
+        assert f"Python imported {python_only / 'ifdd_kernels'}" in text
+        assert f"hides {installed}, which has one" in text
+        assert f"take {python_only} off PYTHONPATH" in text
+        assert "`pip install --no-build-isolation -e .`" in text
+    assert str(result["stderr"]).count("RuntimeWarning") == 1
 
 
-def test_unloadable_library_is_reported_not_raised(python_only: Path) -> None:
+def test_unloadable_library_is_reported_once_not_raised(python_only: Path) -> None:
     (python_only / "ifdd_kernels" / "_ops.so").write_bytes(b"not a library")
     result = probe(python_only)
     assert result["info"]["native"] is False
     assert "_ops.so does not load with torch" in result["failure"]
-    assert "--no-build-isolation" in result["refusal"]
+    assert "-e ." in result["refusal"]
+    assert str(result["stderr"]).count("_ops.so does not load with torch") == 1
+
+
+def start_in(folder: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Makes a folder the first that Python looks in; returns the cure."""
+    entry = str(folder)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if way == "current folder":
+        monkeypatch.chdir(folder)
+        entry, cure = "", "start Python in another folder"
+    elif way == "PYTHONPATH":
+        monkeypatch.setenv("PYTHONPATH", f"/elsewhere{os.pathsep}{folder}")
+        cure = f"take {folder} off PYTHONPATH"
+    else:
+        cure = f"take {folder} off sys.path"
+    monkeypatch.setattr(sys, "path", [entry, *sys.path])
+    return cure
+
+
+@pytest.mark.parametrize("way", ["current folder", "PYTHONPATH", "sys.path"])
+@pytest.mark.parametrize("kind", ["installed", "editable"])
+def test_the_cure_fits_the_way(way: str, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    checkout = checkout_without_library(tmp_path / "checkout")
+    second = checkout_without_library(tmp_path / "second")
+    built = copy_of_package(tmp_path / "site", b"library")
+    if kind == "editable":
+
+        class Finder:
+            @classmethod
+            def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+                return spec_from_file_location(name, built / "__init__.py")
+
+        Finder.__module__ = "__editable___ifdd_kernels_1_0_finder"
+        places, meta = [str(second.parent)], [PathFinder, Finder]
+    else:
+        places, meta = [str(second.parent), str(built.parent)], [PathFinder]
+    monkeypatch.setattr(sys, "meta_path", meta)
+    monkeypatch.setattr(sys, "path", places)
+    cure = start_in(checkout.parent, way, monkeypatch)
+    state = _library._load(checkout)
+    assert (state.path, state.lost, state.warn) == (None, True, True)
+    assert f"hides {built}, which has one; {cure}, or run `pip install" in state.reason
+    (checkout / "_ops.so").write_bytes(b"not a library")
+    state = _library._load(checkout)
+    assert (state.path, state.lost, state.warn) == (None, True, True)
+    assert f"and hides {built}, which has a library, too; {cure}" in state.reason
+
+
+@pytest.mark.parametrize(
+    ("note", "lost", "warns"),
+    [("IFDD_NATIVE=0", False, False), ("no C++ compiler was found (c++)", False, True), (None, True, True)],
+)
+def test_a_copy_without_a_library(
+    note: str | None, lost: bool, warns: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Only where pure Python was asked for nothing is said; a library that nobody left out is lost."""
+    package = copy_of_package(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])
+    if note is not None:
+        metadata = tmp_path / "ifdd_kernels-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text("Name: ifdd-kernels\nVersion: 1.0\n")
+        (metadata / "native.txt").write_text(note)
+    state = _library._load(package)
+    assert (state.path, state.lost, state.warn) == (None, lost, warns)
+    assert f"no _ops*.so in {package}" in state.reason
+    assert "-e ." in state.reason
+    assert (note or "not installed as pure Python") in state.reason
 
 
 def test_failure_of_this_process_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = checkout_without_library(tmp_path)
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "meta_path", [])
     monkeypatch.setattr(_library, "_state", None)
-    monkeypatch.setattr(_library, "_find", lambda name: None)
-    assert not _library.loaded()
-    assert "no _ops*.so" in _library.failure()
+    monkeypatch.setattr(_library, "FOLDER", package)
+    with pytest.warns(RuntimeWarning, match=f"no _ops.*so in {package}: it was never built") as warned:
+        answers = [_library.loaded(), _library.load()]
+    assert answers == [False, False]
+    assert len(warned) == 1
+    assert "it was never built" in _library.failure()
     assert ifdd_kernels.build_info()["native"] is False
-
-    broken = tmp_path / "_ops.so"
-    broken.write_bytes(b"\x7fELF")
-    monkeypatch.setattr(_library, "_state", None)
-    monkeypatch.setattr(_library, "_find", lambda name: broken)
-    assert not _library.load()
-    assert str(broken) in _library.failure()
+    assert _library.problems(tmp_path) == [_library.failure()]
 
 
-@pytest.mark.parametrize("content", [None, b"not a module"])
-def test_build_info_without_runtime_module(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+def test_a_folder_whose_copy_would_be_imported_without_a_library_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    module = tmp_path / "_runtime.so"
-    if content is not None:
-        module.write_bytes(content)
-    monkeypatch.setattr(_library, "_find", lambda name: module if content else None)
-    assert _library._runtime_info() == {}
+    """`ifdd` itself starts elsewhere and has its library: the folder it is called in is looked at."""
+    monkeypatch.setattr(_library, "_state", _library._State(PACKAGE / "_ops.so", ""))
+    monkeypatch.setattr(_library, "_stale", lambda library: "")
+    assert _library.problems(tmp_path) == []
+    assert _library.problems(PACKAGE.parent) == []
+    package = checkout_without_library(tmp_path / "checkout")
+    (problem,) = _library.problems(package.parent)
+    assert problem.startswith(f"Python started in {package.parent} imports {package}, which has no native")
+    (package / "_ops.so").touch()
+    assert _library.problems(package.parent) == []
+
+
+def test_a_library_of_other_sources_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = checkout_without_library(tmp_path)
+    library = package / "_ops.so"
+    monkeypatch.setattr(_library, "FOLDER", package)
+    monkeypatch.setattr(_library, "_state", _library._State(library, ""))
+    library.write_bytes(b"ifdd-sources:")
+    assert _library.problems(tmp_path) == [], "no sources that could tell"
+    rule = "MARK = b'ifdd-sources:'\ndef digest(root): return root.joinpath('csrc', 'a.cpp').read_text()"
+    (tmp_path / "csrc" / "digest.py").write_text(rule)
+    (tmp_path / "csrc" / "a.cpp").write_text("first")
+    library.write_bytes(b"\x7fELF..ifdd-sources:first\0..")
+    assert _library.problems(tmp_path) == []
+    (tmp_path / "csrc" / "a.cpp").write_text("second")
+    (problem,) = _library.problems(tmp_path)
+    assert problem.startswith(f"{library} was built from other sources than {tmp_path / 'csrc'}; run `pip")
+
+
+def test_each_python_takes_its_own_runtime_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two versions share an editable checkout: the other's module is not loaded, but named."""
+    monkeypatch.setattr(_library, "FOLDER", tmp_path)
+    (tmp_path / "_runtime.cpython-27-other.so").write_bytes(b"of another Python")
+    info, reason = _library._runtime_info()
+    assert info == {}
+    assert (
+        f"for Python {sys.version_info[0]}.{sys.version_info[1]} (there: _runtime.cpython-27-other.so)"
+        in reason
+    )
+    own = tmp_path / f"_runtime{EXTENSION_SUFFIXES[0]}"
+    own.write_bytes(b"not a module")
+    info, reason = _library._runtime_info()
+    assert info == {}
+    assert reason.startswith(f"{own} does not load: ")
+    built = _library._runtime_in(PACKAGE)
+    if built is not None:
+        shutil.copy(built, own)
+        info, reason = _library._runtime_info()
+        assert reason == ""
+        assert info["torch_target"] == "2.11"
+
+
+@needs_native
+def test_what_runs_is_known_without_the_runtime_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python that has no module of its own computes as fast: the library itself is asked."""
+    whole = ifdd_kernels.build_info()
+    assert whole["runtime_reason"] == ""
+    monkeypatch.setattr(_library, "_runtime_info", lambda: ({}, "none"))
+    bare = ifdd_kernels.build_info()
+    assert bare["runtime_reason"] == "none"
+    for name in ("instruction_set", "fast_bfloat16"):
+        assert bare[name] == whole[name]
+    assert "compiler" not in bare
 
 
 @needs_native
@@ -126,9 +279,22 @@ def test_native_ops_are_those_of_the_dispatcher() -> None:
 
 @needs_native
 def test_environment_lowers_the_instruction_set() -> None:
-    compiled = ifdd_kernels.build_info()["instruction_sets"]
-    root = PACKAGE.parent
-    assert probe(root, IFDD_CPU_ISA=compiled[0])["info"]["instruction_set"] == compiled[0]
-    best = ifdd_kernels.build_info()["instruction_set"]
+    """Asked of the module alone, which needs no torch."""
+    runtime = _library._runtime_in(PACKAGE)
+    assert runtime is not None, ifdd_kernels.build_info()["runtime_reason"]
+    code = (
+        "import importlib.util as u, sys; spec = u.spec_from_file_location('_runtime', sys.argv[1]);"
+        "module = u.module_from_spec(spec); spec.loader.exec_module(module);"
+        "print(module.build_info()['instruction_set'])"
+    )
+
+    def used(wanted: str) -> str:
+        environment = {**os.environ, "IFDD_CPU_ISA": wanted}
+        return subprocess.check_output(
+            [sys.executable, "-c", code, runtime], env=environment, text=True
+        ).strip()
+
+    info = ifdd_kernels.build_info()
+    assert used(info["instruction_sets"][0]) == info["instruction_sets"][0]
     if "IFDD_CPU_ISA" not in os.environ:
-        assert probe(root, IFDD_CPU_ISA="no-such-set")["info"]["instruction_set"] == best
+        assert used("no-such-set") == info["instruction_set"]

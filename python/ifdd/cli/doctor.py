@@ -2,7 +2,8 @@
 self-test.
 
 The self-test compares every op with its definition in float64 and trains a small network for one step; it
-takes about ten seconds. Exit code 1 if anything is wrong.
+takes about ten seconds. Exit code 1 if anything is wrong: with a kernel, with the native library, or with the
+folder, if Python started there would import the package without its kernels.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -60,12 +62,15 @@ def run(options: Namespace) -> int:
     say(f"  threads of PyTorch on the CPU: {torch.get_num_threads()}", highlight=False)
 
     import ifdd_kernels
-    from ifdd_kernels import backends
+    from ifdd_kernels import _library, backends
     from ifdd_kernels._operator import OPERATORS
 
     say("\n[bold]Native library[/bold]")
     for key, value in ifdd_kernels.build_info().items():
         say(f"  {key}: {value}", highlight=False, markup=False, soft_wrap=True)
+    problems = _library.problems(Path.cwd())
+    for found in problems:
+        say(f"  FAIL  {found}", highlight=False, markup=False, soft_wrap=True)
 
     say(f"\n[bold]Kernels of each op on {device}[/bold]")
     table = Table("op", *backends.BACKENDS)
@@ -86,15 +91,16 @@ def run(options: Namespace) -> int:
         which = "all ops" if len(ops) == len(OPERATORS) else ", ".join(ops)
         say(f"  refused {reason} ({which})", highlight=False, markup=False, soft_wrap=True)
 
+    failed = bool(problems)
     if not options.self_test:
-        return 0
+        return EXIT_FAILED if failed else 0
     say("\n[bold]Self-test[/bold]")
-    failed = False
     for name, problem in self_test(device):
         failed |= problem is not None
         line = f"  ok    {name}" if problem is None else f"  FAIL  {name}: {problem}"
         say(line, highlight=False, markup=False, soft_wrap=True)
-    say("all is well" if not failed else "the installation is NOT in order", style="bold")
+    without = "" if _library.loaded() else ", without native kernels"
+    say("the installation is NOT in order" if failed else f"all is well{without}", style="bold")
     return EXIT_FAILED if failed else 0
 
 
