@@ -2,13 +2,13 @@
 // set, in ulps: spacings of floats (or doubles) around the exact value, below 2^-126 those of the subnormal numbers.
 // tests/ops/test_vector_layer.py holds the functions to them.
 //
-//                float              double             at the edges
-//   exp          1.25               1.25               0 where e^x < 2^-126 (2^-1022), inf where it overflows
-//   normal cdf   5 + min(x, 0)^2/2  2 + x^2            float: 0 for x < -13.22, subnormal from -12.95 on
-//   normal pdf   3 + x^2/2          3 + x^2/2          float: 0 for |x| > 13.22, subnormal from 13.15 on
-//   sqrt         0.5                0.5                the processor's: -0 of -0, NaN below 0
-//   log          1                  1                  the C library's: -inf of 0, NaN below 0
-//   tanh         -                  2                  the C library's
+//                float              double               at the edges
+//   exp          1.25               1.25                 0 where e^x < 2^-126 (2^-1022), inf where it overflows
+//   normal cdf   5 + min(x, 0)^2/2  6 + 2 min(x, 0)^2    float: 0 for x < -13.22, subnormal from -12.95 on
+//   normal pdf   3 + x^2/2          3 + x^2/2            float: 0 for |x| > 13.22, subnormal from 13.15 on
+//   sqrt         0.5                0.5                  the processor's: -0 of -0, NaN below 0
+//   log          1                  1                    the C library's: -inf of 0, NaN below 0
+//   tanh         -                  2                    the C library's
 //
 // NaN gives NaN. The last three take one number.
 #pragma once
@@ -67,9 +67,10 @@ struct Normal {
   V pdf;
 };
 
-// Phi(x) and phi(x) of the normal distribution; GELU(x) = x Phi(x). With t = |x|, Phi(-t) = e^(-t^2/2) erfcx(t / sqrt
-// 2) / 2 keeps its relative accuracy in the tail, where 1 + erf would cancel; the scaled function is smooth, so one
-// polynomial in (t - 3) / (t + 3) covers the line.
+// Phi(x) and phi(x) of the normal distribution; GELU(x) = x Phi(x). With t = |x| and u = t / sqrt 2,
+// Phi(-t) = e^(-u^2) erfcx(u) / 2 keeps its relative accuracy in the tail, where 1 + erf would cancel; erfcx is smooth,
+// so one polynomial in (t - 3) / (t + 3) covers the line. The part of an error that grows with x^2 is the rounding of
+// the exponent.
 template <class V>
 IFDD_INLINE Normal<V> normal(V x) {
   using A = LaneOf<V>;
