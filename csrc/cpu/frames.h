@@ -44,7 +44,7 @@ inline TokenSizes check_grid(const char* op, const Tensor& x, int64_t height, in
   size.H = height;
   size.W = width;
   size.P = pool;
-  size.width = padded_channels(size.C);
+  size.width = padded(size.C);
   return size;
 }
 
@@ -65,7 +65,7 @@ inline TokenSizes check_tokenizer(const char* op, const Tensor& x, const char* w
   return size;
 }
 
-// Rows of the tokenizer's weight in the accumulation type, padded with zeros to whole packs.
+// Rows of the tokenizer's weight in the accumulation type, padded with zeros.
 template <class A>
 Buffer<A> packed_weight(const TokenSizes& size, const Tensor& accumulable_weight) {
   Buffer<A> packed(size.S * size.width);

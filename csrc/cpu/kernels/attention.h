@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "ifdd/padding.h"
 #include "ifdd/scalar.h"
 
 namespace ifdd::cpu {
@@ -16,13 +17,9 @@ struct AttentionSizes {
   int64_t B, Nq, Nk, h, d;
 };
 
-// Storage is padded to this many elements, a multiple of every vector width, so that vectors may run over the end.
-constexpr int64_t kPad = 16;
 // No instruction set's panel of keys is wider.
-constexpr int64_t kPanel = 48;
+constexpr int64_t kPanel = 3 * kPad;
 
-IFDD_INLINE constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-IFDD_INLINE constexpr int64_t padded(int64_t n) { return round_up(n, kPad); }
 IFDD_INLINE constexpr int64_t score_stride(const AttentionSizes& s) { return padded(s.Nk) + kPad; }
 
 // Queries in a block: as many as keep `matrices` score rows of all keys within 256 KiB of float, 8 to `most`.

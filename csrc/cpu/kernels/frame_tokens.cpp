@@ -3,25 +3,24 @@
 
 #include <type_traits>
 
-#include "ifdd/normal.h"
-#include "ifdd/pack.h"
 #include "ifdd/pooling.h"
-#include "ifdd/simd.h"
-#include "ifdd/vec.h"
+#include "ifdd/vector/loops.h"
+#include "ifdd/vector/math.h"
 
 namespace ifdd::cpu::IFDD_ISA {
 namespace {
 
 // Register tiles: as many accumulators as the set has registers for. The order of additions of one sum does not depend
 // on them.
-#if defined(__AVX512F__)
-constexpr int kRows = 3, kProjected = 8, kSpread = 8;
-#elif defined(__AVX__)
-constexpr int kRows = 2, kProjected = 2, kSpread = 2;
-#else
-constexpr int kRows = 1, kProjected = 2, kSpread = 1;
-#endif
-static_assert(kRows <= kTokenRows && kPack == kTokenLanes);
+constexpr int kRows = kVectorBytes == 64 ? 3 : kVectorBytes == 32 ? 2 : 1;
+constexpr int kProjected = kVectorBytes == 64 ? 8 : 2;
+constexpr int kSpread = kVectorBytes == 64 ? 8 : kVectorBytes == 32 ? 2 : 1;
+static_assert(kRows <= kTokenRows);
+
+// The unit of the loops over channels.
+constexpr int kPack = kPad;
+template <class A>
+using Pack = Lanes<A, kPack>;
 
 template <class T>
 IFDD_INLINE const T* frame_of(const Frames<T>& x, const TokenSizes& size, int64_t frame) {
@@ -37,18 +36,18 @@ IFDD_INLINE void project_tile(const A* const* row, int64_t ahead, const A* __res
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
-    for (int s = 0; s < columns; ++s) sum[r][s] = zero_pack<A>();
+    for (int s = 0; s < columns; ++s) sum[r][s] = Pack<A>{};
   }
   for (int64_t c = 0; c < width; c += kPack) {
     Pack<A> x[rows];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       __builtin_prefetch(row[r] + c + ahead);
-      x[r] = load_pack(row[r] + c);
+      x[r] = read_lanes<kPack>(row[r] + c);
     }
 #pragma GCC unroll 8
     for (int s = 0; s < columns; ++s) {
-      const Pack<A> w = load_pack(weight + s * width + c);
+      const Pack<A> w = read_lanes<kPack>(weight + s * width + c);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) multiply_add(sum[r][s], x[r], w);
     }
@@ -158,7 +157,7 @@ template <class T>
 IFDD_INLINE Pack<acc_t<T>> load_channels(const T* p, int64_t count) {
   using A = acc_t<T>;
   if constexpr (std::is_same_v<T, A>) {
-    if (count == kPack) return load_pack(p);
+    if (count == kPack) return read_lanes<kPack>(p);
   }
   A lane[kPack] = {};
   if (count == kPack) {
@@ -166,17 +165,17 @@ IFDD_INLINE Pack<acc_t<T>> load_channels(const T* p, int64_t count) {
   } else {
     for (int64_t j = 0; j < count; ++j) lane[j] = load(p + j);
   }
-  return load_pack(lane);
+  return read_lanes<kPack>(lane);
 }
 
 template <class T>
 IFDD_INLINE void store_channels(T* p, int64_t count, const Pack<acc_t<T>>& pack) {
   using A = acc_t<T>;
   if constexpr (std::is_same_v<T, A>) {
-    if (count == kPack) return store_pack(p, pack);
+    if (count == kPack) return write_lanes(p, pack);
   }
   A lane[kPack];
-  store_pack(lane, pack);
+  write_lanes(lane, pack);
   if (count == kPack) {
     narrow(lane, kPack, p);
   } else {
@@ -197,8 +196,8 @@ IFDD_INLINE void backward_tile(const TokenSizes& size, int64_t rows, const T* x,
   Pack<A> w[tile], sum[tile];
 #pragma GCC unroll 8
   for (int s = 0; s < tile; ++s) {
-    w[s] = load_pack(weight + s * size.width);
-    sum[s] = load_pack(weight_partial + s * size.width);
+    w[s] = read_lanes<kPack>(weight + s * size.width);
+    sum[s] = read_lanes<kPack>(weight_partial + s * size.width);
   }
   for (int64_t n = 0; n < rows; ++n) {
     if (first) {
@@ -207,9 +206,9 @@ IFDD_INLINE void backward_tile(const TokenSizes& size, int64_t rows, const T* x,
       __builtin_prefetch(grad_x + n * size.C + kAhead, 1);
     }
     const Pack<A> row = load_channels(x + n * stride, count);
-    Pack<A> grad = !first ? load_pack(held + n * kPack)
+    Pack<A> grad = !first ? read_lanes<kPack>(held + n * kPack)
                    : add  ? load_channels(grad_x + n * size.C, count)
-                          : zero_pack<A>();
+                          : Pack<A>{};
     const A* __restrict__ g = spread + n * tile;
 #pragma GCC unroll 8
     for (int s = 0; s < tile; ++s) {
@@ -219,11 +218,11 @@ IFDD_INLINE void backward_tile(const TokenSizes& size, int64_t rows, const T* x,
     if (last) {
       store_channels(grad_x + n * size.C, count, grad);
     } else {
-      store_pack(held + n * kPack, grad);
+      write_lanes(held + n * kPack, grad);
     }
   }
 #pragma GCC unroll 8
-  for (int s = 0; s < tile; ++s) store_pack(weight_partial + s * size.width, sum[s]);
+  for (int s = 0; s < tile; ++s) write_lanes(weight_partial + s * size.width, sum[s]);
 }
 
 }  // namespace
@@ -239,9 +238,9 @@ void frame_tokens(const TokenForward<T>& op, int64_t begin, int64_t end, acc_t<T
     A* __restrict__ tokens = op.tokens + frame * size.tokens();
     A* __restrict__ before = op.before == nullptr ? tokens : op.before + frame * size.tokens();
     pool_projected(size, projected, op.bias, before);
-    for_each(size.tokens(), [&](int64_t i) {
-      const A v = before[i];
-      tokens[i] = v * normal(v).cdf;
+    for_vectors<A>(size.tokens(), [&](int64_t i, auto lanes) __attribute__((always_inline)) {
+      const Vec<A> v = lanes.read(before + i);
+      lanes.write(tokens + i, v * normal(v).cdf);
     });
   }
 }
@@ -274,9 +273,10 @@ void frame_tokens_backward(const TokenBackward<T>& op, int64_t begin, int64_t en
         before = op.before + frame * size.tokens();
       }
       const A* __restrict__ grad_tokens = op.grad_tokens + frame * size.tokens();
-      for_each(size.tokens(), [&](int64_t i) {
-        const Normal<A> at = normal(before[i]);
-        grad[i] = grad_tokens[i] * (at.cdf + before[i] * at.pdf);
+      for_vectors<A>(size.tokens(), [&](int64_t i, auto lanes) __attribute__((always_inline)) {
+        const Vec<A> v = lanes.read(before + i);
+        const Normal<Vec<A>> at = normal(v);
+        lanes.write(grad + i, lanes.read(grad_tokens + i) * (at.cdf + v * at.pdf));
       });
       for (int64_t s = 0; s < S; ++s) {
         LaneSum<A> sum;

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "ifdd/frames.h"
+#include "ifdd/padding.h"
 #include "ifdd/scalar.h"
 
 namespace ifdd::cpu {
@@ -17,16 +18,11 @@ struct TokenSizes {
   int64_t S;      // rows of the convolution
   int64_t H, W;   // grid, N = H * W
   int64_t P;      // side of the pooled grid
-  int64_t width;  // C rounded up to whole packs: the row stride of packed weights
+  int64_t width;  // padded(C): the row stride of packed weights
 
   constexpr int64_t cells() const { return P * P; }
   constexpr int64_t tokens() const { return S * cells(); }
 };
-
-// Channels that the kernels take at a time (the lanes of a Pack, see ifdd/pack.h).
-constexpr int64_t kTokenLanes = 16;
-
-constexpr int64_t padded_channels(int64_t channels) { return (channels + kTokenLanes - 1) / kTokenLanes * kTokenLanes; }
 
 template <class T>
 struct TokenForward {
@@ -76,7 +72,7 @@ constexpr int64_t kTokenRowsBackward = 14;
 // In elements of the accumulation type.
 constexpr int64_t token_forward_scratch(const TokenSizes& s) { return s.S * s.N + kTokenRows * s.width; }
 constexpr int64_t token_backward_scratch(const TokenSizes& s) {
-  return token_forward_scratch(s) + 2 * s.tokens() + kTokenRowsBackward * kTokenLanes;
+  return token_forward_scratch(s) + 2 * s.tokens() + kTokenRowsBackward * kPad;
 }
 
 // forward: frames [begin, end) of the B * T. backward: chunks [begin, end).

@@ -1,34 +1,27 @@
 // Inner loops of gelu_linear; compiled once per instruction set (see ifdd/isa.h), no standard library code here.
 #include "gelu_linear.h"
 
-#include "ifdd/normal.h"
-#include "ifdd/simd.h"
+#include "ifdd/vector/loops.h"
+#include "ifdd/vector/math.h"
 
 namespace ifdd::cpu::IFDD_ISA {
 
-// Rounded to T, whatever it is kept in: the activation is the same function in forward and backward.
-template <class T, class Out>
-IFDD_INLINE void store_rounded(Out* out, acc_t<T> value) {
-  T rounded;
-  store(&rounded, value);
-  store(out, load(&rounded));
-}
-
+// The activation is rounded to T in forward and backward, also where it is kept in float: it is one function.
 template <class T, class Out>
 void gelu(const T* x, int64_t count, Out* out) {
-  for_each(count, [&](int64_t j) {
-    const acc_t<T> value = load(x + j);
-    store_rounded<T>(out + j, value * normal(value).cdf);
+  for_vectors<acc_t<T>>(count, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+    const auto value = lanes.read(x + j);
+    lanes.write(out + j, rounded<T>(value * normal(value).cdf));
   });
 }
 
 template <class T, class Out>
 void gelu_backward(const T* x, int64_t count, Out* out, Out* grad) {
-  for_each(count, [&](int64_t j) {
-    const acc_t<T> value = load(x + j);
-    const Normal<acc_t<T>> at = normal(value);
-    store_rounded<T>(out + j, value * at.cdf);
-    store(grad + j, load(grad + j) * (at.cdf + value * at.pdf));
+  for_vectors<acc_t<T>>(count, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+    const auto value = lanes.read(x + j);
+    const auto at = normal(value);
+    lanes.write(out + j, rounded<T>(value * at.cdf));
+    lanes.write(grad + j, lanes.read(grad + j) * (at.cdf + value * at.pdf));
   });
 }
 

@@ -1,7 +1,7 @@
 // Inner loops of lifting_residual; compiled once per instruction set (see ifdd/isa.h), no standard library code here.
 #include "lifting_residual.h"
 
-#include "ifdd/simd.h"
+#include "ifdd/vector/loops.h"
 
 namespace ifdd::cpu::IFDD_ISA {
 

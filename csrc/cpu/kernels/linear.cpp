@@ -1,7 +1,7 @@
 // Inner loops of linear; compiled once per instruction set (see ifdd/isa.h), no standard library code here.
 #include "linear.h"
 
-#include "ifdd/vec.h"
+#include "ifdd/vector/loops.h"
 
 namespace ifdd::cpu::IFDD_ISA {
 

@@ -1,7 +1,7 @@
 // Inner loops of max_pool_tokens; compiled once per instruction set (see ifdd/isa.h), no standard library code here.
 #include "max_pool_tokens.h"
 
-#include "ifdd/simd.h"
+#include "ifdd/vector/loops.h"
 
 namespace ifdd::cpu::IFDD_ISA {
 namespace {

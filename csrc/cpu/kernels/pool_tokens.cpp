@@ -6,19 +6,11 @@
 
 #include <type_traits>
 
-#include "ifdd/vec.h"
+#include "ifdd/vector/loops.h"
+#include "ifdd/vector/math.h"
 
 namespace ifdd::cpu::IFDD_ISA {
 namespace {
-
-template <class A>
-IFDD_INLINE A square_root(A v) {
-  if constexpr (sizeof(A) == 8) {
-    return __builtin_sqrt(v);
-  } else {
-    return __builtin_sqrtf(v);
-  }
-}
 
 // Input rows in the accumulation type: the caller's memory, or a copy of the band's.
 template <class A>
@@ -60,17 +52,17 @@ IFDD_INLINE Taps<unit, N, A> read_taps(const Window<A>& window, const A* p) {
   Taps<unit, N, A> taps;
   const int64_t column = window.column;
   if constexpr (unit) {
-    taps.value[0] = widen(window.left ? p - column : zeros);
+    taps.value[0] = read(window.left ? p - column : zeros);
 #pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) taps.value[1 + i] = widen(p + i * column);
-    taps.value[N + 1] = widen(window.right ? p + N * column : zeros);
+    for (int i = 0; i < N; ++i) taps.value[1 + i] = read(p + i * column);
+    taps.value[N + 1] = read(window.right ? p + N * column : zeros);
   } else {
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
       const A* centre = p + i * window.step;
-      taps.value[3 * i] = widen(i > 0 || window.left ? centre - column : zeros);
-      taps.value[3 * i + 1] = widen(centre);
-      taps.value[3 * i + 2] = widen(i + 1 < N || window.right ? centre + column : zeros);
+      taps.value[3 * i] = read(i > 0 || window.left ? centre - column : zeros);
+      taps.value[3 * i + 1] = read(centre);
+      taps.value[3 * i + 2] = read(i + 1 < N || window.right ? centre + column : zeros);
     }
   }
   return taps;
@@ -86,13 +78,13 @@ __attribute__((noinline)) void convolve(const Window<A>& window, const A* weight
       const Taps<unit, N, A> taps = read_taps<unit, N>(window, window.row[r].source + c);
 #pragma GCC unroll 3
       for (int k = 0; k < 3; ++k) {
-        const Vec<A> factor = widen(weight + (window.row[r].tap + k) * pad + c);
+        const Vec<A> factor = read(weight + (window.row[r].tap + k) * pad + c);
 #pragma GCC unroll 8
         for (int i = 0; i < N; ++i) sum[i] += taps.at(i, k) * factor;
       }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) narrow(out + i * stride + c, sum[i]);
+    for (int i = 0; i < N; ++i) write(out + i * stride + c, sum[i]);
   }
 }
 
@@ -103,16 +95,16 @@ __attribute__((noinline)) void add_weight_gradient(const Window<A>& window, cons
   for (int64_t c = 0; c < d; c += kWidth<A>) {
     Vec<A> g[N];
 #pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) g[i] = widen(grad_u + i * pad + c);
+    for (int i = 0; i < N; ++i) g[i] = read(grad_u + i * pad + c);
     for (int r = 0; r < window.rows; ++r) {
       const Taps<unit, N, A> taps = read_taps<unit, N>(window, window.row[r].source + c);
 #pragma GCC unroll 3
       for (int k = 0; k < 3; ++k) {
         A* slot = partial + (window.row[r].tap + k) * pad + c;
-        Vec<A> sum = widen(slot);
+        Vec<A> sum = read(slot);
 #pragma GCC unroll 8
         for (int i = 0; i < N; ++i) sum += taps.at(i, k) * g[i];
-        narrow(slot, sum);
+        write(slot, sum);
       }
     }
   }
@@ -158,14 +150,12 @@ constexpr const acc_t<T>* direct(const T* p) {
 
 template <class T, class A>
 IFDD_INLINE void read_row(const T* row, int64_t d, A* out) {
-  for_vectors<A>(d,
-                 [&](int64_t c, auto lanes) __attribute__((always_inline)) { narrow(out + c, lanes.read(row + c)); });
+  for_vectors<A>(d, [&](int64_t c, auto lanes) __attribute__((always_inline)) { write(out + c, lanes.read(row + c)); });
 }
 
 template <class T, class A>
 IFDD_INLINE void write_row(const A* row, int64_t d, T* out) {
-  for_vectors<A>(d,
-                 [&](int64_t c, auto lanes) __attribute__((always_inline)) { lanes.write(out + c, widen(row + c)); });
+  for_vectors<A>(d, [&](int64_t c, auto lanes) __attribute__((always_inline)) { lanes.write(out + c, read(row + c)); });
 }
 
 // Input cells of the band of outputs with this y, for one head. Rows that whole vectors of the accumulation type do
@@ -218,16 +208,16 @@ template <class T, class A>
 IFDD_INLINE void normalize(const PoolForward<T>& op, const A* u, T* out, A* stats) {
   const int64_t d = op.size.d;
   Vec<A> sum = {};
-  for_vectors<A>(d, [&](int64_t c, auto) __attribute__((always_inline)) { sum += widen(u + c); });
-  const A mean = total<A>(sum) / static_cast<A>(d);
+  for_vectors<A>(d, [&](int64_t c, auto) __attribute__((always_inline)) { sum += read(u + c); });
+  const A mean = total(sum) / static_cast<A>(d);
   Vec<A> squares = {};
   for_vectors<A>(d, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-    const Vec<A> deviation = lanes.template keep<A>(widen(u + c) - mean);
+    const Vec<A> deviation = lanes.keep(read(u + c) - mean);
     squares += deviation * deviation;
   });
-  const A rstd = 1 / square_root(total<A>(squares) / static_cast<A>(d) + op.eps);
+  const A rstd = 1 / sqrt(total(squares) / static_cast<A>(d) + op.eps);
   for_vectors<A>(d, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-    lanes.write(out + c, (widen(u + c) - mean) * rstd * widen(op.norm_weight + c) + widen(op.norm_bias + c));
+    lanes.write(out + c, (read(u + c) - mean) * rstd * read(op.norm_weight + c) + read(op.norm_bias + c));
   });
   stats[0] = mean;
   stats[1] = rstd;
@@ -243,20 +233,20 @@ IFDD_INLINE void normalize_backward(const PoolBackward<T>& op, A* u, const T* gr
   A* grad_bias = grad_weight + pad;
   Vec<A> sum = {}, dot = {};
   for_vectors<A>(d, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-    const Vec<A> normalized = (widen(u + c) - mean) * rstd;
+    const Vec<A> normalized = (read(u + c) - mean) * rstd;
     const Vec<A> g = lanes.read(grad + c);
-    const Vec<A> scaled = g * widen(op.norm_weight + c);
+    const Vec<A> scaled = g * read(op.norm_weight + c);
     sum += scaled;
     dot += scaled * normalized;
-    narrow(grad_weight + c, widen(grad_weight + c) + g * normalized);
-    narrow(grad_bias + c, widen(grad_bias + c) + g);
-    narrow(u + c, normalized);
+    write(grad_weight + c, read(grad_weight + c) + g * normalized);
+    write(grad_bias + c, read(grad_bias + c) + g);
+    write(u + c, normalized);
   });
-  const A mean_sum = total<A>(sum) / static_cast<A>(d);
-  const A mean_dot = total<A>(dot) / static_cast<A>(d);
+  const A mean_sum = total(sum) / static_cast<A>(d);
+  const A mean_dot = total(dot) / static_cast<A>(d);
   for_vectors<A>(d, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-    const Vec<A> scaled = lanes.read(grad + c) * widen(op.norm_weight + c);
-    narrow(grad_u + c, rstd * (scaled - mean_sum - widen(u + c) * mean_dot));
+    const Vec<A> scaled = lanes.read(grad + c) * read(op.norm_weight + c);
+    write(grad_u + c, rstd * (scaled - mean_sum - read(u + c) * mean_dot));
   });
 }
 
@@ -377,7 +367,7 @@ IFDD_INLINE void input_gradient_columns(const PoolBackward<T>& op, int64_t b, in
       T* out = op.grad_x.data + b * op.grad_x.clip + token * op.grad_x.token + head * op.grad_x.head;
       for_vectors<A>(d, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
         Vec<A> sum = {};
-        for (int i = 0; i < terms; ++i) sum += widen(term[i].grad_u + c) * widen(term[i].weight + c);
+        for (int i = 0; i < terms; ++i) sum += read(term[i].grad_u + c) * read(term[i].weight + c);
         lanes.write(out + c, sum);
       });
     }

@@ -8,14 +8,12 @@
 
 #include <cstdint>
 
+#include "ifdd/padding.h"
 #include "ifdd/scalar.h"
 
 namespace ifdd::cpu {
 
-// Rows that the kernels read in whole vectors (weights, scratch) are padded to a multiple of this many channels, the
-// widest vector of any instruction set; weights with zeros.
-constexpr int64_t kChannelPad = 16;
-constexpr int64_t padded(int64_t d) { return (d + kChannelPad - 1) / kChannelPad * kChannelPad; }
+// Rows that the kernels read in whole vectors (weights, scratch) are padded (ifdd/padding.h), weights with zeros.
 
 constexpr int64_t kTaps = 27;
 // Output columns that one tile of the convolution keeps in registers, at most.
@@ -35,7 +33,7 @@ struct PoolSizes {
 // Whether a kernel first copies a band's input to rows that whole vectors of the accumulation type can read.
 template <class T>
 constexpr bool staged(int64_t d) {
-  return sizeof(T) != sizeof(acc_t<T>) || d % kChannelPad != 0;
+  return sizeof(T) != sizeof(acc_t<T>) || d % kPad != 0;
 }
 
 template <class T>

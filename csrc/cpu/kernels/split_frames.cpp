@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
-#include "ifdd/simd.h"
-#include "ifdd/vec.h"
+#include "ifdd/vector/loops.h"
+#include "ifdd/vector/math.h"
 
 namespace ifdd::cpu::IFDD_ISA {
 namespace {
@@ -69,15 +69,6 @@ IFDD_INLINE void for_tiles(const SplitSizes& size, const Body& body) {
   }
 }
 
-template <class A>
-IFDD_INLINE A square_root(A v) {
-  if constexpr (sizeof(A) == 8) {
-    return __builtin_sqrt(v);
-  } else {
-    return __builtin_sqrtf(v);
-  }
-}
-
 // A sample of a row of many channels: this many pieces of this many channels, spread evenly.
 constexpr int64_t kPieces = 8, kPiece = 16;
 
@@ -109,21 +100,21 @@ IFDD_INLINE void write_normalized(const Slots<T>& slots, int64_t C, const A* wei
     unrolled<tile>([&](auto i) __attribute__((always_inline)) { sum[i] += value<lerp>(slots.source[i], c, lanes); });
   });
   unrolled<tile>([&](auto i) __attribute__((always_inline)) {
-    shift[i] = total<A>(sum[i]) / static_cast<A>(sampled);
+    shift[i] = total(sum[i]) / static_cast<A>(sampled);
     sum[i] = Vec<A>{};
   });
   for_vectors<A>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
     unrolled<tile>([&](auto i) __attribute__((always_inline)) {
-      const Vec<A> d = lanes.template keep<A>(value<lerp>(slots.source[i], c, lanes) - shift[i]);
+      const Vec<A> d = lanes.keep(value<lerp>(slots.source[i], c, lanes) - shift[i]);
       sum[i] += d;
       squares[i] += d * d;
     });
   });
   unrolled<tile>([&](auto i) __attribute__((always_inline)) {
-    const A moved = total<A>(sum[i]) / static_cast<A>(C);
+    const A moved = total(sum[i]) / static_cast<A>(C);
     mean[i] = shift[i] + moved;
-    const A variance = total<A>(squares[i]) / static_cast<A>(C) - moved * moved;
-    rstd[i] = 1 / square_root((variance < 0 ? A(0) : variance) + eps);
+    const A variance = total(squares[i]) / static_cast<A>(C) - moved * moved;
+    rstd[i] = 1 / sqrt((variance < 0 ? A(0) : variance) + eps);
     stats[i][0] = mean[i];
     stats[i][1] = rstd[i];
   });
@@ -190,8 +181,8 @@ IFDD_INLINE void reduce_gradient(const Slots<T>& slots, int64_t C, const T* cons
     lanes.write(grad_bias + c, bias_sum);
   });
   unrolled<tile>([&](auto i) __attribute__((always_inline)) {
-    means[2 * slots.slot[i]] = total<A>(sum[i]) / static_cast<A>(C);
-    means[2 * slots.slot[i] + 1] = total<A>(dot[i]) / static_cast<A>(C);
+    means[2 * slots.slot[i]] = total(sum[i]) / static_cast<A>(C);
+    means[2 * slots.slot[i] + 1] = total(dot[i]) / static_cast<A>(C);
   });
 }
 
@@ -203,7 +194,7 @@ IFDD_INLINE void strip_gradient(const Slots<T>& slots, int64_t begin, int64_t wi
   unrolled<tile>([&](auto i) __attribute__((always_inline)) {
     const Source<T>& source = slots.source[i];
     A* out = grad_y + slots.slot[i] * kStrip;
-    Vec<A> slope = widen(slopes + slots.slot[i] * kWidestVector);
+    Vec<A> slope = read(slopes + slots.slot[i] * kPad);
     for_vectors<A>(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       Vec<A> g = lanes.read(grad[i] + begin + c);
       if (weight != nullptr) {
@@ -211,10 +202,10 @@ IFDD_INLINE void strip_gradient(const Slots<T>& slots, int64_t begin, int64_t wi
         g = stats[i][1] *
             (g * lanes.read(weight + begin + c) - means[2 * slots.slot[i]] - normalized * means[2 * slots.slot[i] + 1]);
       }
-      narrow(out + c, g);
+      write(out + c, g);
       if constexpr (lerp) slope += g * (lanes.read(source.second + begin + c) - lanes.read(source.first + begin + c));
     });
-    narrow(slopes + slots.slot[i] * kWidestVector, slope);
+    write(slopes + slots.slot[i] * kPad, slope);
   });
 }
 
@@ -229,7 +220,7 @@ IFDD_INLINE void gather_readers(const SplitBackward<T>& op, int64_t b, int64_t n
     T* out = op.grad_x + ((b * size.T + t) * size.N + n) * size.C + begin;
     for_vectors<A>(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       Vec<A> sum = {};
-      for (const Reader<A>* r = first; r != last; ++r) sum += r->factor * widen(grad_y + r->slot * kStrip + c);
+      for (const Reader<A>* r = first; r != last; ++r) sum += r->factor * read(grad_y + r->slot * kStrip + c);
       lanes.write(out + c, sum);
     });
   }
@@ -243,8 +234,8 @@ IFDD_INLINE void backward_position(const SplitBackward<T>& op, int64_t b, int64_
   const int64_t K = size.Ks + size.Kd, C = size.C;
   A* grad_y = scratch;
   A* slopes = grad_y + K * kStrip;
-  A* means = slopes + K * kWidestVector;
-  for_each(K * kWidestVector, [&](int64_t i) { slopes[i] = 0; });
+  A* means = slopes + K * kPad;
+  for_each(K * kPad, [&](int64_t i) { slopes[i] = 0; });
   const auto with_slots = [&](const auto& body) __attribute__((always_inline)) {
     for_tiles(size, [&](int group, int64_t first, auto count) __attribute__((always_inline)) {
       constexpr int tile = decltype(count)::value;
@@ -279,7 +270,7 @@ IFDD_INLINE void backward_position(const SplitBackward<T>& op, int64_t b, int64_
   for (int64_t k = 0; k < K; ++k) {
     // A clamped position passes no gradient, not even one of x that is not finite.
     const A slope = op.samples[b * K + k].slope;
-    if (slope != 0) index_partial[k] += slope * total<A>(widen(slopes + k * kWidestVector));
+    if (slope != 0) index_partial[k] += slope * total(read(slopes + k * kPad));
   }
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "ifdd/frames.h"
+#include "ifdd/padding.h"
 #include "ifdd/scalar.h"
 
 namespace ifdd::cpu {
@@ -52,8 +53,6 @@ constexpr int64_t kChunk = 16;
 // Channels between the gradients of the output frames and those of the input frames: what lies between them, (K,
 // kStrip) numbers, stays in the first-level cache.
 constexpr int64_t kStrip = 64;
-// Lanes of the widest vector, in float.
-constexpr int64_t kWidestVector = 16;
 
 template <class T>
 struct SplitBackward {
@@ -76,7 +75,7 @@ constexpr int64_t chunks(const SplitSizes& s) { return (s.N + kChunk - 1) / kChu
 
 // In elements of the accumulation type: gradients of the output frames of a strip, sums for the slopes, and the two
 // means of every slot.
-constexpr int64_t split_backward_scratch(const SplitSizes& s) { return (s.Ks + s.Kd) * (kStrip + kWidestVector + 2); }
+constexpr int64_t split_backward_scratch(const SplitSizes& s) { return (s.Ks + s.Kd) * (kStrip + kPad + 2); }
 
 // forward: positions [begin, end) of the B * N. backward: chunks [begin, end) of the B * chunks(size).
 IFDD_DECLARE_PER_ISA(template <class T> void split_forward(const SplitForward<T>& op, int64_t begin, int64_t end);

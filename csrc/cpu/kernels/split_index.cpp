@@ -1,9 +1,8 @@
 // Inner loops of split_index and frame_correlation; compiled once per instruction set, no standard library code here.
 #include "split_index.h"
 
-#include "ifdd/normal.h"
-#include "ifdd/simd.h"
-#include "ifdd/vec.h"
+#include "ifdd/vector/loops.h"
+#include "ifdd/vector/math.h"
 
 namespace ifdd::cpu::IFDD_ISA {
 namespace {
@@ -24,9 +23,11 @@ IFDD_INLINE void softmax_rows(const A* __restrict__ correlation, A sign, int64_t
   for (int64_t t = 0; t < T; ++t) {
     const A* __restrict__ in = correlation + t * T;
     A* __restrict__ row = out + t * T;
-    A largest = sign * in[0];
-    for (int64_t u = 1; u < T; ++u) largest = sign * in[u] > largest ? sign * in[u] : largest;
-    for_each(T, [&](int64_t u) { row[u] = exp_nonpositive(sign * in[u] - largest); });
+    A top = sign * in[0];
+    for (int64_t u = 1; u < T; ++u) top = sign * in[u] > top ? sign * in[u] : top;
+    for_vectors<A>(T, [&](int64_t u, auto lanes) __attribute__((always_inline)) {
+      lanes.write(row + u, exp(sign * lanes.read(in + u) - top));
+    });
     LaneSum<A> sum;
     for_lanes(T, [&](int64_t u, int l) { sum.lane[l] += row[u]; });
     const A scale = 1 / total(sum);
@@ -61,7 +62,7 @@ void correlate(const T* z, int64_t frames, int64_t D, double scale, int64_t begi
           unrolled<tile>([&](auto i) __attribute__((always_inline)) { sum[i] += x * lanes.read(other + i * D + j); });
         });
         unrolled<tile>([&](auto i) __attribute__((always_inline)) {
-          const acc_t<T> value = static_cast<acc_t<T>>(total<double>(sum[i]) * scale);
+          const acc_t<T> value = static_cast<acc_t<T>>(total(sum[i]) * scale);
           clip[t * frames + u + i] = value;
           clip[(u + i) * frames + t] = value;
         });
@@ -95,7 +96,7 @@ void offsets(const OffsetsForward<A>& op, int64_t begin, int64_t end, A* scratch
     for (int group = 0; group < 2; ++group) {
       softmax_rows(op.in.correlation + b * pairs, group == 0 ? A(1) : A(-1), T, scratch);
       for (int64_t k = 0; k < K; ++k) {
-        const double offset = __builtin_tanh(dot(op.in.weight[group] + k * pairs, scratch, pairs));
+        const double offset = tanh(dot(op.in.weight[group] + k * pairs, scratch, pairs));
         op.index[group][b * K + k] = static_cast<A>(static_cast<double>(2 * k + group) + op.in.reach * offset);
       }
     }
@@ -116,7 +117,7 @@ void offsets_backward(const OffsetsBackward<A>& op, int64_t begin, int64_t end) 
       A* __restrict__ inner = op.inner[group] + b * K;
       softmax_rows(op.in.correlation + b * pairs, sign, T, attention);
       for (int64_t k = 0; k < K; ++k) {
-        const double offset = __builtin_tanh(dot(weight + k * pairs, attention, pairs));
+        const double offset = tanh(dot(weight + k * pairs, attention, pairs));
         inner[k] = static_cast<A>(op.in.reach * op.grad_index[group][b * K + k] * (1 - offset * offset));
       }
       for (int64_t t = 0; t < T; ++t) {

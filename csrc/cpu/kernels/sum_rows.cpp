@@ -1,7 +1,7 @@
 // Inner loops of sum_rows; compiled once per instruction set (see ifdd/isa.h), no standard library code here.
 #include "sum_rows.h"
 
-#include "ifdd/simd.h"
+#include "ifdd/vector/loops.h"
 
 namespace ifdd::cpu::IFDD_ISA {
 

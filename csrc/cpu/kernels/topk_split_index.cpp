@@ -2,7 +2,7 @@
 #include "topk_split_index.h"
 
 #include "ifdd/pooling.h"
-#include "ifdd/simd.h"
+#include "ifdd/vector/loops.h"
 
 namespace ifdd::cpu::IFDD_ISA {
 
