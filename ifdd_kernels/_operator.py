@@ -33,6 +33,9 @@ _autocast_enabled = torch._C._is_any_autocast_enabled
 _AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
     torch._C.DispatchKey.AutocastCUDA
 )
+# Without it PyTorch does not note that a result was made as a view of a tensor nobody else has, and allows to
+# change it in place. No op returns a view of anything else.
+_VIEW_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 
 
 @dataclass(frozen=True)
@@ -257,6 +260,16 @@ def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
+def _without_views(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel whose results own their memory as far as autograd knows, as those of PyTorch's ops do."""
+
+    def owning(*args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_VIEW_KEYS):
+            return kernel(*args)
+
+    return owning
+
+
 def _define(
     name: str,
     schema: str,
@@ -266,7 +279,7 @@ def _define(
 ) -> None:
     """Defines an op with its kernel, fake and autocast rule; a backward op (no operator) casts nothing."""
     LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, _without_views(kernel), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
     overload = getattr(getattr(torch.ops, NAMESPACE), name).default
     cast = () if operator is None else _cast_places(operator)

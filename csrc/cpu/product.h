@@ -66,13 +66,34 @@ Tensor call_operator(const char* name, const char* overload, std::array<StableIV
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// y = W x + b by PyTorch's library.
-inline Tensor library_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+// out = a b, matrices.
+inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
+  call_operator("aten::mm", "out", stack);
+}
+
+// out += a b, matrices.
+inline void multiply_add(const Tensor& a, const Tensor& b, const Tensor& out) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1, 1));
+}
+
+// y = W x + b by PyTorch's library, in memory of its own: aten::linear returns a view of a matrix, which autograd
+// refuses to change in place.
+inline Tensor library_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   const ScalarType dtype = x.scalar_type();
-  std::array<StableIValue, 3> stack{from(x), from(converted(weight, dtype)),
-                                    from(bias ? std::optional<Tensor>(converted(*bias, dtype)) : bias)};
-  return call_operator("aten::linear", "", stack);
+  const Tensor out = empty(x, output_shape(x, weight.size(0)), dtype);
+  if (out.numel() == 0) return out;
+  const int64_t rows = leading(x);
+  const Tensor in = stable::reshape(x, {rows, weight.size(1)}), out_rows = stable::reshape(out, {rows, weight.size(0)}),
+               columns = stable::transpose(converted(weight, dtype), 0, 1);
+  if (bias) {
+    const Tensor offset = converted(*bias, dtype);
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out_rows.get(), offset.get(), in.get(), columns.get(), 1, 1));
+  } else {
+    multiply(in, columns, out_rows);
+  }
+  return out;
 }
 
 // Gradients of x, weight and bias by PyTorch's library. differentiate(grad) multiplies the gradient of the layer's
@@ -90,18 +111,6 @@ std::tuple<Tensor, Tensor, Tensor> library_linear_backward(const Tensor& grad, c
                                        accumulation_dtype(x.scalar_type()));
   return {stable::reshape(grad_x, x.sizes()), converted(grad_weight, weight.scalar_type()),
           converted(grad_bias, weight.scalar_type())};
-}
-
-// out = a b, matrices.
-inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
-  call_operator("aten::mm", "out", stack);
-}
-
-// out += a b, matrices.
-inline void multiply_add(const Tensor& a, const Tensor& b, const Tensor& out) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1, 1));
 }
 
 // Rows of a partial sum of the bias's gradient.

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ifdd_kernels.reference.frame_correlation import frame_correlation, frame_correlation_backward
 from ifdd_kernels.reference.frame_tokens import frame_tokens, frame_tokens_backward
 
+Product = Callable[[Tensor], Tensor]
 
-def _offset(correlation: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The row softmax of the correlation (B, T, T) and tanh(weight . vec(softmax)) (B, T/2)."""
+
+def _product(weight: Tensor) -> Product:
+    """The product of flat rows (B, K) with a weight (M, K)."""
+    return lambda rows: rows @ weight.to(rows.dtype).T
+
+
+def _offset(correlation: Tensor, product: Product) -> tuple[Tensor, Tensor]:
+    """The row softmax of the correlation (B, T, T) and tanh(product(vec(softmax))) (B, T/2)."""
     attention = correlation.softmax(-1)
-    return attention, torch.tanh(attention.flatten(1) @ weight.to(attention.dtype).T)
+    return attention, torch.tanh(product(attention.flatten(1)))
+
+
+def positions(
+    correlation: Tensor, static_product: Product, dynamic_product: Product, reach: float
+) -> tuple[Tensor, Tensor]:
+    """Even frames + reach * offset(+M), odd frames + reach * offset(-M): (B, T/2) each.
+
+    Args:
+        correlation: M, (B, T, T).
+        static_product: from (B, T*T) to (B, T/2), linear.
+        dynamic_product: the same of the dynamic group.
+        reach: how many frames a position may move either way.
+    """
+    even = torch.arange(0, correlation.shape[1], 2, device=correlation.device, dtype=correlation.dtype)
+    static = even + reach * _offset(correlation, static_product)[1]
+    dynamic = even + 1 + reach * _offset(-correlation, dynamic_product)[1]
+    return static, dynamic
 
 
 def _offset_backward(grad: Tensor, correlation: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the correlation and of the weight through :func:`_offset`."""
-    attention, offset = _offset(correlation, weight)
+    attention, offset = _offset(correlation, _product(weight))
     inner = grad * (1 - offset.square())
     grad_weight = inner.T @ attention.flatten(1)
     grad_attention = (inner @ weight.to(inner.dtype)).reshape(attention.shape)
@@ -37,12 +63,9 @@ def split_index(
     reach: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Even frames + reach * offset(+M), odd frames + reach * offset(-M), and the correlation M."""
-    frames, channels = x.shape[1], x.shape[3]
     tokens = frame_tokens(x, token_weight, token_bias, height, width, pool)
-    correlation = frame_correlation(tokens, 1.0 / channels)
-    even = torch.arange(0, frames, 2, device=x.device, dtype=correlation.dtype)
-    static = even + reach * _offset(correlation, static_weight)[1]
-    dynamic = even + 1 + reach * _offset(-correlation, dynamic_weight)[1]
+    correlation = frame_correlation(tokens, 1.0 / x.shape[3])
+    static, dynamic = positions(correlation, _product(static_weight), _product(dynamic_weight), reach)
     return static, dynamic, correlation
 
 

@@ -89,7 +89,8 @@ class IFDD(nn.Module):
         Raises:
             ValueError: clips of another rank, size or type than the configuration says.
         """
-        return self._output(self._lift(clips))
+        feature, residual = self.lifting(self._tokens(clips))
+        return IFDDOutput(self.head(feature), residual, feature)
 
     def features(self, clips: torch.Tensor) -> IFDDFeatures:
         """As `forward`, with the inner quantities kept. Clips (B, 3, T_in, S, S).
@@ -97,7 +98,7 @@ class IFDD(nn.Module):
         Raises:
             ValueError: as `forward`.
         """
-        lifted = self._lift(clips)
+        lifted: Lifted = self.lifting(self._tokens(clips), everything=True)
         grid = self.config.lifting_grid
         return IFDDFeatures(
             lifted.indexes.static,
@@ -105,17 +106,16 @@ class IFDD(nn.Module):
             lifted.indexes.correlation,
             lifted.static.unflatten(2, grid),
             lifted.dynamic.unflatten(2, grid),
-            self._output(lifted),
+            IFDDOutput(self.head(lifted.feature), lifted.residual, lifted.feature),
         )
 
-    def _lift(self, clips: torch.Tensor) -> Lifted:
+    def _tokens(self, clips: torch.Tensor) -> torch.Tensor:
+        """Clips -> the tokens (B, T*N, C) that are split and lifted."""
         self._check(clips)
         tokens = self.embedding(clips).flatten(2).transpose(1, 2)
         stages = self.backbone(tokens, self.config.stages)
-        return self.lifting.lift(self.pyramid([stages[stage] for stage in self.config.stages]))
-
-    def _output(self, lifted: Lifted) -> IFDDOutput:
-        return IFDDOutput(self.head(lifted.feature), lifted.residual, lifted.feature)
+        merged: torch.Tensor = self.pyramid([stages[stage] for stage in self.config.stages])
+        return merged
 
     def _check(self, clips: torch.Tensor) -> None:
         size = self.config.image_size

@@ -61,6 +61,22 @@ def test_refuses_other_clips(clips: torch.Tensor, message: str, small_config: Sm
             method(clips)
 
 
+def test_network_on_meta(small_config: SmallConfig) -> None:
+    """Shapes of results and gradients without memory; loaded by assignment it is the network of the weights."""
+    config = small_config(image_size=32)
+    with torch.device("meta"):
+        model = IFDD(config)
+        output = model(torch.rand(2, 3, 8, 32, 32))
+    assert output.logits.is_meta
+    assert output.logits.shape == (2, 5)
+    (output.logits.sum() + output.lifting_residual.sum()).backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+    good = IFDD(config).eval()
+    model.load_state_dict(good.state_dict(), assign=True)
+    x = torch.rand(2, 3, 8, 32, 32)
+    assert torch.equal(model.eval()(x).logits, good(x).logits)
+
+
 def test_training_differs_from_evaluation(small_config: SmallConfig, clips: Clips) -> None:
     model = IFDD(small_config(dropout=0.5, drop_path=0.2))
     x = clips(model.config, 2, torch.float32)

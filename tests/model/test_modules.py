@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +32,7 @@ from ifdd.modules import (
 from ifdd.modules.convolution import Conv2d, Conv3d
 from ifdd.modules.issm import FrameSplit, make_split
 from ifdd.modules.ladm import Lifting
+from ifdd.modules.recompute import norm_again
 from ifdd_kernels import live_tokens
 
 
@@ -157,8 +160,20 @@ def test_block_made_on_meta_has_its_rows() -> None:
         block = MultiscaleBlock((2, 9, 9), 8, 8, 2, stride_kv=(1, 8, 8))
     assert block.attention.live_rows.is_meta
     assert "live_rows" not in "".join(block.state_dict())
-    rows = block.to_empty(device="cpu").attention.live_rows
-    assert torch.equal(rows, live_tokens((2, 9, 9), (1, 8, 8)).rows)
+    rows = live_tokens((2, 9, 9), (1, 8, 8)).rows
+    state = MultiscaleBlock((2, 9, 9), 8, 8, 2, stride_kv=(1, 8, 8)).state_dict()
+    assigned, by_hand = copy.deepcopy(block), copy.deepcopy(block)
+    assert torch.equal(block.to_empty(device="cpu").attention.live_rows, rows)
+    assigned.load_state_dict(state, assign=True)
+    assert torch.equal(assigned.attention.live_rows, rows)
+    # As loaders do that hand out parameters one by one.
+    for name, tensor in state.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(by_hand.get_submodule(parent), leaf, nn.Parameter(tensor))
+    tokens = torch.randn(2, 163, 8)
+    assert by_hand.attention.live_rows.is_meta
+    assert torch.equal(by_hand(tokens)[0], assigned(tokens)[0])
+    assert torch.equal(by_hand.attention.live_rows, rows)
 
 
 @pytest.mark.parametrize(
@@ -335,27 +350,31 @@ def test_drop_path() -> None:
     assert "0.25" in repr(module)
 
 
-def test_block_keeps_no_normed_tokens_of_its_mlp() -> None:
+def test_block_keeps_no_normed_tokens_of_its_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of the norm's result is free as soon as the block is through, for the same gradients."""
     block = MultiscaleBlock((2, 4, 4), 8, 8, 1)
-    kept: list[torch.Tensor] = []
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor)
-        return tensor
-
     tokens = torch.randn(2, 33, 8)
-    inner: list[torch.Tensor] = []
-    block.mlp_norm.register_forward_hook(lambda module, inputs, output: inner.append(output))
+    kept: list[bool] = []
     gradients: list[list[torch.Tensor]] = []
-    for checkpointed in (False, True):
-        block.zero_grad()
+    for recomputing in (True, False):
+        results: list[Any] = []
+
+        def context(
+            norm: nn.Module,
+            tokens: torch.Tensor,
+            normed: torch.Tensor,
+            results: list[Any] = results,
+            recomputing: bool = recomputing,
+        ) -> Any:
+            results.append(torch.multiprocessing.reductions.StorageWeakRef(normed.untyped_storage()))
+            return norm_again(norm, tokens, normed) if recomputing else nullcontext()
+
+        monkeypatch.setattr("ifdd.modules.backbone.norm_again", context)
         x = tokens.clone().requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            out, _ = block(x, checkpointed)
-        pointers = {tensor.data_ptr() for tensor in kept}
-        assert (inner[-1].data_ptr() in pointers) is checkpointed
-        out.square().sum().backward()
-        gradients.append([p.grad for p in (x, *block.parameters()) if p.grad is not None])
+        out, _ = block(x)
+        kept.append(not results[0].expired())
+        gradients.append(list(torch.autograd.grad(out.square().sum(), [x, *block.parameters()])))
+    assert kept == [False, True]
     for one, other in zip(*gradients, strict=True):
         assert torch.equal(one, other)
 

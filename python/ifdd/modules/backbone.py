@@ -5,18 +5,18 @@ Source: Li et al., "MViTv2: Improved Multiscale Vision Transformers" (CVPR 2022)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ifdd.config import STAGE_COUNT, STAGE_HEADS
+from ifdd.modules.children import apply_linear, norm_weights, weights
 from ifdd.modules.drop_path import DropPath
-from ifdd.modules.linear import Linear
-from ifdd.modules.recompute import norm_again
+from ifdd.modules.recompute import checkpointed, norm_again
 from ifdd_kernels import gelu_linear, linear, max_pool_tokens, pool_tokens, pooled_attention
 from ifdd_kernels.grids import live_tokens, pooled_grid, table_length
 
@@ -33,6 +33,9 @@ class MultiscaleAttention(nn.Module):
 
     `ifdd_kernels.pool_tokens` and `ifdd_kernels.pooled_attention` define the two steps. Tokens that lie in no
     pooling window of the keys and values (7 of 8 at stride 8) are projected to queries only.
+
+    The ops read the weights of `qkv`, of the pools and of their norms. Where one of these children is not
+    exactly what they compute (see docs/modules.md) it is called instead, on all tokens.
     """
 
     live_rows: torch.Tensor
@@ -43,12 +46,12 @@ class MultiscaleAttention(nn.Module):
         super().__init__()
         head_dim = out_channels // heads
         self.grid, self.heads, self.stride_q, self.stride_kv = grid, heads, stride_q, stride_kv
+        self.channels = out_channels
         self.q_grid, self.k_grid = pooled_grid(grid, stride_q), pooled_grid(grid, stride_kv)
         live = live_tokens(grid, stride_kv)
         self.live_grid, self.live_stride = live.grid, live.stride
         self.register_buffer("live_rows", live.rows, persistent=False)
-        self.qkv = Linear(in_channels, 3 * out_channels)
-        # These hold the weights that `pool_tokens` takes; they are not called.
+        self.qkv = nn.Linear(in_channels, 3 * out_channels)
         self.pool_q, self.pool_k, self.pool_v = (
             nn.Conv3d(head_dim, head_dim, 3, padding=1, groups=head_dim, bias=False) for _ in range(3)
         )
@@ -57,50 +60,102 @@ class MultiscaleAttention(nn.Module):
         self.table_h = nn.Parameter(torch.empty(rows_h, head_dim))
         self.table_w = nn.Parameter(torch.empty(rows_w, head_dim))
         self.table_t = nn.Parameter(torch.empty(rows_t, head_dim))
-        self.output = Linear(out_channels, out_channels)
+        self.output = nn.Linear(out_channels, out_channels)
         for table in (self.table_h, self.table_w, self.table_t):
             nn.init.trunc_normal_(table, std=INIT_STD)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> MultiscaleAttention:
         super()._apply(fn, recurse)
-        # Rows are a constant that no state dict restores after `to_empty`.
-        self.live_rows = live_tokens(self.grid, self.stride_kv, self.live_rows.device).rows
+        self._find_rows(self.live_rows.device)
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._find_rows(self.table_h.device)
+
+    def _find_rows(self, device: torch.device) -> torch.Tensor:
+        """Makes the rows on a device: a constant that no state dict restores to a module built on meta."""
+        self.live_rows = live_tokens(self.grid, self.stride_kv, device).rows
+        return self.live_rows
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, 1 + T*H*W, C_in) -> (B, 1 + Nq, C_out)."""
-        qkv, key_value = self._project(tokens)
-        q, k, v = pool_tokens(
-            qkv,
-            self.pool_q.weight,
-            self.pool_k.weight,
-            self.pool_v.weight,
-            (self.norm_q.weight, self.norm_q.bias),
-            (self.norm_k.weight, self.norm_k.bias),
-            (self.norm_v.weight, self.norm_v.bias),
-            grid=self.grid,
-            num_heads=self.heads,
-            stride_q=self.stride_q,
-            stride_kv=self.live_stride,
-            key_value=key_value,
-            key_value_grid=self.live_grid,
-            eps=NORM_EPS,
-        )
+        q, k, v = self._pooled(tokens)
         mixed = pooled_attention(
             q, k, v, self.table_h, self.table_w, self.table_t, q_grid=self.q_grid, k_grid=self.k_grid
         )
-        out: torch.Tensor = self.output(mixed)
-        return out
+        return apply_linear(self.output, mixed)
+
+    def _pooled(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (B, 1 + Nq, h, d), keys and values (B, 1 + Nk, h, d)."""
+        norms = (self.norm_q, self.norm_k, self.norm_v)
+        kernels = [_pool_weight(pool) for pool in (self.pool_q, self.pool_k, self.pool_v)]
+        parameters = [norm_weights(norm) for norm in norms]
+        found: list[Any] = [part for part in (*kernels, *parameters) if part is not None]
+        if len(found) < 6 or not norms[0].eps == norms[1].eps == norms[2].eps:
+            return self._pooled_by_calls(tokens)
+        qkv, key_value = self._project(tokens)
+        weight_q, weight_k, weight_v, norm_q, norm_k, norm_v = found
+        return pool_tokens(
+            qkv,
+            weight_q,
+            weight_k,
+            weight_v,
+            norm_q,
+            norm_k,
+            norm_v,
+            grid=self.grid,
+            num_heads=self.heads,
+            stride_q=self.stride_q,
+            stride_kv=self.stride_kv if key_value is None else self.live_stride,
+            key_value=key_value,
+            key_value_grid=None if key_value is None else self.live_grid,
+            eps=norms[0].eps,
+        )
 
     def _project(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Packed queries, keys and values; the last two apart where they come from fewer tokens."""
-        if self.live_grid == self.grid:
-            return self.qkv(tokens), None
-        rows = (self.output.in_features, 2 * self.output.in_features)
-        weight_q, weight_kv = self.qkv.weight.split(rows)
-        bias_q, bias_kv = self.qkv.bias.split(rows)
-        live = tokens.index_select(1, self.live_rows)
-        return linear(tokens, weight_q, bias_q), linear(live, weight_kv, bias_kv)
+        found = weights(self.qkv, nn.Linear)
+        if found is None or self.live_grid == self.grid:
+            return apply_linear(self.qkv, tokens), None
+        rows = (self.channels, 2 * self.channels)
+        weight_q, weight_kv = found[0].split(rows)
+        bias_q, bias_kv = (None, None) if found[1] is None else found[1].split(rows)
+        at = self.live_rows
+        if at.device != tokens.device:
+            at = self._find_rows(tokens.device)
+        return linear(tokens, weight_q, bias_q), linear(tokens.index_select(1, at), weight_kv, bias_kv)
+
+    def _pooled_by_calls(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As :meth:`_pooled`, every child called."""
+        packed = apply_linear(self.qkv, tokens).unflatten(-1, (3, self.heads, self.channels // self.heads))
+        q, k, v = (
+            self._pooled_by_call(part, getattr(self, f"pool_{name}"), getattr(self, f"norm_{name}"), stride)
+            for name, part, stride in zip(
+                "qkv", packed.unbind(2), (self.stride_q, self.stride_kv, self.stride_kv), strict=True
+            )
+        )
+        return q, k, v
+
+    def _pooled_by_call(
+        self, tokens: torch.Tensor, pool: nn.Module, norm: nn.Module, stride: Grid
+    ) -> torch.Tensor:
+        """(B, 1 + T*H*W, h, d) -> (B, 1 + N', h, d).
+
+        A convolution with a stride is every so manieth cell of the one without, which the child is.
+        """
+        batch, _, heads, head_dim = tokens.shape
+        volume = tokens[:, 1:].unflatten(1, self.grid).permute(0, 4, 5, 1, 2, 3).flatten(0, 1)
+        cells = pool(volume)
+        if cells.shape != volume.shape:
+            raise ValueError(
+                f"MultiscaleAttention: a pool must keep the shape of its input, {tuple(volume.shape)} (the "
+                f"strides are applied behind it); {type(pool).__name__} returned {tuple(cells.shape)}"
+            )
+        cells = cells[:, :, :: stride[0], :: stride[1], :: stride[2]]
+        rows = cells.reshape(batch, heads, head_dim, math.prod(cells.shape[2:]))
+        pooled: torch.Tensor = norm(torch.cat((tokens[:, :1], rows.permute(0, 3, 1, 2)), 1))
+        return pooled
 
 
 class MultiscaleBlock(nn.Module):
@@ -145,9 +200,9 @@ class MultiscaleBlock(nn.Module):
         self.in_channels = in_channels
         self.attention_norm = nn.LayerNorm(in_channels, eps=NORM_EPS)
         self.attention = MultiscaleAttention(grid, in_channels, out_channels, heads, stride_q, stride_kv)
-        self.shortcut = Linear(in_channels, out_channels) if in_channels != out_channels else None
+        self.shortcut = nn.Linear(in_channels, out_channels) if in_channels != out_channels else None
         self.mlp_norm = nn.LayerNorm(out_channels, eps=NORM_EPS)
-        self.mlp_expand = Linear(out_channels, 4 * out_channels)
+        self.mlp_expand = nn.Linear(out_channels, 4 * out_channels)
         self.mlp_contract = nn.Linear(4 * out_channels, out_channels)
         self.drop_path = DropPath(drop_path)
         for module in self.modules():
@@ -155,10 +210,10 @@ class MultiscaleBlock(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=INIT_STD)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: torch.Tensor, checkpointed: bool = False) -> tuple[torch.Tensor, Grid]:
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Grid]:
         """(B, 1 + T*H*W, C_in) -> (B, 1 + T'*H'*W', C_out) and the grid (T', H', W').
 
-        Backward normalises the tokens of the MLP again, unless the whole block is `checkpointed`.
+        Backward normalises the tokens of the MLP again instead of keeping them (:func:`norm_again`).
 
         Raises:
             ValueError: tokens of another shape than the block was made for.
@@ -170,15 +225,21 @@ class MultiscaleBlock(nn.Module):
                 f"got {tuple(tokens.shape)}"
             )
         normed = self.attention_norm(tokens)
-        shortcut = tokens if self.shortcut is None else self.shortcut(normed)
+        shortcut = tokens if self.shortcut is None else apply_linear(self.shortcut, normed)
         if max(self.stride_q) > 1:
             shortcut = max_pool_tokens(shortcut, self.grid, self.stride_q)
         tokens = shortcut + self.drop_path(self.attention(normed))
         normed = self.mlp_norm(tokens)
-        with nullcontext() if checkpointed else norm_again(self.mlp_norm, tokens, normed):
-            hidden = self.mlp_expand(normed)
-        mlp = gelu_linear(hidden, self.mlp_contract.weight, self.mlp_contract.bias)
-        return tokens + self.drop_path(mlp), self.out_grid
+        with norm_again(self.mlp_norm, tokens, normed):
+            hidden = apply_linear(self.mlp_expand, normed)
+        return tokens + self.drop_path(self._contract(hidden)), self.out_grid
+
+    def _contract(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The second half of the MLP: (B, N, 4*C) -> (B, N, C)."""
+        found = weights(self.mlp_contract, nn.Linear)
+        if found is None or found[1] is None:
+            return apply_linear(self.mlp_contract, F.gelu(hidden))
+        return gelu_linear(hidden, found[0], found[1])
 
 
 class StageOutput(NamedTuple):
@@ -245,14 +306,21 @@ class MultiscaleBackbone(nn.Module):
         outputs: dict[int, StageOutput] = {}
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
-            if recompute:
-                tokens, grid = checkpoint(block, tokens, True, use_reentrant=False)
-            else:
-                tokens, grid = block(tokens)
+            tokens, grid = checkpointed(block, tokens) if recompute else block(tokens)
             if index in self.stage_ends and (stage := self.stage_ends.index(index)) in stages:
                 last = stage == len(self.stage_ends) - 1
                 outputs[stage] = StageOutput(self.norm(tokens) if last else tokens, grid)
         return outputs
+
+
+def _pool_weight(pool: nn.Module) -> torch.Tensor | None:
+    """The weight of a pool that `pool_tokens` computes; None where it has to be called."""
+    found = weights(pool, nn.Conv3d)
+    if found is None or found[1] is not None:
+        return None
+    ones = (1, 1, 1)
+    fits = pool.stride == ones and pool.padding == ones and pool.dilation == ones
+    return found[0] if fits and pool.padding_mode == "zeros" else None
 
 
 def _triple(name: str, value: Sequence[int]) -> Grid:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ifdd.config import EMBEDDED_FRAMES, EMBEDDING_FRAMES, PATCH_STRIDE
+from ifdd.modules.children import weights
 from ifdd.modules.convolution import Conv3d, convolve
 from ifdd.modules.separable import ConvNormReLU, SeparableConv
 
@@ -18,7 +19,8 @@ class ConvEmbedding(nn.Module):
 
     The temporal stride is 1 for 8 frames and 2 otherwise; for 32 frames the mean of neighbouring output
     frames follows. Convolution and mean are one convolution with a kernel of length 5 and stride 4 there, so
-    the forward pass computes that one: weights keep the shape (C, 3, 3, 7, 7).
+    the forward pass computes that one where `conv` may be read (docs/modules.md): weights keep the shape
+    (C, 3, 3, 7, 7).
 
     Args:
         channels: output channels C.
@@ -34,20 +36,27 @@ class ConvEmbedding(nn.Module):
         self.temporal_stride = clip_frames // EMBEDDED_FRAMES
         stride = (min(self.temporal_stride, 2), PATCH_STRIDE, PATCH_STRIDE)
         self.conv = Conv3d(3, channels, (3, 7, 7), stride, (1, 3, 3))
+        self._made_with = self._settings()
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """(B, 3, T_in, H, W) -> (B, C, 8, H/4, W/4)."""
         if self.temporal_stride <= 2:
-            return self._convolve(clips, self.conv.weight)
-        weight = self.conv.weight
+            volume: torch.Tensor = self.conv(clips)
+            return volume
+        found = weights(self.conv, Conv3d)
+        if found is None or self._settings() != self._made_with:
+            return F.avg_pool3d(self.conv(clips), (2, 1, 1))
+        weight, bias = found
         # Output frames 2t and 2t+1 see input frames 4t-1..4t+1 and 4t+1..4t+3; their mean sees 4t-1..4t+3.
         early, late = F.pad(weight, (0, 0, 0, 0, 0, 2)), F.pad(weight, (0, 0, 0, 0, 2, 0))
-        return self._convolve(clips, (early + late) / 2)
-
-    def _convolve(self, clips: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         stride = (self.temporal_stride, PATCH_STRIDE, PATCH_STRIDE)
         function = partial(F.conv3d, stride=stride, padding=self.conv.padding)
-        return convolve(function, clips, weight, self.conv.bias)
+        return convolve(function, clips, (early + late) / 2, bias)
+
+    def _settings(self) -> tuple[object, ...]:
+        """What of the convolution, beside its weights, the folded one depends on."""
+        conv = self.conv
+        return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
 
 
 class S3DEmbedding(nn.Module):

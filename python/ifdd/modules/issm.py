@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ifdd.config import INDEX_SAMPLINGS, SPLITS
-from ifdd_kernels import split_frames, split_index, static_dynamic_split, topk_split_index
+from ifdd.modules.children import call_unrounded, norm_weights, weights, without_autocast
+from ifdd_kernels import frame_correlation, split_frames, split_index, static_dynamic_split, topk_split_index
+from ifdd_kernels.reference._common import pool_frames
+from ifdd_kernels.reference.split_index import positions
 
 INIT_STD = 0.03
+REACH = 2.0
+NORM_EPS = 1e-5
 
 
 class FrameIndexes(NamedTuple):
@@ -25,13 +32,18 @@ class FrameIndexes(NamedTuple):
     correlation: torch.Tensor | None
 
 
-def _norms(static_norm: nn.LayerNorm | None, dynamic_norm: nn.LayerNorm | None) -> dict[str, Any]:
-    """Arguments of the ops for the norms of both groups."""
-    return {
-        "static_norm": None if static_norm is None else (static_norm.weight, static_norm.bias),
-        "dynamic_norm": None if dynamic_norm is None else (dynamic_norm.weight, dynamic_norm.bias),
-        "eps": 1e-5 if static_norm is None else static_norm.eps,
-    }
+def _fused_norms(static_norm: nn.Module | None, dynamic_norm: nn.Module | None) -> dict[str, Any] | None:
+    """Arguments of the ops for the norms of both groups; None where these have to be called."""
+    if static_norm is None and dynamic_norm is None:
+        return {"static_norm": None, "dynamic_norm": None, "eps": NORM_EPS}
+    static, dynamic = norm_weights(static_norm), norm_weights(dynamic_norm)
+    if static is None or dynamic is None:
+        return None
+    assert static_norm is not None
+    assert dynamic_norm is not None
+    if static_norm.eps != dynamic_norm.eps:
+        return None
+    return {"static_norm": static, "dynamic_norm": dynamic, "eps": static_norm.eps}
 
 
 class FrameSplit(nn.Module):
@@ -56,24 +68,31 @@ class FrameSplit(nn.Module):
     def split(
         self,
         frames: torch.Tensor,
-        static_norm: nn.LayerNorm | None = None,
-        dynamic_norm: nn.LayerNorm | None = None,
+        static_norm: nn.Module | None = None,
+        dynamic_norm: nn.Module | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, FrameIndexes]:
         """The two groups (B, T/2, N, C), normalised over C where norms are given, and their indexes.
+
+        Norms that are plain `LayerNorm`s of one eps are fused with the sampling, others are called.
 
         Raises:
             ValueError: frames of another shape than the split was made for.
         """
         self._check(frames)
-        indexes = self.indexes(frames)
-        static, dynamic = split_frames(
-            frames,
-            indexes.static,
-            indexes.dynamic,
-            **_norms(static_norm, dynamic_norm),
-            aligned=self.aligned,
-        )
+        norms = _fused_norms(static_norm, dynamic_norm)
+        static, dynamic, indexes = self._sample(frames, norms or {})
+        if norms is None:
+            static = static if static_norm is None else static_norm(static)
+            dynamic = dynamic if dynamic_norm is None else dynamic_norm(dynamic)
         return static, dynamic, indexes
+
+    def _sample(
+        self, frames: torch.Tensor, norms: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, FrameIndexes]:
+        """Both groups and their indexes; `norms` are arguments of the op."""
+        indexes = self.indexes(frames)
+        groups = split_frames(frames, indexes.static, indexes.dynamic, **norms, aligned=self.aligned)
+        return *groups, indexes
 
     def _check(self, frames: torch.Tensor) -> None:
         expected = (self.frames, self.grid[0] * self.grid[1], self.channels)
@@ -83,10 +102,13 @@ class FrameSplit(nn.Module):
                 f"got {tuple(frames.shape)}"
             )
 
-    def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Frames (B, T, N, C) -> static and dynamic group, each (B, T/2, N, C)."""
-        static, dynamic, _ = self.split(frames)
-        return static, dynamic
+    def forward(self, frames: torch.Tensor, with_indexes: bool = False) -> tuple[Any, ...]:
+        """Frames (B, T, N, C) -> static and dynamic group, each (B, T/2, N, C).
+
+        `with_indexes` adds their `FrameIndexes`.
+        """
+        groups = self.split(frames)
+        return groups if with_indexes else groups[:2]
 
 
 class ISSM(FrameSplit):
@@ -94,7 +116,8 @@ class ISSM(FrameSplit):
 
     With M = z z^T / C the correlation of the frame tokens z, the indexes are
     (0, 2, ...) + 2 tanh(W_s vec softmax(M)) and (1, 3, ...) + 2 tanh(W_d vec softmax(-M));
-    `ifdd_kernels.split_index` defines them, `ifdd_kernels.split_frames` the interpolation.
+    `ifdd_kernels.split_index` defines them, `ifdd_kernels.split_frames` the interpolation. The op reads the
+    weights of the three `Linear`s; where one of them is more than that it is called (docs/modules.md).
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168.
 
@@ -124,41 +147,53 @@ class ISSM(FrameSplit):
             raise ValueError(f"ISSM: index_sampling must be one of {INDEX_SAMPLINGS}; got {index_sampling!r}")
         self.pool = pool
         self.aligned = index_sampling == "aligned"
-        # These hold the weights that `split_index` takes; they are not called.
         self.tokenizer = nn.Linear(channels, pool)
         self.static_offset = nn.Linear(frames * frames, frames // 2, bias=False)
         self.dynamic_offset = nn.Linear(frames * frames, frames // 2, bias=False)
         nn.init.trunc_normal_(self.static_offset.weight, std=INIT_STD)
         nn.init.trunc_normal_(self.dynamic_offset.weight, std=INIT_STD)
 
-    def _arguments(self, frames: torch.Tensor) -> tuple[Any, ...]:
-        """What both ops begin with."""
-        return (
-            frames,
-            self.grid,
-            self.tokenizer.weight,
-            self.tokenizer.bias,
-            self.static_offset.weight,
-            self.dynamic_offset.weight,
-            self.pool,
-        )
+    def _arguments(self, frames: torch.Tensor) -> tuple[Any, ...] | None:
+        """What both ops begin with; None where a child has to be called."""
+        tokenizer = weights(self.tokenizer, nn.Linear)
+        static = weights(self.static_offset, nn.Linear)
+        dynamic = weights(self.dynamic_offset, nn.Linear)
+        if tokenizer is None or static is None or dynamic is None:
+            return None
+        if tokenizer[1] is None or static[1] is not None or dynamic[1] is not None:
+            return None
+        return frames, self.grid, *tokenizer, static[0], dynamic[0], self.pool
 
     def indexes(self, frames: torch.Tensor) -> FrameIndexes:
         """Frames (B, T, N, C) -> fractional indexes (B, T/2) of both groups, correlation (B, T, T)."""
-        found = split_index(*self._arguments(frames))
+        arguments = self._arguments(frames)
+        if arguments is None:
+            return self._indexes_by_calls(frames)
+        found = split_index(*arguments, reach=REACH)
         return FrameIndexes(found.static_index, found.dynamic_index, found.correlation)
 
-    def split(
-        self,
-        frames: torch.Tensor,
-        static_norm: nn.LayerNorm | None = None,
-        dynamic_norm: nn.LayerNorm | None = None,
+    def _indexes_by_calls(self, frames: torch.Tensor) -> FrameIndexes:
+        """As :meth:`indexes`, every child called; no result of theirs is rounded by autocast either."""
+        with without_autocast(frames):
+            pooled = pool_frames(frames, *self.grid, self.pool)
+            tokens = F.gelu(call_unrounded(self.tokenizer, pooled)).mT.flatten(2)
+            correlation = frame_correlation(tokens, 1.0 / self.channels)
+            static, dynamic = positions(
+                correlation,
+                partial(call_unrounded, self.static_offset),
+                partial(call_unrounded, self.dynamic_offset),
+                REACH,
+            )
+        return FrameIndexes(static, dynamic, correlation)
+
+    def _sample(
+        self, frames: torch.Tensor, norms: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor, FrameIndexes]:
-        """As :meth:`FrameSplit.split`, by the one op for both steps."""
-        self._check(frames)
-        found = static_dynamic_split(
-            *self._arguments(frames), **_norms(static_norm, dynamic_norm), aligned=self.aligned
-        )
+        """By the one op for both steps, where nothing has to be called in between."""
+        arguments = self._arguments(frames)
+        if arguments is None or type(self).indexes is not ISSM.indexes:
+            return super()._sample(frames, norms)
+        found = static_dynamic_split(*arguments, **norms, reach=REACH, aligned=self.aligned)
         return found.static, found.dynamic, FrameIndexes(*found[2:])
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ifdd.modules.children import apply_linear, is_untouched, weights
 from ifdd.modules.drop_path import DropPath
-from ifdd.modules.issm import EvenOddSplit, FrameIndexes, make_split
-from ifdd.modules.linear import Linear
+from ifdd.modules.issm import EvenOddSplit, FrameIndexes, FrameSplit, make_split
 from ifdd.modules.separable import SeparableConv
 from ifdd_kernels import lifting_attention, lifting_predict, lifting_residual, lifting_update
 
@@ -44,14 +44,16 @@ class Lifting(nn.Module):
         """Tokens (B, T*N, C) -> every quantity of the lifting."""
         raise NotImplementedError
 
-    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, tokens: torch.Tensor, everything: bool = False) -> tuple[Any, ...]:
         """Tokens (B, T*N, C) -> dynamic feature (B, C), lifting residual (B, H, W).
+
+        `everything` returns all that :meth:`lift` does, a `Lifted`, which begins with these two.
 
         Raises:
             ValueError: tokens of another shape than the module was made for.
         """
         lifted = self.lift(tokens)
-        return lifted.feature, lifted.residual
+        return lifted if everything else lifted[:2]
 
     def _frames(self, tokens: torch.Tensor) -> torch.Tensor:
         area = self.grid[0] * self.grid[1]
@@ -65,8 +67,28 @@ class Lifting(nn.Module):
 
     def _compress(self, tokens: torch.Tensor) -> torch.Tensor:
         """sum_m w_m tokens_m: (B, M, K) -> (B, K)."""
-        pooled = (self.compress.weight @ tokens).squeeze(1)
-        return pooled if self.compress.bias is None else pooled + self.compress.bias
+        found = weights(self.compress, nn.Linear)
+        if found is None:
+            called: torch.Tensor = self.compress(tokens.mT).squeeze(-1)
+            return called
+        weight, bias = found
+        pooled = (weight @ tokens).squeeze(1)
+        return pooled if bias is None else pooled + bias
+
+    def _split(
+        self,
+        frames: torch.Tensor,
+        static_norm: nn.Module | None = None,
+        dynamic_norm: nn.Module | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, FrameIndexes]:
+        """`FrameSplit.split` of `self.split`, which is called where hooks or a wrapper wait for that."""
+        split: Any = self.split
+        if isinstance(split, FrameSplit) and is_untouched(split):
+            return split.split(frames, static_norm, dynamic_norm)
+        static, dynamic, indexes = split(frames, with_indexes=True)
+        static = static if static_norm is None else static_norm(static)
+        dynamic = dynamic if dynamic_norm is None else dynamic_norm(dynamic)
+        return static, dynamic, indexes
 
     def _residual(self, frames: torch.Tensor, static: torch.Tensor) -> torch.Tensor:
         residual: torch.Tensor = lifting_residual(frames, static).unflatten(1, self.grid)
@@ -90,39 +112,46 @@ class LiftingStep(nn.Module):
     ) -> None:
         super().__init__()
         self.kind, self.heads, self.self_conditioned, self.dropout = kind, heads, self_conditioned, dropout
-        self.query = Linear(channels, channels)
-        self.key_value = Linear(channels, 2 * channels)
-        self.output = Linear(channels, channels)
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(channels, 2 * channels)
+        self.output = nn.Linear(channels, channels)
 
     def forward(self, target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         """Two groups (B, M, C) -> the lifted target (B, M, C)."""
-        if self.training and self.dropout > 0.0:
-            attended = F.dropout(self._attend(target, source), self.dropout)
+        query, key_value, output = map(_weight_and_bias, (self.query, self.key_value, self.output))
+        dropping = self.training and self.dropout > 0.0
+        if dropping or query is None or key_value is None or output is None:
+            attended = F.dropout(self._attend(target, source), self.dropout, self.training)
             return target + attended if self.kind == "update" else target - attended
         step = lifting_update if self.kind == "update" else lifting_predict
         return step(
             target,
             source,
-            self.query.weight,
-            self.query.bias,
-            self.key_value.weight,
-            self.key_value.bias,
-            self.output.weight,
-            self.output.bias,
+            query[0],
+            query[1],
+            key_value[0],
+            key_value[1],
+            output[0],
+            output[1],
             num_heads=self.heads,
             self_conditioned=self.self_conditioned,
         )
 
     def _attend(self, target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        # Dropout falls between the output projection and the sum, which the fused step does not expose.
-        query = self.query(source if self.self_conditioned else target).unflatten(-1, (self.heads, -1))
-        key, value = self.key_value(source).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        attended: torch.Tensor = self.output(lifting_attention(query, key, value))
-        return attended
+        """The step's attention with its children called; dropout would fall behind it, before the sum."""
+        query = apply_linear(self.query, source if self.self_conditioned else target)
+        key, value = apply_linear(self.key_value, source).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        return apply_linear(self.output, lifting_attention(query.unflatten(-1, (self.heads, -1)), key, value))
 
     def extra_repr(self) -> str:
         """Kind of step and its settings."""
         return f"kind={self.kind}, heads={self.heads}, self_conditioned={self.self_conditioned}"
+
+
+def _weight_and_bias(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Of a `Linear` that may be read and has both."""
+    found = weights(layer, nn.Linear)
+    return None if found is None or found[1] is None else (found[0], found[1])
 
 
 class SelfAttention(nn.Module):
@@ -131,15 +160,15 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = Linear(channels, 3 * channels)
-        self.output = Linear(channels, channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.output = nn.Linear(channels, channels)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, M, C) -> (B, M, C)."""
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = apply_linear(self.qkv, tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        attended: torch.Tensor = self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))
+        attended: torch.Tensor = self.dropout(apply_linear(self.output, mixed.transpose(1, 2).flatten(2)))
         return attended
 
 
@@ -202,7 +231,7 @@ class LADM(Lifting):
         self.attention_norm = nn.LayerNorm(channels)
         self.attention = SelfAttention(channels, heads, attention_dropout)
         self.mlp_norm = nn.LayerNorm(channels)
-        self.mlp_expand = Linear(channels, 4 * channels)
+        self.mlp_expand = nn.Linear(channels, 4 * channels)
         self.mlp_contract = nn.Linear(4 * channels, channels)
         self.mlp_dropout = nn.Dropout(attention_dropout)
         self.drop_path = DropPath(drop_path)
@@ -210,7 +239,7 @@ class LADM(Lifting):
     def lift(self, tokens: torch.Tensor) -> Lifted:
         """Tokens (B, T*N, C) -> every quantity of the lifting."""
         frames = self._frames(tokens)
-        static, dynamic, indexes = self.split.split(frames, self.static_norm, self.dynamic_norm)
+        static, dynamic, indexes = self._split(frames, self.static_norm, self.dynamic_norm)
         layout = static.shape[1:3]
         static, dynamic = static.flatten(1, 2), dynamic.flatten(1, 2)
         if self.order == "update_first":
@@ -228,14 +257,31 @@ class LADM(Lifting):
 
     def _refine(self, dynamic: torch.Tensor) -> torch.Tensor:
         dynamic = dynamic + self.drop_path(self.attention(self.attention_norm(dynamic)))
-        hidden = self.mlp_dropout(F.gelu(self.mlp_expand(self.mlp_norm(dynamic))))
-        if self.training and self.mlp_dropout.p > 0.0:
-            return self._compress(self.drop_path(self.mlp_dropout(self.mlp_contract(hidden))))
+        hidden = self.mlp_dropout(F.gelu(apply_linear(self.mlp_expand, self.mlp_norm(dynamic))))
+        contract, compress = weights(self.mlp_contract, nn.Linear), weights(self.compress, nn.Linear)
+        if contract is None or compress is None or compress[1] is not None or not self._drops_whole_samples():
+            return self._compress(self.drop_path(self.mlp_dropout(apply_linear(self.mlp_contract, hidden))))
         # sum_m w_m (W h_m + b) = W (sum_m w_m h_m) + b sum_m w_m: one row instead of M goes through W.
         # Dropping a whole sample commutes with the sum as well; dropout of single elements, above, does not.
-        feature = F.linear(self._compress(hidden), self.mlp_contract.weight)
-        dropped: torch.Tensor = self.drop_path(feature + self.mlp_contract.bias * self.compress.weight.sum())
+        feature = F.linear(self._compress(hidden), contract[0])
+        if contract[1] is not None:
+            feature = feature + contract[1] * compress[0].sum()
+        dropped: torch.Tensor = self.drop_path(feature)
         return dropped
+
+    def _drops_whole_samples(self) -> bool:
+        """Whether all that may follow the MLP's second layer is the loss of whole samples."""
+        dropout: nn.Module = self.mlp_dropout
+        path = self.drop_path
+        return (
+            (
+                type(dropout) is nn.Identity
+                or (type(dropout) is nn.Dropout and not (dropout.training and dropout.p > 0.0))
+            )
+            and type(path) in (DropPath, nn.Identity)
+            and is_untouched(dropout)
+            and is_untouched(path)
+        )
 
 
 class ConvLifting(Lifting):
@@ -253,7 +299,7 @@ class ConvLifting(Lifting):
     def lift(self, tokens: torch.Tensor) -> Lifted:
         """Tokens (B, T*N, C) -> every quantity of the lifting."""
         frames = self._frames(tokens)
-        static, dynamic, indexes = self.split.split(frames)
+        static, dynamic, indexes = self._split(frames)
         static = static + self._convolve(self.updater, dynamic)
         dynamic = dynamic - self._convolve(self.predictor, static)
         feature = self._compress(dynamic.flatten(1, 2))
@@ -287,6 +333,6 @@ class NoLifting(Lifting):
     def lift(self, tokens: torch.Tensor) -> Lifted:
         """Tokens (B, T*N, C) -> every quantity of the lifting."""
         frames = self._frames(tokens)
-        static, dynamic, indexes = self.split.split(frames)
+        static, dynamic, indexes = self._split(frames)
         feature = self._compress(dynamic.flatten(1, 2))
         return Lifted(feature, self._residual(frames, static), static, dynamic, indexes)

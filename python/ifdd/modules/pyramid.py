@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ifdd.modules.backbone import Grid, StageOutput
+from ifdd.modules.children import apply_linear
 from ifdd.modules.convolution import Conv2d
-from ifdd.modules.linear import Linear
 
 
 class PyramidAggregation(nn.Module):
@@ -37,7 +37,7 @@ class PyramidAggregation(nn.Module):
         self.reduce = nn.ModuleList(
             Conv2d(width, width, kernel_size=3, padding=1, bias=False) for width in channels[:-1]
         )
-        self.merge = Linear(sum(channels), channels[-1], bias=False) if self.ratios else None
+        self.merge = nn.Linear(sum(channels), channels[-1], bias=False) if self.ratios else None
 
     def forward(self, stages: Sequence[StageOutput]) -> torch.Tensor:
         """Stage outputs (B, 1 + T*H_i*W_i, C_i) -> tokens (B, T*H*W, C) of the last grid, no class token."""
@@ -50,5 +50,4 @@ class PyramidAggregation(nn.Module):
             image = conv(frames.flatten(0, 1).permute(0, 3, 1, 2))
             rows = image.permute(0, 2, 3, 1).reshape(last.shape[0], last.shape[1], image.shape[1])
             parts.append(rows.to(last.dtype))
-        merged: torch.Tensor = self.merge(torch.cat((*parts, last), dim=-1))
-        return merged
+        return apply_linear(self.merge, torch.cat((*parts, last), dim=-1))

@@ -1,0 +1,105 @@
+"""Children whose weights a fused op reads: when it may, and what is called otherwise.
+
+A fused op takes the weights of a child instead of calling it. Both come to the same only where the child is
+exactly the layer that the op computes: an adapter (LoRA), a hook, a parametrisation, pruning, quantised or
+sharded weights and offloading all live in the call. docs/modules.md lists the children concerned.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn.modules import module as _hooks
+from torch.utils.module_tracker import ModuleTracker
+
+from ifdd_kernels import linear
+from ifdd_kernels._operator import AUTOCAST_DEVICES
+
+PLAIN_TENSORS = frozenset({Tensor, nn.Parameter, nn.Buffer, FakeTensor, FunctionalTensor})
+"""Types that fused ops take. The last two stand for plain tensors while a program is traced."""
+
+Weights = tuple[Tensor, Tensor | None]
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling the module runs the forward of its class and nothing else.
+
+    Hooks may come and go at any time, so this is asked on every call.
+    """
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl
+        or "forward" in module.__dict__
+    ):
+        return False
+    watched = (
+        _hooks._global_forward_hooks
+        or _hooks._global_forward_pre_hooks
+        or _hooks._global_backward_hooks
+        or _hooks._global_backward_pre_hooks
+    )
+    return not watched or _names_only()
+
+
+def weights(module: nn.Module | None, kind: type[nn.Module]) -> Weights | None:
+    """Weight and bias of a module that may be read; None where it has to be called.
+
+    Args:
+        module: a child; its class must be `kind` itself: a subclass may compute anything.
+        kind: a layer with `weight` and `bias`.
+    """
+    if type(module) is not kind or not is_untouched(module):
+        return None
+    weight, bias = module.weight, module.bias
+    if type(weight) not in PLAIN_TENSORS or not (bias is None or type(bias) in PLAIN_TENSORS):
+        return None
+    return weight, bias  # type: ignore[return-value]
+
+
+def norm_weights(module: nn.Module | None) -> tuple[Tensor, Tensor] | None:
+    """As :func:`weights`, of a `LayerNorm` that has both."""
+    found = weights(module, nn.LayerNorm)
+    return None if found is None or found[1] is None else (found[0], found[1])
+
+
+def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x), by `ifdd_kernels.linear` (fast in 16 bits on a CPU) where the layer is a plain `Linear`."""
+    found = weights(layer, nn.Linear)
+    out: Tensor = layer(x) if found is None else linear(x, *found)
+    return out
+
+
+def call_unrounded(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x) in the dtype of the layer's parameters, under autocast too; the result in x's dtype."""
+    own = next((p.dtype for p in layer.parameters() if p.is_floating_point()), x.dtype)
+    with without_autocast(x):
+        out: Tensor = layer(x.to(own))
+    return out.to(x.dtype)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """No autocast on the device of x; PyTorch refuses to be asked about some devices, such as meta."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if device in AUTOCAST_DEVICES else nullcontext()
+
+
+def _names_only() -> bool:
+    """Whether the hooks on all modules are those that note which one runs, as PyTorch's FLOP counter does.
+
+    It should count what runs without it.
+    """
+    every = (
+        _hooks._global_forward_hooks,
+        _hooks._global_forward_pre_hooks,
+        _hooks._global_backward_hooks,
+        _hooks._global_backward_pre_hooks,
+    )
+    owners = (getattr(hook, "__self__", None) for hooks in every for hook in hooks.values())
+    return all(isinstance(owner, ModuleTracker) for owner in owners)
