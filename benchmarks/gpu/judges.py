@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,6 @@ from benchmarks.gpu.library import STOP
 
 Judgement = tuple[dict[str, Any], list[str]]
 """Counts of a stage and its failures; it went well without any."""
-#: The GPU machine's versions. Triton comes with torch.
-VERSIONS = {"python": "3.12", "torch": "2.11.0", "triton": "3.6.0", "torchvision": "0.26.0"}
 
 
 def _last(log: str) -> str:
@@ -43,13 +42,13 @@ def stop(code: int, log: str) -> Judgement:
     return {}, wrong
 
 
-def environment(code: int, log: str) -> Judgement:
-    """The versions, where they are those of the GPU machine and nothing is missing."""
+def environment(code: int, log: str, versions: Mapping[str, str]) -> Judgement:
+    """The versions, where they are those of the GPU machine (``versions``) and nothing is missing."""
     if code != 0:
         return exit_code(code, log)
     found = _printed(log)
     wrong = [f"{name} is missing" for name, version in found.items() if version is None]
-    for name, wanted in VERSIONS.items():
+    for name, wanted in versions.items():
         version = found.get(name)
         if version is not None and not version.split("+")[0].startswith(wanted):
             wrong.append(f"{name} is {version}, the GPU machine has {wanted}")

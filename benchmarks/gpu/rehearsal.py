@@ -29,11 +29,12 @@ import xml.etree.ElementTree as ElementTree
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import judges, library, sources
-from benchmarks.gpu.judges import VERSIONS, Judgement
+from benchmarks.gpu.judges import Judgement
 from benchmarks.suite import place
 from benchmarks.suite.place import RESULTS, ROOT
 
@@ -45,6 +46,8 @@ COPIED = (
     *("CMakeLists.txt", "pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md", "Makefile"),
     *("build_support", "csrc", "ifdd_kernels", "python", "benchmarks", "tests", "configs", "docs"),
 )
+#: The GPU machine's versions. Triton comes with torch.
+VERSIONS = {"python": "3.12", "torch": "2.11.0", "triton": "3.6.0", "torchvision": "0.26.0"}
 #: What that machine has beside them, and what the interpreter needs: Triton 3.6 wants a NumPy before 2.4.
 REQUIREMENTS = (
     *(f"{name}=={VERSIONS[name]}" for name in ("torch", "triton", "torchvision")),
@@ -136,30 +139,28 @@ def stages(tree: Path, python: str, jobs: int) -> list[Stage]:
     """What is rehearsed, in order, in a copy of the checkout."""
     folder = tree.parent
     build = {"IFDD_NATIVE": "1", "IFDD_WERROR": "1", "IFDD_CUDA": "ON", "IFDD_CUDA_ARCHS": "90a-real"}
+    versions = partial(judges.environment, versions=VERSIONS)
+    loads = partial(judges.library, expected=library.expected_ops(tree))
     found = folder / "specialisations.json"
     check = (python, "-m", "benchmarks.gpu.check")
     on_cpu = ("--device", "cpu", "--budget-s", "900", "--only", CPU_STEPS)
     compiling = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder / "triton")}
     specialisations = ("-m", "benchmarks.gpu.specialisations", "--arch", "90", "--check", "--jobs", str(jobs))
     return [
-        Stage("environment", (python, "-c", ENVIRONMENT, *REQUIREMENTS), judges.environment),
+        Stage("environment", (python, "-c", ENVIRONMENT, *REQUIREMENTS), versions),
         Stage(
             "build",
             (python, "setup.py", "build_ext", "--inplace"),
             judges.build,
             build | {"MAX_JOBS": str(jobs)},
         ),
-        Stage(
-            "library",
-            (python, "-c", LIBRARY),
-            lambda code, log: judges.library(code, log, library.expected_ops(tree)),
-        ),
+        Stage("library", (python, "-c", LIBRARY), loads),
         _tests("ops", OP_TESTS, folder, python, jobs),
         _tests("triton", TRITON_TESTS, folder, python, jobs),
         Stage(
             "specialisations",
             (python, *specialisations, "--out", str(found)),
-            lambda code, log: judges.specialisations(code, log, found),
+            partial(judges.specialisations, found=found),
             compiling,
             prepare=lambda: _libcuda(folder, python),
         ),
@@ -175,7 +176,7 @@ def _tests(name: str, paths: Sequence[str], folder: Path, python: str, jobs: int
     return Stage(
         name,
         (python, "-m", "pytest", *options, *paths),
-        lambda code, log: judges.tests(code, log, report),
+        partial(judges.tests, report=report),
         {"TRITON_INTERPRET": "1"},
     )
 

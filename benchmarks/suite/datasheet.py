@@ -50,11 +50,6 @@ def rates(device_name: str) -> dict[str, float]:
     sheet = find(device_name)
     if sheet is None:
         return {}
-    tera = 1e12
-    return {
-        "copy": sheet.bandwidth * tera,
-        "fp32": sheet.fp32 * tera,
-        "tf32": sheet.tf32 * tera,
-        "bf16": sheet.half * tera,
-        "fp16": sheet.half * tera,
-    }
+    half = sheet.half
+    stated = {"copy": sheet.bandwidth, "fp32": sheet.fp32, "tf32": sheet.tf32, "bf16": half, "fp16": half}
+    return {name: value * 1e12 for name, value in stated.items()}

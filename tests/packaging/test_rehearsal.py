@@ -30,7 +30,7 @@ def test_result_belongs_to_these_sources() -> None:
     assert list(rows) == [stage.name for stage in stages(ROOT, PYTHON, 1)], "a stage did not run"
     failed = {name: row["failures"] for name, row in rows.items() if row["status"] != "ok"}
     assert not failed
-    for name, version in judges.VERSIONS.items():
+    for name, version in rehearsal.VERSIONS.items():
         assert result["versions"][name].startswith(version)
     assert rows["library"]["counts"]["cuda_ops"] == len(library.expected_ops()) == 17
     assert rows["specialisations"]["counts"]["spills"] == 0
@@ -130,7 +130,8 @@ def test_a_stage_says_how_it_ended(tmp_path: Path, code: str, said: str) -> None
 
 
 def test_output_nobody_can_read_is_a_failure(tmp_path: Path) -> None:
-    stage = Stage("environment", (PYTHON, "-c", "print('no JSON')"), judges.environment)
+    (environment, *_) = stages(tmp_path / "tree", PYTHON, 1)
+    stage = replace(environment, command=(PYTHON, "-c", "print('no JSON')"))
     outcome = judged(stage, tmp_path)
     assert outcome.status == "failed"
     assert "cannot be read" in outcome.failures[0]
@@ -138,7 +139,7 @@ def test_output_nobody_can_read_is_a_failure(tmp_path: Path) -> None:
 
 def test_other_versions_and_missing_packages_are_named() -> None:
     found = {"python": "3.12.4", "torch": "2.11.0+cu130", "triton": "3.7.0", "torchvision": None}
-    _, wrong = judges.environment(0, "a warning\n" + json.dumps(found) + "\nanother warning")
+    _, wrong = judges.environment(0, f"a warning\n{json.dumps(found)}\nanother", rehearsal.VERSIONS)
     assert wrong == ["torchvision is missing", "triton is 3.7.0, the GPU machine has 3.6.0"]
 
 
