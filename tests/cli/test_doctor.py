@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import ifdd_kernels
 from ifdd.cli import doctor
+from ifdd_kernels import _library
 from ifdd_kernels.registry import REGISTRY
 
 Run = Callable[..., Any]
@@ -71,3 +73,10 @@ def test_gpus_are_named_or_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
     assert doctor.gpus() == ["0: Some GPU, sm_90, 139 GiB"]
+
+
+def test_a_library_that_is_not_in_order_fails(ifdd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "problems", lambda folder: [f"hidden in {folder}"])
+    result = ifdd("doctor", "--device", "cpu", "--self_test", "false")
+    assert result.code == 1
+    assert f"FAIL  hidden in {Path.cwd()}" in result.out

@@ -125,7 +125,8 @@ def environment(native_wheel: Path, tmp_path_factory: pytest.TempPathFactory) ->
     own = folder / "bin" / "python"
     query = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(subprocess.check_output([own, "-c", query], text=True).strip())
-    python("-m", "pip", "--python", own, "install", "--no-deps", "--no-index", native_wheel, cwd=folder)
+    command = ("-m", "pip", "--python", own, "install", "--no-deps", "--no-index", native_wheel)
+    python(*command, cwd=folder, PYTHONPATH="")  # pip would take a checkout named there for the installed one
     # Paths named by a .pth file follow the environment's own.
     (site / "dependencies.pth").write_text("\n".join({sysconfig.get_path(k) for k in ("purelib", "platlib")}))
     return folder
