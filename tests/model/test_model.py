@@ -62,7 +62,7 @@ def test_refuses_other_clips(clips: torch.Tensor, message: str, small_config: Sm
 
 
 def test_network_on_meta(small_config: SmallConfig) -> None:
-    """Shapes of results and gradients without memory; loaded by assignment it is the network of the weights."""
+    """Shapes of results and gradients without memory; loaded by assignment it is a real network."""
     config = small_config(image_size=32)
     with torch.device("meta"):
         model = IFDD(config)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ifdd.config import STAGE_COUNT, STAGE_HEADS
-from ifdd.modules.children import apply_linear, norm_weights, weights
+from ifdd.modules.children import apply_linear, weight_and_bias, weights
 from ifdd.modules.drop_path import DropPath
 from ifdd.modules.recompute import checkpointed, norm_again
 from ifdd_kernels import gelu_linear, linear, max_pool_tokens, pool_tokens, pooled_attention
@@ -90,7 +90,7 @@ class MultiscaleAttention(nn.Module):
         """Queries (B, 1 + Nq, h, d), keys and values (B, 1 + Nk, h, d)."""
         norms = (self.norm_q, self.norm_k, self.norm_v)
         kernels = [_pool_weight(pool) for pool in (self.pool_q, self.pool_k, self.pool_v)]
-        parameters = [norm_weights(norm) for norm in norms]
+        parameters = [weight_and_bias(norm, nn.LayerNorm) for norm in norms]
         found: list[Any] = [part for part in (*kernels, *parameters) if part is not None]
         if len(found) < 6 or not norms[0].eps == norms[1].eps == norms[2].eps:
             return self._pooled_by_calls(tokens)
@@ -236,10 +236,10 @@ class MultiscaleBlock(nn.Module):
 
     def _contract(self, hidden: torch.Tensor) -> torch.Tensor:
         """The second half of the MLP: (B, N, 4*C) -> (B, N, C)."""
-        found = weights(self.mlp_contract, nn.Linear)
-        if found is None or found[1] is None:
+        found = weight_and_bias(self.mlp_contract, nn.Linear)
+        if found is None:
             return apply_linear(self.mlp_contract, F.gelu(hidden))
-        return gelu_linear(hidden, found[0], found[1])
+        return gelu_linear(hidden, *found)
 
 
 class StageOutput(NamedTuple):

@@ -63,9 +63,9 @@ def weights(module: nn.Module | None, kind: type[nn.Module]) -> Weights | None:
     return weight, bias  # type: ignore[return-value]
 
 
-def norm_weights(module: nn.Module | None) -> tuple[Tensor, Tensor] | None:
-    """As :func:`weights`, of a `LayerNorm` that has both."""
-    found = weights(module, nn.LayerNorm)
+def weight_and_bias(module: nn.Module | None, kind: type[nn.Module]) -> tuple[Tensor, Tensor] | None:
+    """As :func:`weights`, of a module that has both."""
+    found = weights(module, kind)
     return None if found is None or found[1] is None else (found[0], found[1])
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ifdd.config import INDEX_SAMPLINGS, SPLITS
-from ifdd.modules.children import call_unrounded, norm_weights, weights, without_autocast
+from ifdd.modules.children import call_unrounded, weight_and_bias, weights, without_autocast
 from ifdd_kernels import frame_correlation, split_frames, split_index, static_dynamic_split, topk_split_index
 from ifdd_kernels.reference._common import pool_frames
 from ifdd_kernels.reference.split_index import positions
@@ -36,7 +36,7 @@ def _fused_norms(static_norm: nn.Module | None, dynamic_norm: nn.Module | None) 
     """Arguments of the ops for the norms of both groups; None where these have to be called."""
     if static_norm is None and dynamic_norm is None:
         return {"static_norm": None, "dynamic_norm": None, "eps": NORM_EPS}
-    static, dynamic = norm_weights(static_norm), norm_weights(dynamic_norm)
+    static, dynamic = (weight_and_bias(norm, nn.LayerNorm) for norm in (static_norm, dynamic_norm))
     if static is None or dynamic is None:
         return None
     assert static_norm is not None

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ifdd.modules.children import apply_linear, is_untouched, weights
+from ifdd.modules.children import apply_linear, is_untouched, weight_and_bias, weights
 from ifdd.modules.drop_path import DropPath
 from ifdd.modules.issm import EvenOddSplit, FrameIndexes, FrameSplit, make_split
 from ifdd.modules.separable import SeparableConv
@@ -118,7 +118,8 @@ class LiftingStep(nn.Module):
 
     def forward(self, target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         """Two groups (B, M, C) -> the lifted target (B, M, C)."""
-        query, key_value, output = map(_weight_and_bias, (self.query, self.key_value, self.output))
+        layers = (self.query, self.key_value, self.output)
+        query, key_value, output = (weight_and_bias(layer, nn.Linear) for layer in layers)
         dropping = self.training and self.dropout > 0.0
         if dropping or query is None or key_value is None or output is None:
             attended = F.dropout(self._attend(target, source), self.dropout, self.training)
@@ -146,12 +147,6 @@ class LiftingStep(nn.Module):
     def extra_repr(self) -> str:
         """Kind of step and its settings."""
         return f"kind={self.kind}, heads={self.heads}, self_conditioned={self.self_conditioned}"
-
-
-def _weight_and_bias(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Of a `Linear` that may be read and has both."""
-    found = weights(layer, nn.Linear)
-    return None if found is None or found[1] is None else (found[0], found[1])
 
 
 class SelfAttention(nn.Module):
