@@ -38,11 +38,11 @@ def _exact(entry: Entry, args: tuple[Any, ...]) -> Any:
     return entry.reference(*args) if entry.operator else entry.overload(*args)
 
 
-@pytest.mark.parametrize("twin", ["native", "reference"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float64, differentiable=True))
-def test_backward_op_is_the_derivative_of_the_definition(entry: Entry, sample: Sample, twin: str) -> None:
+def test_backward_op_is_the_derivative_of_the_definition(entry: Entry, sample: Sample, backend: str) -> None:
     """Of the native kernels, and of the hand-derived reference that runs wherever there are none."""
-    op = entry.operator.overload(twin) if entry.operator else entry.overload
+    op = entry.operator.overload(backend) if entry.operator else entry.overload
     args = with_gradients(sample)
     generator = torch.Generator().manual_seed(3)
     exact = _exact(entry, args)
@@ -58,11 +58,11 @@ def test_backward_op_is_the_derivative_of_the_definition(entry: Entry, sample: S
             assert float((got - wanted).abs().max()) <= 1e-12 * max(largest, 1e-300)
 
 
-@pytest.mark.parametrize("twin", ["native", "reference"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, differentiable=True))
-def test_precision(entry: Entry, sample: Sample, dtype: torch.dtype, twin: str) -> None:
-    op = entry.operator.overload(twin) if entry.operator else entry.overload
+def test_precision(entry: Entry, sample: Sample, dtype: torch.dtype, backend: str) -> None:
+    op = entry.operator.overload(backend) if entry.operator else entry.overload
     args = _lowered(entry, sample, dtype)
     with poisoned_memory():
         result = op(*args)

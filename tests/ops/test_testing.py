@@ -22,7 +22,7 @@ from ifdd_kernels.testing import (
     unwritten_fraction,
     zero_fraction,
 )
-from ops.twins import check_call, check_twin
+from ops.backend_checks import check_backend, check_call
 
 
 def test_relative_error() -> None:
@@ -131,7 +131,7 @@ def test_references_that_ops_are_compared_with_are_full_float32(
     original = reference.lifting_residual
     monkeypatch.setattr(reference, "lifting_residual", watched)
     entry = REGISTRY["lifting_residual"]
-    check_twin(entry, next(iter(entry.samples(Maker(torch.float32)))), "native")
+    check_backend(entry, next(iter(entry.samples(Maker(torch.float32)))), "native")
     assert seen == [False]
 
 

@@ -33,10 +33,10 @@ EAGER_FACTOR = 4
 HALF_ROUNDINGS = 2
 
 
-def check_twin(entry: Entry, sample: Sample, twin: str = "triton") -> None:
-    """Values and gradients of a twin against the op's definition in float64, see :func:`check_call`."""
+def check_backend(entry: Entry, sample: Sample, backend: str = "triton") -> None:
+    """Values and gradients of a backend against the op's definition in float64, see :func:`check_call`."""
     assert entry.operator is not None
-    check_call(entry, sample, entry.operator.overload(twin))
+    check_call(entry, sample, entry.operator.overload(backend))
 
 
 def check_call(
