@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import Entry, Maker, Sample
 from ifdd_kernels.testing import (
+    check_against_float64,
     full_float32,
     poisoned_memory,
     precision_error_bound,
-    relative_error,
-    unwritten_fraction,
 )
-from ops.cases import gradients
-
-#: Gradients may err this much more than results: each is a product of two results of that accuracy, summed
-#: over one more axis.
-GRADIENT_FACTOR = 4
-
-#: Times the error of the definition in the tested precision that is always allowed where it is asked: sums in
-#: another order, and factors of products rounded once more.
-EAGER_FACTOR = 4
+from ops.cases import forward_and_backward, gradients
 
 #: Where results are 16-bit, float32 arithmetic hides below their one rounding (half an eps), whatever the
 #: registry allows float32. On its samples Triton's results err by at most 0.46 eps, gradients by 3.7.
 HALF_ROUNDINGS = 2
+
+#: Where a product of 16-bit inputs is rounded to float16 on its way, float32 statistics err by that too: at
+#: most 0.18 eps of float16 on the registry's samples (the log_sum of pooled_attention).
+STATISTICS = torch.finfo(torch.float16).eps / 2
 
 
 def check_backend(entry: Entry, sample: Sample, backend: str = "triton") -> None:
@@ -40,15 +36,20 @@ def check_backend(entry: Entry, sample: Sample, backend: str = "triton") -> None
 
 
 def check_call(
-    entry: Entry, sample: Sample, call: Callable[..., Any], against_eager: bool = False
+    entry: Entry,
+    sample: Sample,
+    call: Callable[..., Any],
+    against_eager: bool = False,
+    seed: int = 5,
+    **options: Any,
 ) -> tuple[Tensor, ...]:
     """Values and gradients of a call against the op's definition in float64, on the arguments' device.
 
-    Bounds are the registry's (roundings of the result's dtype relative to the largest value); with
-    ``against_eager``, for sums longer than those of the registry's samples, at least :data:`EAGER_FACTOR`
-    times the error of the definition in the precision that is tested. Memory the call allocates is full of
-    NaN, so that what it forgets to write shows; so is all memory around its arguments, so that what it
-    should not read does. float32 means float32, not TF32.
+    The rule is :func:`ifdd_kernels.testing.check_against_float64`'s, which takes the ``options``. Bounds are
+    the registry's; with ``against_eager``, for sums longer than those of the registry's samples, the error of
+    the definition in the precision that is tested counts. Statistics are compared too: the backward starts
+    from them. Memory the call allocates is full of NaN, so that what it forgets to write shows; so is all
+    memory around its arguments, so that what it should not read does. float32 means float32, not TF32.
 
     Returns:
         The results and the gradients.
@@ -58,25 +59,67 @@ def check_call(
         with poisoned_memory():
             result = call(*args)
         outputs = outputs_of(result)
+        for place, out in enumerate(outputs):
+            assert out.is_contiguous(), f"result {place} is not contiguous, as the fake promises"
         differentiable = entry.differentiable(result) if has_gradients(entry) else []
-        cotangents = [_cotangent(out) for out in differentiable]
-        actual: list[Tensor] = []
+        cotangents = [_cotangent(out, seed) for out in differentiable]
+        actual = list(outputs)
         if cotangents:
             with poisoned_memory():
-                actual = gradients(entry, result, args, cotangents)
-        exact, expected = _definition(
-            entry, tuple(_wide(arg) for arg in args), [c.double() for c in cotangents]
+                actual += gradients(entry, result, args, cotangents)
+        count = len(outputs)
+        exact = _definition(
+            entry, tuple(_leaf(_wide(arg)) for arg in args), [c.double() for c in cotangents], count
         )
+        eager = None
         if against_eager:
-            eager = _errors(
-                *_definition(entry, tuple(_leaf(arg) for arg in args), cotangents), exact, expected
-            )
-        else:
-            eager = _errors(exact, expected, exact, expected)
-    _compare_results(entry, outputs, exact, args[0].dtype, eager[0])
+            eager = _definition(entry, tuple(_leaf(arg) for arg in args), cotangents, count)
+    dtypes = [out.dtype for out in _promised(entry, args, outputs)[:count]]
     if cotangents:
-        _compare_gradients(entry, actual, expected, differentiable[0].dtype, eager[1])
-    return (*(out.detach() for out in outputs), *actual)
+        dtypes += [arg.dtype for arg in args if _real(arg)]
+        options = {"result_dtype": differentiable[0].dtype, **options}
+    options = {
+        "allowed": partial(_allowed, entry),
+        "least_allowed": STATISTICS if args[0].dtype.itemsize == 2 else 0.0,
+        **options,
+    }
+    check_against_float64(actual, exact, results=count, dtypes=dtypes, eager=eager, **options)
+    return tuple(tensor.detach() for tensor in actual)
+
+
+def check_precision(entry: Entry, sample: Sample, call: Callable[..., Any], seed: int = 5) -> None:
+    """:func:`check_call` with the registry's bounds to the letter, in 16 bits too."""
+    allowed = partial(precision_error_bound, factor=entry.roundings)
+    check_call(entry, sample, call, seed=seed, allowed=allowed, least_allowed=0.0)
+
+
+def check_as_exact_as_reference(
+    op: str,
+    args: Sequence[Any],
+    grads: Sequence[Tensor],
+    allowed: Callable[[torch.dtype], float],
+    **options: Any,
+) -> None:
+    """Native results and gradients beside those of the reference in the same precision.
+
+    Both accumulate in float32 (float64), in another order, and round once: errors are of one size, or within
+    ``allowed`` where those of the reference happen to be smaller. ``options``:
+    :func:`ifdd_kernels.testing.check_against_float64`'s.
+    """
+    exact = forward_and_backward(op, [_wide(arg) for arg in args], [_wide(g) for g in grads], "reference")
+    eager = forward_and_backward(op, args, grads, "reference")
+    with poisoned_memory():
+        native = forward_and_backward(op, args, grads)
+    assert all(got.is_contiguous() for got in native)
+    check_against_float64(
+        native,
+        exact,
+        allowed,
+        results=len(OPERATORS[op].signature.results),
+        dtypes=[tensor.dtype for tensor in eager],
+        eager=eager,
+        **options,
+    )
 
 
 def has_gradients(entry: Entry) -> bool:
@@ -84,27 +127,27 @@ def has_gradients(entry: Entry) -> bool:
     return entry.operator is None or entry.operator.backward is not None
 
 
-def _definition(
-    entry: Entry, args: tuple[Any, ...], cotangents: list[Tensor]
-) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """Results and gradients of the definition, differentiated by PyTorch, in the arguments' precision."""
-    result = entry.reference(*args)
-    return outputs_of(result), gradients(entry, result, args, cotangents) if cotangents else []
+def definition(entry: Entry) -> Callable[..., Any]:
+    """Plain PyTorch; an op that is composed of others is its own definition."""
+    return entry.reference if entry.operator else entry.overload
 
 
-def _errors(
-    outputs: tuple[Tensor, ...], grads: list[Tensor], exact: tuple[Tensor, ...], expected: list[Tensor]
-) -> tuple[list[float], list[float]]:
-    """Of results, relative to their largest value, and of gradients, relative to :func:`_sizes`."""
-    found = [relative_error(got, wanted) for got, wanted in zip(outputs, exact, strict=True)]
-    sizes = _sizes(grads, expected)
-    return found, [
-        _largest_error(got, wanted) / size for got, wanted, size in zip(grads, expected, sizes, strict=True)
-    ]
+def _definition(entry: Entry, args: tuple[Any, ...], cotangents: list[Tensor], count: int) -> list[Tensor]:
+    """The first results and the gradients of the definition, by PyTorch, in the arguments' precision."""
+    result = definition(entry)(*args)
+    grads = gradients(entry, result, args, cotangents) if cotangents else []
+    return [*outputs_of(result)[:count], *grads]
 
 
-def _cotangent(out: Tensor) -> Tensor:
-    generator = torch.Generator(out.device).manual_seed(5)
+def _promised(entry: Entry, args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Results as the op's fake makes them; an op that is composed of others has none."""
+    if entry.operator is None:
+        return outputs
+    return outputs_of(entry.operator.fake(*(a.to("meta") if isinstance(a, Tensor) else a for a in args)))
+
+
+def _cotangent(out: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator(out.device).manual_seed(seed)
     values = torch.randn(out.shape, generator=generator, dtype=torch.float64, device=out.device)
     moved: Tensor = _among_nans(values.to(out.dtype))
     return moved
@@ -137,79 +180,9 @@ def _leaf(arg: Any) -> Any:
 
 
 def _wide(arg: Any) -> Any:
-    return _leaf(arg.detach().double()) if _real(arg) else arg
+    return arg.detach().double() if _real(arg) else arg
 
 
-def _roundings(entry: Entry, dtype: torch.dtype) -> float:
-    return min(entry.roundings, HALF_ROUNDINGS) if dtype.itemsize == 2 else entry.roundings
-
-
-def _allowed(eager: float, what: str) -> float:
-    """For the definition's own error in the tested precision; where that is infinite, nothing could fail."""
-    assert math.isfinite(eager), f"{what}: the definition's own error in this precision is {eager}"
-    return EAGER_FACTOR * eager
-
-
-def _compare_results(
-    entry: Entry,
-    actual: tuple[Tensor, ...],
-    expected: tuple[Tensor, ...],
-    dtype: torch.dtype,
-    eager: list[float],
-) -> None:
-    """Statistics too: the backward starts from them.
-
-    Where a product of 16-bit inputs is rounded to float16 on its way, float32 statistics err by that too:
-    at most 0.18 eps of float16 on the registry's samples (the log_sum of pooled_attention).
-    """
-    for place, (got, wanted) in enumerate(zip(actual, expected, strict=True)):
-        assert got.shape == wanted.shape, f"result {place}: {tuple(got.shape)}"
-        assert got.is_contiguous(), f"result {place} is not contiguous, as the fake promises"
-        if not got.is_floating_point():
-            assert torch.equal(got, wanted), f"result {place}"
-        elif wanted.numel():
-            assert unwritten_fraction(got) == 0, f"result {place} has unwritten values"
-            error = relative_error(got, wanted)
-            bound = precision_error_bound(got.dtype, _roundings(entry, got.dtype))
-            if dtype in (torch.float16, torch.bfloat16):
-                bound = max(bound, torch.finfo(torch.float16).eps / 2)
-            bound = max(bound, _allowed(eager[place], f"result {place}"))
-            assert error <= bound, f"result {place}: relative error {error:.2e}, allowed {bound:.2e}"
-
-
-def _compare_gradients(
-    entry: Entry,
-    actual: list[Tensor],
-    expected: list[Tensor],
-    result_dtype: torch.dtype,
-    eager: list[float],
-) -> None:
-    sizes = _sizes(actual, expected)
-    for place, (got, wanted, size) in enumerate(zip(actual, expected, sizes, strict=True)):
-        assert got.shape == wanted.shape, f"gradient {place}: {tuple(got.shape)}"
-        if not wanted.numel():
-            continue
-        assert unwritten_fraction(got) == 0, f"gradient {place} has unwritten values"
-        coarser = max(result_dtype, got.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-        error = _largest_error(got, wanted) / size
-        bound = GRADIENT_FACTOR * precision_error_bound(coarser, _roundings(entry, coarser))
-        bound = max(bound, _allowed(eager[place], f"gradient {place}"))
-        assert error <= bound, f"gradient {place}: relative error {error:.2e}, allowed {bound:.2e}"
-
-
-def _sizes(actual: list[Tensor], expected: list[Tensor]) -> list[float]:
-    """What errors of gradients are relative to: the largest value, or a hundredth of the case's.
-
-    Gradients that vanish by symmetry hold rounding of the largest gradient of the case. Below the smallest
-    normal number a dtype is as coarse as there.
-    """
-    own = [float(g.abs().max()) if g.numel() else 0.0 for g in expected]
-    largest = max(own, default=0.0)
-    return [
-        max(size, 1e-2 * largest, torch.finfo(got.dtype).smallest_normal)
-        for size, got in zip(own, actual, strict=True)
-    ]
-
-
-def _largest_error(got: Tensor, wanted: Tensor) -> float:
-    return float((got.double() - wanted).abs().max()) if wanted.numel() else 0.0
+def _allowed(entry: Entry, dtype: torch.dtype) -> float:
+    ulps = min(entry.roundings, HALF_ROUNDINGS) if dtype.itemsize == 2 else entry.roundings
+    return precision_error_bound(dtype, ulps)
