@@ -119,6 +119,8 @@ def test_a_gradient_that_vanishes_is_judged_by_the_others() -> None:
         check(off(0.0), ((nothing + 1.5e-4).float(), nothing), results=0, vanishing=1e-3)
     with pytest.raises(AssertionError, match="result 0"):
         check(((nothing + 1e-8).float(), nothing), off(0.0), results=1)
+    with pytest.raises(AssertionError, match="gradient 0"):
+        check(off(0.0), ((nothing + 1e-8).float(), nothing), results=1)
     # Below the smallest normal number of float16, 6.1e-5, its spacing does not shrink: 6e-8.
     tiny = torch.full((2,), 1e-6, dtype=torch.float64)
     rounded = ((tiny + 3e-8).half(), tiny)
@@ -134,6 +136,8 @@ def test_a_gradient_may_start_from_a_result_of_a_coarser_dtype() -> None:
     error = 3.9 * torch.finfo(torch.bfloat16).eps
     given = {"results": 0, "dtypes": [torch.float32]}
     actual, exact = off(error)
+    half = {"results": 0, "dtypes": [torch.bfloat16], "result_dtype": torch.float32}
+    check_against_float64([actual.bfloat16()], [exact], allowed, **half)
     check_against_float64([actual], [exact], allowed, result_dtype=torch.bfloat16, **given)
     for result_dtype in (None, torch.float32, torch.float64):
         with pytest.raises(AssertionError, match="gradient 0"):
@@ -153,11 +157,12 @@ def test_the_error_of_eager_pytorch_is_allowed_some_times() -> None:
 
 def test_the_mean_square_spreads_one_error_over_all_values() -> None:
     exact = torch.ones(100, dtype=torch.float64)
-    check(off(0.9e-2, exact), mean_square=True)
-    with pytest.raises(AssertionError, match=r"relative error 1.10e-03"):
-        check(off(1.1e-2, exact), mean_square=True)
-    with pytest.raises(AssertionError, match=r"relative error 9.00e-03"):
-        check(off(0.9e-2, exact))
+    exact[0] = 7  # their mean square is 1.48
+    check(off(1.7e-3, exact), mean_square=True)
+    with pytest.raises(AssertionError, match=r"relative error 1.04e-03"):
+        check(off(1.8e-3, exact), mean_square=True)
+    with pytest.raises(AssertionError, match=r"relative error 1.70e-03"):
+        check(off(1.7e-3, exact))
 
 
 def test_cosine_error_sees_direction_not_length() -> None:
