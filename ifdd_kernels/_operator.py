@@ -64,7 +64,8 @@ class Operator:
     wiring: Wiring | None
     non_differentiable: tuple[str, ...]
     autocast: tuple[str, ...]
-    twins: Mapping[str, Twin]
+    #: Beside ``"native"`` and ``"reference"``.
+    backends: Mapping[str, BackendKernels]
     cuda_limit: Callable[..., str] | None
     compositions: Mapping[str, Callable[..., tuple[Tensor, ...]]]
     sizes: Callable[..., tuple[int, ...]]
@@ -80,34 +81,34 @@ class Operator:
         named = zip(self.signature.results, results, strict=False)
         return [result for name, result in named if name not in self.non_differentiable]
 
-    def overload(self, twin: str = "native", backward: bool = False) -> torch._ops.OpOverload:
+    def overload(self, backend: str = "native", backward: bool = False) -> torch._ops.OpOverload:
         """The registered op of a backend; ``"native"`` is ``torch.ops.ifdd.f`` itself."""
-        name = _op_name(self.name, twin, backward)
+        name = _op_name(self.name, backend, backward)
         overload: torch._ops.OpOverload = getattr(getattr(torch.ops, NAMESPACE), name).default
         return overload
 
-    def __call__(self, twin: str, *args: Any) -> Any:
+    def __call__(self, backend: str, *args: Any) -> Any:
         """Runs the op of a backend, and raises what :attr:`check` has to say of arguments it refuses.
 
-        Good arguments are not checked in Python: the kernels check them (the reference and the twins through
-        :attr:`check`), and only their refusal is looked into, for the error that names op and argument in
-        Python's terms.
+        Good arguments are not checked in Python: the kernels check them (the native ones themselves, those of
+        other backends through :attr:`check`), and only their refusal is looked into, for the error that names
+        op and argument in Python's terms.
         """
-        if twin in self.compositions:
+        if backend in self.compositions:
             self.check(*args)
-            return self.compositions[twin](*args)
+            return self.compositions[backend](*args)
         if torch.compiler.is_compiling():
             self.check(*args)
-            return self.overload(twin)(*args)
+            return self.overload(backend)(*args)
         try:
-            return _EAGER[self.name, twin](*args)
+            return _EAGER[self.name, backend](*args)
         except RuntimeError:
             self.check(*args)
             raise
 
 
 @dataclass(frozen=True)
-class Twin:
+class BackendKernels:
     """Kernels of one backend for an :class:`Operator`, with the signatures of its schemas."""
 
     forward: Callable[..., Any]
@@ -117,9 +118,11 @@ class Twin:
     traced: bool = False
 
 
+#: The name in `ifdd_kernels.triton`, whose sources a rehearsal for GPUs is bound to.
+Twin = BackendKernels
 #: Every registered operator by name.
 OPERATORS: dict[str, Operator] = {}
-#: The ops by name and twin as the public functions call them outside of compilers.
+#: The ops by name and backend as the public functions call them outside of compilers.
 _EAGER: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
@@ -133,13 +136,13 @@ def register(
     backward: Backward | None = None,
     non_differentiable: tuple[str, ...] = (),
     autocast: tuple[str, ...] = (),
-    twins: Mapping[str, Twin] | None = None,
+    backends: Mapping[str, BackendKernels] | None = None,
     cuda_limit: Callable[..., str] | None = None,
     compositions: Mapping[str, Callable[..., tuple[Tensor, ...]]] | None = None,
     sizes: Callable[..., tuple[int, ...]] | None = None,
     parts: tuple[str, ...] = (),
 ) -> Operator:
-    """Registers an op and its twins with PyTorch.
+    """Registers an op and its backends with PyTorch.
 
     The rules ``fake``, ``check``, ``cuda_limit`` and ``sizes`` are functions of the arguments that their
     parameters name.
@@ -155,7 +158,7 @@ def register(
         autocast: arguments cast to autocast's dtype. The others keep theirs: statistics, indexes and
             parameters are read as they are, since rounding an index chain to bfloat16 moves a sample by 0.04
             frames.
-        twins: backends beside ``"native"`` and ``"reference"``; each has ops of its own, ``name_backend``.
+        backends: those beside ``"native"`` and ``"reference"``; each has ops of its own, ``name_backend``.
         cuda_limit: why the native CUDA kernels do not take these shapes, empty if they do; it is asked with
             arguments missing, too (None).
         compositions: backends that are plain PyTorch calls, differentiated by PyTorch, and no ops of their
@@ -187,23 +190,23 @@ def register(
         wiring=wiring,
         non_differentiable=non_differentiable,
         autocast=autocast,
-        twins=twins or {},
+        backends=backends or {},
         cuda_limit=None if cuda_limit is None else by_name(cuda_limit, signature, f"{name}: cuda_limit"),
         compositions=compositions or {},
         sizes=_first_shape if sizes is None else by_name(sizes, signature, f"{name}: sizes"),
         parts=parts,
     )
     OPERATORS[name] = operator
-    plain = Twin(
+    plain = BackendKernels(
         _kernel(_checked(reference, operator.check)),
         _kernel(backward.reference) if backward is not None else None,
     )
     checked = {
-        twin: replace(kernels, forward=_checked(kernels.forward, operator.check))
-        for twin, kernels in operator.twins.items()
+        backend: replace(kernels, forward=_checked(kernels.forward, operator.check))
+        for backend, kernels in operator.backends.items()
     }
-    for twin, kernels in {"native": plain, "reference": plain, **checked}.items():
-        _register_family(operator, twin, kernels)
+    for backend, kernels in {"native": plain, "reference": plain, **checked}.items():
+        _register_family(operator, backend, kernels)
     return operator
 
 
@@ -217,17 +220,17 @@ def _first_shape(x: Tensor, *_: Any) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
-def _op_name(op: str, twin: str, backward: bool = False) -> str:
-    return op + ("_backward" if backward else "") + ("" if twin == "native" else f"_{twin}")
+def _op_name(op: str, backend: str, backward: bool = False) -> str:
+    return op + ("_backward" if backward else "") + ("" if backend == "native" else f"_{backend}")
 
 
-def _register_family(operator: Operator, twin: str, kernels: Twin) -> None:
+def _register_family(operator: Operator, backend: str, kernels: BackendKernels) -> None:
     """The op of one backend, its backward and its rules."""
-    name, backward = _op_name(operator.name, twin), operator.backward
+    name, backward = _op_name(operator.name, backend), operator.backward
     _define(name, operator.schema, kernels.forward, _checked(operator.fake, operator.check), operator)
     if backward is not None:
         assert kernels.backward is not None, f"{name}: no backward"
-        backward_name = _op_name(operator.name, twin, backward=True)
+        backward_name = _op_name(operator.name, backend, backward=True)
         _define(backward_name, backward.schema, kernels.backward, backward.fake)
         refuse = _second_derivatives(backward_name)
         torch.library.register_autograd(f"{NAMESPACE}::{backward_name}", refuse, lib=LIBRARY)
@@ -235,7 +238,7 @@ def _register_family(operator: Operator, twin: str, kernels: Twin) -> None:
             _trace_into(backward_name, kernels.backward)
     if kernels.traced:
         _trace_into(name, kernels.forward)
-    _register_autograd(operator, twin)
+    _register_autograd(operator, backend)
 
 
 def _checked(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
@@ -344,8 +347,8 @@ def _second_derivatives(name: str) -> Callable[..., None]:
     return refuse
 
 
-def _register_autograd(operator: Operator, twin: str) -> None:
-    """Gradients through the backward op of the same twin; an op without one cuts the graph."""
+def _register_autograd(operator: Operator, backend: str) -> None:
+    """Gradients through the backward op of the same backend; an op without one cuts the graph."""
     wiring, count = operator.wiring, len(operator.signature.arguments)
     hidden = [operator.signature.results.index(name) for name in operator.non_differentiable]
 
@@ -365,9 +368,9 @@ def _register_autograd(operator: Operator, twin: str) -> None:
     run_backward: Callable[..., Any] | None = None
     transformed_backward: Callable[..., Any] | None = None
     if wiring is not None:
-        backward_op = operator.overload(twin, backward=True)
+        backward_op = operator.overload(backend, backward=True)
         run_backward = functools.partial(_run, backward_op)
-        refuse = _second_derivatives(_op_name(operator.name, twin, backward=True))
+        refuse = _second_derivatives(_op_name(operator.name, backend, backward=True))
         transformed_backward = _transformable(backward_op, lambda *_: None, refuse)
 
     def grads(
@@ -388,12 +391,12 @@ def _register_autograd(operator: Operator, twin: str) -> None:
                 results[place] = grad
         return tuple(results)
 
-    overload = operator.overload(twin)
-    name = f"{NAMESPACE}::{_op_name(operator.name, twin)}"
+    overload = operator.overload(backend)
+    name = f"{NAMESPACE}::{_op_name(operator.name, backend)}"
     torch.library.register_autograd(name, grads, setup_context=setup_context, lib=LIBRARY)
     transformed = _transformable(overload, setup_context, functools.partial(grads, run=transformed_backward))
     cast = _cast_places(operator)
-    _EAGER[operator.name, twin] = _eager(overload, setup_context, grads, transformed, cast)
+    _EAGER[operator.name, backend] = _eager(overload, setup_context, grads, transformed, cast)
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -3,7 +3,7 @@
 - ``"native"``: the compiled C++ (CPU) or CUDA C++ kernels of the native library.
 - ``"triton"``: the Triton kernels.
 - ``"sdpa"``: PyTorch's fused attention on heads with further columns, of ``pooled_attention`` alone
-  (:mod:`ifdd_kernels.augmented_attention`).
+  (:mod:`ifdd_kernels.sdpa`).
 - ``"reference"``: the definition in plain PyTorch (:mod:`ifdd_kernels.reference`), everywhere.
 - ``"auto"``: on a CPU native, else the reference; on a GPU what was measured as the fastest on this device
   nearest to these sizes (:mod:`ifdd_kernels._measured`), else native, else Triton, else the reference.
@@ -214,7 +214,7 @@ def _support(
             return Support(False, "only pooled_attention can be written as PyTorch's fused attention")
         return Support(True, "PyTorch's fused attention runs on every device")
     if backend == "triton":
-        if "triton" not in OPERATORS[op].twins:
+        if "triton" not in OPERATORS[op].backends:
             return Support(False, _without(op, "no Triton kernels of this op exist"))
         problem = triton.refusal(device, dtype, index)
         return Support(not problem, problem or "Triton kernels exist")

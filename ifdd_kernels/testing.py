@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+#: Gradients may err this much more than results: each is a product of two results of that accuracy, summed
+#: over one more axis.
+GRADIENT_FACTOR = 4
+
+#: Times the error of eager PyTorch in the tested precision that is allowed where it is asked: sums in another
+#: order, and factors of products rounded once more.
+EAGER_FACTOR = 4
 
 
 def _double(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -51,6 +60,93 @@ def bias_error(actual: Tensor, expected: Tensor) -> float:
     return float(bias / size) if size > 0 else float(bias)
 
 
+def check_against_float64(
+    actual: Sequence[Tensor],
+    exact: Sequence[Tensor],
+    allowed: Callable[[torch.dtype], float],
+    *,
+    results: int,
+    dtypes: Sequence[torch.dtype],
+    result_dtype: torch.dtype | None = None,
+    least_allowed: float = 0.0,
+    gradient_factor: float = GRADIENT_FACTOR,
+    eager: Sequence[Tensor] | None = None,
+    eager_factor: float = EAGER_FACTOR,
+    vanishing: float = 1e-2,
+    mean_square: bool = False,
+) -> None:
+    """Results and gradients of an op, against those in float64.
+
+    Of each tensor the shape, the dtype and the error: max |a - e| / size <= max(bound, eager_factor * eager),
+    where ``eager`` is the same error of plain PyTorch in the tested precision. Integers must be equal. What
+    holds NaN, as memory that was not written does under :func:`poisoned_memory`, fails.
+
+    A result's size is max |e|. So is a gradient's, but at least ``vanishing`` times the largest one of all
+    gradients, since those that vanish by symmetry hold the rounding of others; and at least the smallest
+    normal number of its dtype, which is as coarse below as there.
+
+    Args:
+        actual: the results, then the gradients.
+        exact: the same in float64.
+        allowed: the bound of a result in a dtype.
+        results: how many are results.
+        dtypes: what each of ``actual`` must have.
+        result_dtype: of the result that the backward starts from. Bounds of gradients are those of the
+            coarser of this and their own dtype, times ``gradient_factor``.
+        least_allowed: the least bound of results.
+        gradient_factor: see ``result_dtype``.
+        eager: results and gradients of plain PyTorch, where its errors count.
+        eager_factor: times its errors.
+        vanishing: see above; 0 where no gradient vanishes.
+        mean_square: the root of the mean square in place of each maximum.
+
+    Raises:
+        AssertionError: names the first tensor that fails, and how.
+    """
+    largest = max((_magnitude(e, mean_square) for e in exact[results:]), default=0.0)
+    for place, (got, wanted, dtype) in enumerate(zip(actual, exact, dtypes, strict=True)):
+        gradient = place >= results
+        what = f"gradient {place - results}" if gradient else f"result {place}"
+        _require(got.shape == wanted.shape, f"{what}: shape {tuple(got.shape)} for {tuple(wanted.shape)}")
+        _require(got.dtype == dtype, f"{what}: {got.dtype} for {dtype}")
+        if not got.is_floating_point():
+            _require(torch.equal(got, wanted), f"{what}: not the same integers")
+            continue
+        _require(unwritten_fraction(got) == 0, f"{what} has unwritten values")
+        size = _magnitude(wanted, mean_square)
+        if gradient:
+            size = max(size, vanishing * largest, torch.finfo(dtype).smallest_normal)
+            coarser = max(dtype, result_dtype or dtype, key=lambda d: torch.finfo(d).eps)
+            bound = gradient_factor * allowed(coarser)
+        else:
+            bound = max(allowed(dtype), least_allowed)
+        if eager is not None:
+            error = _error(eager[place], wanted, size, mean_square)
+            # Where it is infinite, nothing could fail.
+            _require(math.isfinite(error), f"{what}: the error of plain PyTorch in this precision is {error}")
+            bound = max(bound, eager_factor * error)
+        error = _error(got, wanted, size, mean_square)
+        _require(error <= bound, f"{what}: relative error {error:.2e}, allowed {bound:.2e}")
+
+
+def _require(condition: bool, failure: str) -> None:
+    """An assertion that stays under ``python -O``."""
+    if not condition:
+        raise AssertionError(failure)
+
+
+def _magnitude(tensor: Tensor, mean_square: bool) -> float:
+    if not tensor.numel() or not tensor.is_floating_point():
+        return 0.0
+    wide = tensor.detach().double()
+    return float(wide.square().mean().sqrt() if mean_square else wide.abs().max())
+
+
+def _error(got: Tensor, wanted: Tensor, size: float, mean_square: bool) -> float:
+    """Relative to a size; absolute where that is zero."""
+    return _magnitude(got.detach().double() - wanted.detach(), mean_square) / (size or 1.0)
+
+
 def unwritten_fraction(tensor: Tensor) -> float:
     """Share of NaN in a result: under :func:`poisoned_memory`, what a kernel forgot to write."""
     return float(tensor.isnan().double().mean()) if tensor.numel() and tensor.is_floating_point() else 0.0
@@ -62,7 +158,7 @@ def zero_fraction(tensor: Tensor) -> float:
 
 
 def precision_error_bound(dtype: torch.dtype, factor: float) -> float:
-    """``factor`` roundings of a dtype, as a relative error."""
+    """``factor`` ulps of a dtype at 1, as a relative error."""
     return factor * torch.finfo(dtype).eps
 
 
@@ -85,8 +181,8 @@ def poisoned_memory() -> Iterator[None]:
 def full_float32() -> Iterator[None]:
     """Products and convolutions of float32 are float32 inside, on every device.
 
-    PyTorch lets cuDNN compute float32 convolutions in TF32, 10 bits, unless told otherwise: a reference that
-    does so hides errors of a thousand roundings.
+    PyTorch lets cuDNN compute float32 convolutions in TF32, 10 bits, unless that is switched off: a reference
+    that does so hides errors of a thousand ulps.
     """
     # PyTorch keeps an older and a newer set of switches, and raises where it reads one and the other
     # disagrees: both are changed by the older ones and restored one after the other.

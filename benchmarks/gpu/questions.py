@@ -63,7 +63,7 @@ class _Calls(TorchDispatchMode):
         if namespace == NAMESPACE:
             name = name.removesuffix("_triton").removesuffix("_reference")
             op = name.removesuffix("_backward")
-            if "triton" in OPERATORS[op].twins:
+            if "triton" in OPERATORS[op].backends:
                 module = importlib.import_module(f"ifdd_kernels.triton.{op}")
                 with captured_launches(self.architecture) as launches:
                     (module.forward if op == name else module.backward)(*args)
@@ -78,7 +78,7 @@ Question = Callable[[int], Iterator[Found]]
 def of_tests() -> list[Question]:
     """Samples of the registry and calls of the network, forward and backward."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    written = [op for op, operator in OPERATORS.items() if "triton" in operator.twins]
+    written = [op for op, operator in OPERATORS.items() if "triton" in operator.backends]
     return [
         *(functools.partial(_of_samples, op, dtype) for op in written for dtype in dtypes),
         *(functools.partial(_of_calls, op, *tested) for op in written for tested in network_calls.TESTED),
@@ -190,7 +190,7 @@ def _traced_elsewhere(case: Case) -> bool:
     """Networks of other people, and ops without Triton kernels."""
     operator = OPERATORS.get(case.name)
     return case.name == "backbone_s" or (
-        operator is not None and "triton" not in operator.twins and not operator.parts
+        operator is not None and "triton" not in operator.backends and not operator.parts
     )
 
 
@@ -199,7 +199,7 @@ def _of_case(
 ) -> Iterator[tuple[str, list[Launch]]]:
     dtype = case.dtype or PRECISIONS[precision].activations
     operator = OPERATORS.get(case.name)
-    if operator is not None and "triton" in operator.twins:
+    if operator is not None and "triton" in operator.backends:
         inputs = case.make(DeviceMaker(dtype, "meta"))
         arguments = operator.signature.order(inputs.named())
         yield case.name, launches_of(operator, arguments, architecture)

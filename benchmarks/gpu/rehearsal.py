@@ -56,7 +56,7 @@ REQUIREMENTS = (
 )
 #: Tests of the ops on the CPU, and that their library is what it says.
 OP_TESTS = (
-    *("tests/ops", "tests/packaging/test_library.py", "tests/packaging/test_native_split_frames.py"),
+    *("tests/ops", "tests/packaging/test_library.py"),
     *("tests/fake_gpu/test_can_run.py", "tests/fake_gpu/test_architectures.py", "tests/gpu"),
 )
 #: Without the table of resources, which is that of one Triton: stage "specialisations" looks for spills.

@@ -36,7 +36,7 @@ def compilations(only: str | None = None) -> Iterator[Compilation]:
     seen: set[str] = set()
     for op, label, arguments in cases():
         operator = OPERATORS[op]
-        if "triton" not in operator.twins:
+        if "triton" not in operator.backends:
             continue
         for architecture in ARCHITECTURES:
             for launch in launches_of(operator, arguments, architecture):

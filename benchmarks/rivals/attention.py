@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks.original.backbone import Grid, PooledAttention, add_relative_position
 from benchmarks.rivals.contender import Bound, Contender, Inputs, Outputs, parameters_of
-from ifdd_kernels import augmented_attention as augmented
-from ifdd_kernels.augmented_attention import layout
+from ifdd_kernels import sdpa
+from ifdd_kernels.sdpa import layout
 
 Tables = tuple[Tensor, Tensor, Tensor]
 """Of time, height and width."""
@@ -25,7 +25,7 @@ def augmented_attention(
 ) -> Tensor:
     """The library's own rewrite with kept index tables: q, k, v are (B, heads, N, d)."""
     fixed = _layout(tuple(q_grid), tuple(k_grid), q.shape[-1], q.device, k.dtype)
-    return augmented.augmented_attention(q, k, v, tables, q_grid, scale, fixed)
+    return sdpa.augmented_attention(q, k, v, tables, q_grid, scale, fixed)
 
 
 def original_attention(

@@ -7,31 +7,24 @@ from torch import Tensor
 from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
+from ifdd_kernels.ops.linear import fake, fake_backward
 
 
 def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     _check.linear("gelu_linear", x, weight, bias)
 
 
-def _fake(x: Tensor, weight: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
-
-
-def _fake_backward(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
-
-
 OPERATOR = register(
     "gelu_linear",
     "(Tensor x, Tensor weight, Tensor bias) -> Tensor out",
     reference=reference.gelu_linear,
-    fake=_fake,
+    fake=fake,
     check=_check_arguments,
     backward=Backward(
         schema="(Tensor grad_out, Tensor x, Tensor weight)"
         " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
         reference=reference.gelu_linear_backward,
-        fake=_fake_backward,
+        fake=fake_backward,
     ),
     # The parameters stay as they are: a copy would be kept for backward.
     autocast=("x",),

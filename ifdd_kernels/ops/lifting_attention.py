@@ -55,7 +55,7 @@ OPERATOR = register(
     non_differentiable=("log_sum",),
     autocast=("query", "key", "value"),
     cuda_limit=_cuda_limit,
-    twins={"triton": twin("lifting_attention")},
+    backends={"triton": twin("lifting_attention")},
 )
 
 

@@ -35,7 +35,7 @@ OPERATOR = register(
     reference=reference.lifting_loss,
     fake=_fake,
     check=_check_arguments,
-    twins={"triton": twin("lifting_loss")},
+    backends={"triton": twin("lifting_loss")},
     backward=Backward(
         schema="(Tensor grad_loss, Tensor residual, float weight, float beta, bool mean)"
         " -> Tensor grad_residual",

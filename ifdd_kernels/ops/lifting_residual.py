@@ -38,7 +38,7 @@ OPERATOR = register(
     reference=reference.lifting_residual,
     fake=_fake,
     check=_check_arguments,
-    twins={"triton": twin("lifting_residual")},
+    backends={"triton": twin("lifting_residual")},
     backward=Backward(
         # The inputs are passed for their shapes and dtypes only; both are kept by their producers.
         schema="(Tensor grad_residual, Tensor x, Tensor approximation)"

@@ -18,11 +18,13 @@ def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     _check.linear("linear", x, weight, bias)
 
 
-def _fake(x: Tensor, weight: Tensor) -> Tensor:
+def fake(x: Tensor, weight: Tensor) -> Tensor:
+    """Shape and dtype of a linear layer's result."""
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-def _fake_backward(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def fake_backward(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of its gradients."""
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
@@ -30,13 +32,13 @@ OPERATOR = register(
     "linear",
     "(Tensor x, Tensor weight, Tensor? bias) -> Tensor out",
     reference=reference.linear,
-    fake=_fake,
+    fake=fake,
     check=_check_arguments,
     backward=Backward(
         schema="(Tensor grad_out, Tensor x, Tensor weight)"
         " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
         reference=reference.linear_backward,
-        fake=_fake_backward,
+        fake=fake_backward,
     ),
     # The parameters stay as they are: the kernel multiplies in their float32.
     autocast=("x",),

@@ -163,7 +163,7 @@ OPERATOR = register(
     non_differentiable=("stats_q", "stats_k", "stats_v"),
     autocast=("qkv", "key_value"),
     cuda_limit=_cuda_limit,
-    twins={"triton": twin("pool_tokens", traced=False)},
+    backends={"triton": twin("pool_tokens", traced=False)},
 )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from ifdd_kernels import _check, augmented_attention, reference
+from ifdd_kernels import _check, reference, sdpa
 from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.grids import table_length
@@ -76,9 +76,9 @@ OPERATOR = register(
     ),
     non_differentiable=("log_sum",),
     autocast=("query", "key", "value"),
-    twins={"triton": twin("pooled_attention")},
+    backends={"triton": twin("pooled_attention")},
     sizes=_sizes,
-    compositions={"sdpa": augmented_attention.pooled_attention},
+    compositions={"sdpa": sdpa.pooled_attention},
 )
 
 

@@ -47,7 +47,7 @@ OPERATOR = register(
     reference=reference.topk_split_index,
     fake=_fake,
     check=_check_arguments,
-    twins={"triton": twin("topk_split_index")},
+    backends={"triton": twin("topk_split_index")},
     cuda_limit=_cuda_limit,
     non_differentiable=("static_index", "dynamic_index"),
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from ifdd.checkpoint import Checkpoint, load_checkpoint
 from ifdd.config import IFDDConfig
 from ifdd.data.resize import frames_to_clip
-from ifdd.data.sampling import Sampling
+from ifdd.data.sampling import Sampling, SamplingPolicy
 from ifdd.data.video import VideoFrames, read_video
 from ifdd.model import IFDD, IFDDFeatures
 from ifdd_kernels import split_frames
@@ -109,7 +109,7 @@ class Predictor:
         batch: windows per forward pass.
 
     Raises:
-        PredictionError: the checkpoint's weights are NaN or infinite.
+        PredictionError: the checkpoint's weights are NaN or infinite, or it names no usable sampling policy.
     """
 
     def __init__(
@@ -122,9 +122,10 @@ class Predictor:
         self.model: IFDD = loaded.model.to(device).eval()
         self.config: IFDDConfig = loaded.config
         self.class_names = tuple(loaded.class_names)
-        extra = loaded.extra or {}
-        self.stride = int(extra.get("stride") or 1)
-        self.short = str(extra.get("short") or "repeat_last")
+        try:
+            self.policy = SamplingPolicy.of_checkpoint(loaded.extra)
+        except ValueError as error:
+            raise PredictionError(f"checkpoint: {error}") from error
         self.device = device
         self.batch = batch
 
@@ -202,7 +203,9 @@ class Predictor:
         if windows not in _SAMPLERS:
             raise ValueError(f"windows must be one of {sorted(_SAMPLERS)}, got {windows!r}")
         video = read_video(path, crop, size=self.config.image_size)
-        sampling = Sampling(_SAMPLERS[windows], self.config.clip_frames, self.stride, self.short)
+        sampling = Sampling(
+            _SAMPLERS[windows], self.config.clip_frames, self.policy.stride, self.policy.short
+        )
         return video, sampling.indices(len(video.frames))
 
     def _clips(self, video: VideoFrames, indices: np.ndarray) -> Iterator[Tensor]:

@@ -44,7 +44,10 @@ def test_the_help_of_all_lists_the_commands(ifdd: Run) -> None:
     [
         ((), "ifdd: error: "),
         (("dance",), "dance"),
+        (("--debug", "doctor"), "ifdd: error: "),
         (("fit",), "required: out"),
+        (("fit", "--out", "x", "--data", "list"), "error: --classes must be the class names"),
+        (("fit", "--out", "x", "--posed", "true", "--data", "dfew"), "error: --posed must be off but for"),
         (("fit", "--out", "x", "--epochs", "many"), "ifdd fit: error: "),
         (("fit", "--out", "x", "--epochs", "0"), "error: --epochs must be at least 1, got 0"),
         (("fit", "--out", "x", "--data", "dfew"), "error: --root must be the folder of dfew"),

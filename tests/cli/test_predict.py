@@ -120,6 +120,12 @@ def test_a_short_video_is_stretched_as_in_training(
     assert predictor.predict(tmp_path).probabilities == pytest.approx(wanted.tolist(), abs=1e-5)
 
 
+def test_a_checkpoint_that_names_no_usable_sampling_is_refused(checkpoint: Path) -> None:
+    saved = load_checkpoint(checkpoint)
+    with pytest.raises(PredictionError, match="checkpoint: stride must be at least 1, got 0"):
+        Predictor(replace(saved, extra={"stride": 0}))
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -540,7 +540,7 @@ def test_crops(tmp_path: Path, write_folder, monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(
         (clip * 255).round().byte(), torch.from_numpy(frames[:, 4:14, 3:13]).permute(3, 0, 1, 2)
     )
-    from ifdd.data import datasets
+    from ifdd.data.datasets import videos as reading
     from ifdd.data.face import CropBox
 
     looked = []
@@ -549,7 +549,7 @@ def test_crops(tmp_path: Path, write_folder, monkeypatch: pytest.MonkeyPatch) ->
         looked.append(path)
         return CropBox(3, 4, 10, 10)
 
-    monkeypatch.setattr(datasets, "locate_face", locate)
+    monkeypatch.setattr(reading, "locate_face", locate)
     data = VideoDataset(videos, NAMES, training=False, crop="auto", **options)
     assert torch.equal(data[0][0], clip)
     assert torch.equal(data[0][0], clip)

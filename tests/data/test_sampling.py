@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ifdd.data.sampling import SAMPLERS, SHORT_POLICIES, Sampling, repeat_each, repeat_last
+from ifdd.data.sampling import (
+    SAMPLERS,
+    SHORT_POLICIES,
+    Sampling,
+    SamplingPolicy,
+    repeat_each,
+    repeat_last,
+)
 
 
 def test_repeat_last_appends_the_last_frame() -> None:
@@ -145,11 +154,32 @@ def test_training_form() -> None:
         ({"frames": 0}, "frames must be at least 1, got 0"),
         ({"stride": -1}, "stride must be at least 1, got -1"),
         ({"views": 0}, "views must be at least 1, got 0"),
+        ({"frames": 1.5}, "frames must be an integer, got 1.5"),
     ],
 )
 def test_bad_settings_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampling(**arguments)
+
+
+def test_a_checkpoint_holds_the_policy_of_its_training() -> None:
+    assert SamplingPolicy.of_checkpoint({"epoch": 3, "short": None}) == SamplingPolicy(1, "repeat_last")
+    policy = SamplingPolicy(2, "repeat_each")
+    assert SamplingPolicy.of_checkpoint({"epoch": 3, **asdict(policy)}) == policy
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"stride": "2"}, "stride must be an integer, got '2'"),
+        ({"stride": True}, "stride must be an integer, got True"),
+        ({"stride": 0}, "stride must be at least 1, got 0"),
+        ({"short": ["repeat_last"]}, r"short must be one of .* got \['repeat_last'\]"),
+    ],
+)
+def test_a_bad_policy_in_a_checkpoint_is_named(extra: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplingPolicy.of_checkpoint(extra)
 
 
 def test_empty_video_is_refused() -> None:

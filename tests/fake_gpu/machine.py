@@ -134,15 +134,15 @@ def _tensors(results: Any) -> list[Tensor]:
 
 def _python_of(name: str) -> Any:
     """The function behind a registered op on a GPU; None for a CUDA kernel."""
-    family, _, twin = name.rpartition("_")
-    if twin not in ("triton", "reference"):
+    family, _, backend = name.rpartition("_")
+    if backend not in ("triton", "reference"):
         if name in _library.native_ops("cuda"):
             return None
-        family, twin = name, "reference"
+        family, backend = name, "reference"
     forward = family.removesuffix("_backward")
     operator = OPERATORS[forward]
-    if twin == "triton":
-        kernels = operator.twins["triton"]
+    if backend == "triton":
+        kernels = operator.backends["triton"]
         return kernels.forward if forward == family else kernels.backward
     return operator.reference if forward == family else operator.backward.reference  # type: ignore[union-attr]
 

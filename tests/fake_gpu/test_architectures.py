@@ -14,7 +14,7 @@ from ifdd_kernels import _library, backends
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.backends import can_run, select
 
-WRITTEN = sorted(name for name, operator in OPERATORS.items() if "triton" in operator.twins)
+WRITTEN = sorted(name for name, operator in OPERATORS.items() if "triton" in operator.backends)
 HOPPER_ONLY = ("90a-real",)
 
 

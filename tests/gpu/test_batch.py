@@ -35,9 +35,15 @@ from torch import Tensor
 from benchmarks.gpu.network_calls import Instance, instances
 from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Entry
-from ifdd_kernels.testing import full_float32, poisoned_memory, precision_error_bound, relative_error
+from ifdd_kernels.testing import (
+    GRADIENT_FACTOR,
+    full_float32,
+    poisoned_memory,
+    precision_error_bound,
+    relative_error,
+)
+from ops.backend_checks import has_gradients
 from ops.devices import NETWORKS, affordable, call_of, devices, parameter
-from ops.twins import GRADIENT_FACTOR, has_gradients
 
 #: PyTorch's matrix products: no offsets of ours, and no promise of bits.
 LIBRARY_PRODUCTS = {"linear", "gelu_linear"}

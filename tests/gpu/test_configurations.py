@@ -32,10 +32,10 @@ from ifdd_kernels.triton._runtime import (
     forced_configuration,
 )
 from ifdd_kernels.triton._tuning import Config
+from ops.backend_checks import check_call, lowered
 from ops.devices import call_of, devices, parameter, short
-from ops.twins import check_call, lowered
 
-WRITTEN = [name for name, operator in OPERATORS.items() if "triton" in operator.twins]
+WRITTEN = [name for name, operator in OPERATORS.items() if "triton" in operator.backends]
 
 
 @dataclass(frozen=True)

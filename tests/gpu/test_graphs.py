@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Entry, Maker
+from ops.backend_checks import has_gradients
 from ops.devices import affordable, call_of, devices, parameter
-from ops.twins import has_gradients
 
 OPS = [entry for entry in REGISTRY.values() if entry.operator is not None]
 Step = Callable[[], tuple[Tensor, ...]]

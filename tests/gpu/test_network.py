@@ -20,6 +20,7 @@ from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.backends import LIBRARY_OPS, can_run
 from ifdd_kernels.registry import REGISTRY
+from ops.backend_checks import check_call
 from ops.devices import (
     BACKENDS,
     DTYPES,
@@ -30,7 +31,6 @@ from ops.devices import (
     parameter,
     short,
 )
-from ops.twins import check_call
 
 #: Whole steps are public functions over other ops and have no definition of their own.
 OPS = {name for name, entry in REGISTRY.items() if entry.operator is not None}

@@ -13,8 +13,8 @@ import torch
 
 from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Entry, Maker
+from ops.backend_checks import check_call, lowered
 from ops.devices import BACKENDS, DTYPES, affordable, call_of, devices, parameter, short
-from ops.twins import check_call, lowered
 
 OPS = [entry for entry in REGISTRY.values() if entry.operator is not None]
 

@@ -14,11 +14,11 @@ from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Maker
 
 
-def calls(name: str, twin: str, grad: bool) -> list[tuple[list[Any], tuple[torch.Tensor, ...]]]:
+def calls(name: str, backend: str, grad: bool) -> list[tuple[list[Any], tuple[torch.Tensor, ...]]]:
     """Arguments and results of an op's samples, by its function and by the registered op."""
     operator, found = OPERATORS[name], []
     for sample in REGISTRY[name].samples(Maker(torch.float32)):
-        for function in (lambda *args: operator(twin, *args), operator.overload(twin)):
+        for function in (lambda *args: operator(backend, *args), operator.overload(backend)):
             args = [
                 arg.detach().clone().requires_grad_(grad and arg.is_floating_point())
                 if isinstance(arg, torch.Tensor)
@@ -29,11 +29,11 @@ def calls(name: str, twin: str, grad: bool) -> list[tuple[list[Any], tuple[torch
     return found
 
 
-@pytest.mark.parametrize("twin", ["native", "reference"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("name", sorted(OPERATORS))
-def test_results_share_memory_with_nothing(name: str, twin: str) -> None:
+def test_results_share_memory_with_nothing(name: str, backend: str) -> None:
     for grad in (False, True):
-        for args, results in calls(name, twin, grad):
+        for args, results in calls(name, backend, grad):
             taken = {arg.untyped_storage()._cdata for arg in args if isinstance(arg, torch.Tensor)}
             results = tuple(result for result in results if result.numel())
             storages = {result.untyped_storage()._cdata for result in results}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from golden_cases import CASES, GoldenCase, assert_close, assert_gradients, assert_outputs, cases, golden
-from ifdd._original_names import original_names
 from ifdd.checkpoint import from_original
+from ifdd.checkpoint.foreign_names import original_names
 from ifdd.losses import IFDDLoss
 from ifdd.model import IFDDOutput
 from ifdd.modules import ISSM, LADM, ConvLifting, MultiscaleBlock, NoLifting, S3DEmbedding, TopKSplit

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from golden_cases import assert_close
-from ifdd._original_names import original_names
+from ifdd.checkpoint.foreign_names import original_names
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},

@@ -1,51 +1,32 @@
 """Values and gradients of the ops against their float64 definitions.
 
-The bound of a result is a number of roundings of its dtype, derived in the registry. Gradients may err
-four times as much, since each is a product of two results of that accuracy summed over one more axis, and
-in roundings of the op's result even where they are wider, since a backward may start from that result.
+The bound of a result is a number of ulps of its dtype, derived in the registry; the rule for gradients is
+that of `ifdd_kernels.testing.check_against_float64`.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from ifdd_kernels._schema import outputs_of
-from ifdd_kernels.registry import Entry, Maker, Sample
-from ifdd_kernels.testing import poisoned_memory, precision_error_bound, relative_error, unwritten_fraction
+from ifdd_kernels.registry import Entry, Sample
+from ifdd_kernels.testing import precision_error_bound, relative_error
+from ops.backend_checks import check_precision, definition, lowered
 from ops.cases import gradients, samples, with_gradients
 
-GRADIENT_FACTOR = 4
 LOW_PRECISION = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def _double(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    def convert(arg: Any) -> Any:
-        return arg.detach().double().requires_grad_() if _differentiable(arg) else arg
-
-    return tuple(convert(arg) for arg in args)
-
-
-def _differentiable(arg: Any) -> bool:
-    return isinstance(arg, Tensor) and arg.is_floating_point()
-
-
-def _exact(entry: Entry, args: tuple[Any, ...]) -> Any:
-    """The definition, by PyTorch's own autograd; a composition is its own definition."""
-    return entry.reference(*args) if entry.operator else entry.overload(*args)
-
-
-@pytest.mark.parametrize("twin", ["native", "reference"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float64, differentiable=True))
-def test_backward_op_is_the_derivative_of_the_definition(entry: Entry, sample: Sample, twin: str) -> None:
+def test_backward_op_is_the_derivative_of_the_definition(entry: Entry, sample: Sample, backend: str) -> None:
     """Of the native kernels, and of the hand-derived reference that runs wherever there are none."""
-    op = entry.operator.overload(twin) if entry.operator else entry.overload
+    op = entry.operator.overload(backend) if entry.operator else entry.overload
     args = with_gradients(sample)
     generator = torch.Generator().manual_seed(3)
-    exact = _exact(entry, args)
+    exact = definition(entry)(*args)
     cotangents = [
         torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in entry.differentiable(exact)
     ]
@@ -58,42 +39,12 @@ def test_backward_op_is_the_derivative_of_the_definition(entry: Entry, sample: S
             assert float((got - wanted).abs().max()) <= 1e-12 * max(largest, 1e-300)
 
 
-@pytest.mark.parametrize("twin", ["native", "reference"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, differentiable=True))
-def test_precision(entry: Entry, sample: Sample, dtype: torch.dtype, twin: str) -> None:
-    op = entry.operator.overload(twin) if entry.operator else entry.overload
-    args = _lowered(entry, sample, dtype)
-    with poisoned_memory():
-        result = op(*args)
-        cotangents = [
-            torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(
-                out.dtype
-            )
-            for out in entry.differentiable(result)
-        ]
-        grads = gradients(entry, result, args, cotangents)
-    wide = _double(args)
-    exact = _exact(entry, wide)
-    exact_grads = gradients(entry, exact, wide, [c.double() for c in cotangents])
-
-    for got, wanted in zip(entry.differentiable(result), entry.differentiable(exact), strict=True):
-        assert unwritten_fraction(got) == 0
-        assert relative_error(got, wanted) <= precision_error_bound(got.dtype, entry.roundings)
-    largest = max((float(g.abs().max()) for g in exact_grads if g.numel()), default=0.0)
-    result_eps = torch.finfo(entry.differentiable(result)[0].dtype).eps
-    for got, wanted in zip(grads, exact_grads, strict=True):
-        if wanted.numel():
-            bound = GRADIENT_FACTOR * entry.roundings * max(result_eps, torch.finfo(got.dtype).eps)
-            # Gradients that vanish by symmetry hold rounding of the largest gradient of the case.
-            size = max(float(wanted.abs().max()), 1e-2 * largest)
-            assert float((got.double() - wanted).abs().max()) <= bound * size
-
-
-def _lowered(entry: Entry, sample: Sample, dtype: torch.dtype) -> tuple[Any, ...]:
-    """The sample in ``dtype``: parameters and positions stay float32, as the ops promise to read them."""
-    made = next(s for s in entry.samples(Maker(dtype, seed=11)) if s.label == sample.label)
-    return tuple(arg.detach().requires_grad_() if _differentiable(arg) else arg for arg in made.args)
+def test_precision(entry: Entry, sample: Sample, dtype: torch.dtype, backend: str) -> None:
+    op = entry.operator.overload(backend) if entry.operator else entry.overload
+    check_precision(entry, lowered(entry, sample.label, dtype), op)
 
 
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float32))

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ifdd_kernels import _arguments, _library
 from ifdd_kernels.registry import Maker
-from ifdd_kernels.testing import poisoned_memory, thread_count, unwritten_fraction
+from ifdd_kernels.testing import thread_count
+from ops.backend_checks import check_as_exact_as_reference
 from ops.cases import forward_and_backward
 
 pytestmark = pytest.mark.skipif(
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.skipif(
 
 Grid = tuple[int, int, int]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 #: Tokens at the edges of vectors (16), panels of keys (24, 48), query blocks (64) and depth blocks (128).
 TOKENS = (1, 2, 15, 16, 17, 47, 48, 49, 63, 64, 65, 127, 128, 129, 196)
 CHANNELS = (1, 3, 16, 24, 96, 100)
@@ -58,41 +60,32 @@ def pooled_inputs(
     return _arguments.pooled_attention(make, batch, *grids, heads, d, size=scale).of("pooled_attention")
 
 
-def run(op: str, args: tuple[Any, ...], backend: str = "native", widen: bool = False) -> tuple[Tensor, ...]:
-    """Result, log-sum and all gradients from the registered ops, with a fixed random cotangent."""
-    generator = torch.Generator().manual_seed(7)
-    query = args[0]
-    grad = torch.randn(*query.shape[:2], query.shape[2] * query.shape[3], generator=generator).to(query.dtype)
-    if widen:
-        args = tuple(arg.double() if isinstance(arg, Tensor) else arg for arg in args)
-        grad = grad.double()
-    return forward_and_backward(op, args, [grad], backend)
+def grad_of(args: tuple[Any, ...]) -> Tensor:
+    """A fixed random gradient of the result."""
+    query, generator = args[0], torch.Generator().manual_seed(7)
+    values = torch.randn(*query.shape[:2], query.shape[2] * query.shape[3], generator=generator)
+    return values.to(query.dtype)
+
+
+def run(op: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Result, log-sum and all gradients from the registered ops."""
+    return forward_and_backward(op, args, [grad_of(args)])
 
 
 def check(op: str, args: tuple[Any, ...], factor: float = 1.0) -> None:
-    """Native results as exact as the reference's in the same precision, or within the registry's roundings.
-
-    Both accumulate in float32 (float64) and round once; the bound covers sums in another order, and, for the
-    bits of a score that come before the decimal point, its size in the exponential.
+    """As exact as the reference; ``factor`` is for the bits of a score before the decimal point, which its
+    exponential multiplies.
     """
-    exact = run(op, args, "reference", widen=True)
-    reference = run(op, args, "reference")
-    with poisoned_memory():
-        native = run(op, args)
-    wide = torch.float64 if args[0].dtype == torch.float64 else torch.float32
     # In float64 "exact" is the reference itself, whose own error counts as none.
-    slack = 64 if wide == torch.float64 else 16
-    largest = max(float(e.abs().max()) for e in exact[2:])
-    for place, (got, eager, wanted) in enumerate(zip(native, reference, exact, strict=True)):
-        assert got.shape == eager.shape, place
-        assert got.dtype == eager.dtype, place
-        assert got.is_contiguous(), place
-        assert unwritten_fraction(got) == 0, place
-        # A gradient that vanishes (a single key has probability 1) holds roundings of the largest one.
-        size = max(float(wanted.abs().max()), 1e-3 * largest)
-        error, eager_error = (float((t.double() - wanted).abs().max()) for t in (got, eager))
-        roundings = factor * slack * torch.finfo(wide).eps + torch.finfo(got.dtype).eps
-        assert error <= 3 * eager_error + roundings * size, place
+    unit = 64 * EPS64 if args[0].dtype == torch.float64 else 16 * EPS32
+
+    def allowed(dtype: torch.dtype) -> float:
+        return factor * unit + torch.finfo(dtype).eps
+
+    # A single key has probability 1, so that its gradient vanishes.
+    check_as_exact_as_reference(
+        op, args, [grad_of(args)], allowed, eager_factor=3, gradient_factor=1, vanishing=1e-3
+    )
 
 
 @pytest.mark.instruction_sets

@@ -24,14 +24,14 @@ def _first(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     return next(REGISTRY[name].samples(Maker(dtype))).args
 
 
-# Both twins throughout: the reference is plain PyTorch, whose products autocast would lower on its own.
-TWINS = pytest.mark.parametrize("twin", ["native", "reference"])
+# Both backends throughout: the reference is plain PyTorch, whose products autocast would lower on its own.
+BACKENDS = pytest.mark.parametrize("backend", ["native", "reference"])
 
 
-@TWINS
+@BACKENDS
 @pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if o.autocast])
-def test_autocast_lowers_activations_and_keeps_parameters(name: str, twin: str) -> None:
-    op = OPERATORS[name].overload(twin)
+def test_autocast_lowers_activations_and_keeps_parameters(name: str, backend: str) -> None:
+    op = OPERATORS[name].overload(backend)
     cast = OPERATORS[name].autocast
     for sample in REGISTRY[name].samples(Maker(torch.float32)):
         args = sample.args
@@ -45,12 +45,12 @@ def test_autocast_lowers_activations_and_keeps_parameters(name: str, twin: str) 
         assert torch.equal(out, outputs_of(op(*lowered))[0])
 
 
-@TWINS
+@BACKENDS
 @pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if o.backward])
-def test_autocast_with_gradients_is_the_registered_op_with_gradients(name: str, twin: str) -> None:
+def test_autocast_with_gradients_is_the_registered_op_with_gradients(name: str, backend: str) -> None:
     """With gradients the public functions enter autocast from Python; the dispatcher's way is the rule."""
     operator = OPERATORS[name]
-    ways: tuple[Callable[..., Any], ...] = (operator.overload(twin), partial(operator, twin))
+    ways: tuple[Callable[..., Any], ...] = (operator.overload(backend), partial(operator, backend))
     found = []
     for way in ways:
         args = with_gradients(next(REGISTRY[name].samples(Maker(torch.float32))))
@@ -65,11 +65,11 @@ def test_autocast_with_gradients_is_the_registered_op_with_gradients(name: str, 
         assert torch.equal(got, wanted)
 
 
-@TWINS
+@BACKENDS
 @pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if not o.autocast])
-def test_autocast_leaves_the_index_chain_and_losses_alone(name: str, twin: str) -> None:
+def test_autocast_leaves_the_index_chain_and_losses_alone(name: str, backend: str) -> None:
     """bfloat16 anywhere in the chain to the indexes would move samples by a part of a frame."""
-    op = OPERATORS[name].overload(twin)
+    op = OPERATORS[name].overload(backend)
     args = _first(name)
     plain = outputs_of(op(*args))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -79,16 +79,16 @@ def test_autocast_leaves_the_index_chain_and_losses_alone(name: str, twin: str) 
         assert torch.equal(got, wanted)
 
 
-@TWINS
+@BACKENDS
 @pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if o.backward])
-def test_backward_inside_autocast_is_the_same(name: str, twin: str) -> None:
+def test_backward_inside_autocast_is_the_same(name: str, backend: str) -> None:
     grads = []
     for enabled in (False, True):
         args = tuple(
             a.detach().clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
             for a in _first(name)
         )
-        out = outputs_of(OPERATORS[name].overload(twin)(*args))[0]
+        out = outputs_of(OPERATORS[name].overload(backend)(*args))[0]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             out.sum().backward()
         grads.append([a.grad for a in args if isinstance(a, Tensor) and a.grad is not None])

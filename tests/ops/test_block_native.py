@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ifdd_kernels import build_info, gelu_linear, linear, max_pool_tokens
 from ifdd_kernels.backends import can_run
-from ifdd_kernels.testing import poisoned_memory, thread_count
+from ifdd_kernels.testing import check_against_float64, poisoned_memory, thread_count
 
 pytestmark = pytest.mark.skipif(
     not can_run("max_pool_tokens", "native"), reason=can_run("max_pool_tokens", "native").reason
@@ -129,14 +129,21 @@ def test_linear_layers_are_as_exact_as_those_of_pytorch(
         return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
 
     exact = run(layers, [a.double() for a in args], grad.double())
-    eager = run(layers, args, grad)
     with poisoned_memory():
         ours = run(op, args, grad)
-    # What stands for exact is float64 too, with an error of its own.
-    unit = torch.finfo(dtype).eps * (8 if dtype == torch.float64 else 1)
-    for place, (a, r, e) in enumerate(zip(ours, eager, exact, strict=True)):
-        error, allowed = ((t.double() - e).norm() / e.norm() for t in (a, r))
-        assert error <= 2 * allowed + unit, (place, error, allowed)
+    check_against_float64(
+        ours,
+        exact,
+        # What stands for exact is float64 too, with an error of its own.
+        lambda dtype: torch.finfo(dtype).eps * (8 if dtype == torch.float64 else 1),
+        results=1,
+        dtypes=[dtype] * 4,
+        gradient_factor=1,
+        eager=run(layers, args, grad),
+        eager_factor=2,
+        vanishing=0.0,
+        mean_square=True,
+    )
 
 
 IN_FLOAT32 = pytest.mark.skipif(

@@ -164,7 +164,7 @@ def test_an_op_of_parts_answers_for_them(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_ops_left_to_libraries_say_so(op: str) -> None:
     x = fake(1, 9, 4)
     assert "by design (docs/triton.md)" in backends.can_run(op, "triton", x).reason
-    assert "triton" not in OPERATORS[op].twins
+    assert "triton" not in OPERATORS[op].backends
 
 
 @pytest.mark.usefixtures("cuda_kernels")

@@ -50,8 +50,8 @@ class Cut(torch.autograd.Function):
 
 def _ways(operator: Operator) -> list[Callable[..., Any]]:
     """By the dispatcher, and from Python as the public functions come."""
-    return [operator.overload(twin) for twin in ("native", "reference")] + [
-        partial(operator, twin) for twin in ("native", "reference")
+    return [operator.overload(backend) for backend in ("native", "reference")] + [
+        partial(operator, backend) for backend in ("native", "reference")
     ]
 
 
@@ -80,10 +80,10 @@ def test_zeros_are_made_for_outputs_without_a_gradient_and_no_others(name: str) 
                 found = torch.autograd.grad(
                     [outputs[p] for p in kept], inputs, own, retain_graph=True, allow_unused=True
                 )
-            twin = [c for c in calls.count if c.startswith(f"{name}_backward")]
-            assert [calls.count[c] for c in twin] == [1]
+            called = [c for c in calls.count if c.startswith(f"{name}_backward")]
+            assert [calls.count[c] for c in called] == [1]
             zeros = {p: given[p] if p in kept else torch.zeros_like(given[p]) for p in asked}
-            inside = _inside(operator, twin[0], args, outputs, zeros)
+            inside = _inside(operator, called[0], args, outputs, zeros)
             assert calls.count.get("zeros", 0) - inside == len(asked) - len(kept)
             wanted = torch.autograd.grad(
                 [outputs[p] for p in asked],

@@ -19,7 +19,7 @@ FILES = (
     "ops/test_attention_native.py",
     "ops/test_issm_native.py",
     "ops/test_pool_tokens_native.py",
-    "packaging/test_native_split_frames.py",
+    "ops/test_split_frames_native.py",
 )
 
 

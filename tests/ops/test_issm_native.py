@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ifdd_kernels import _library, reference
-from ifdd_kernels.registry import REGISTRY
-from ifdd_kernels.testing import poisoned_memory, relative_error, thread_count
+from ifdd_kernels.registry import REGISTRY, Sample
+from ifdd_kernels.testing import thread_count
+from ops.backend_checks import check_precision
 from ops.cases import forward_and_backward
 
 OPS = (
@@ -52,43 +53,11 @@ class Random:
         return self(*shape, scale=scale, dtype=self.wide)
 
 
-def leaves(args: tuple[Any, ...], convert: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
-    """The arguments, floating tensors converted and requiring gradients."""
-    return tuple(
-        convert(a.detach()).requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
-        for a in args
-    )
-
-
-def check(name: str, args: tuple[Any, ...], seed: int = 1) -> None:
+def check(name: str, args: tuple[Any, ...]) -> None:
     """Values and gradients of a native op against PyTorch's derivative of its definition in float64."""
     operator = REGISTRY[name].operator
     assert operator is not None
-    given, wide = leaves(args, lambda t: t), leaves(args, Tensor.double)
-    with poisoned_memory():
-        result = operator.overload()(*given)
-        outputs = (result,) if isinstance(result, Tensor) else tuple(result)
-        generator = torch.Generator().manual_seed(seed)
-        cotangents = [
-            torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs
-        ]
-        grads = torch.autograd.grad(outputs, [a for a in given if isinstance(a, Tensor)], cotangents)
-    exact = getattr(reference, name)(*wide)
-    exact = (exact,) if isinstance(exact, Tensor) else tuple(exact)
-    exact_grads = torch.autograd.grad(
-        exact, [a for a in wide if isinstance(a, Tensor)], [c.double() for c in cotangents]
-    )
-    unit = torch.finfo(outputs[0].dtype).eps
-    roundings = REGISTRY[name].roundings
-    for place, (got, wanted) in enumerate(zip(outputs, exact, strict=True)):
-        assert got.dtype == outputs[0].dtype
-        assert relative_error(got, wanted) <= roundings * unit, (name, "output", place)
-    largest = max(float(g.abs().max()) for g in exact_grads)
-    for place, (got, wanted) in enumerate(zip(grads, exact_grads, strict=True)):
-        assert got.shape == wanted.shape
-        bound = 4 * roundings * max(unit, torch.finfo(got.dtype).eps)
-        size = max(float(wanted.abs().max()), 1e-2 * largest)
-        assert float((got.double() - wanted).abs().max()) <= bound * size, (name, "gradient", place)
+    check_precision(REGISTRY[name], Sample("", args), operator.overload(), seed=1)
 
 
 def tokenizer(random: Random, rows: int, channels: int) -> tuple[Tensor, Tensor]:

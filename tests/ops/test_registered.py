@@ -23,7 +23,7 @@ def test_forward_op(entry: Entry, sample: Sample) -> None:
 
 
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float32, composed=False, few=True))
-def test_forward_of_the_reference_twin(entry: Entry, sample: Sample) -> None:
+def test_forward_of_the_reference_backend(entry: Entry, sample: Sample) -> None:
     assert entry.operator is not None
     opcheck(entry.operator.overload("reference"), with_gradients(sample))
 
@@ -31,16 +31,16 @@ def test_forward_of_the_reference_twin(entry: Entry, sample: Sample) -> None:
 @pytest.mark.parametrize(
     ("entry", "sample"), samples(torch.float32, differentiable=True, composed=False, few=True)
 )
-@pytest.mark.parametrize("twin", ["native", "reference"])
-def test_backward_op(entry: Entry, sample: Sample, twin: str) -> None:
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_backward_op(entry: Entry, sample: Sample, backend: str) -> None:
     assert entry.operator is not None
-    opcheck(entry.operator.overload(twin, backward=True), backward_arguments(entry.operator, sample.args))
+    opcheck(entry.operator.overload(backend, backward=True), backward_arguments(entry.operator, sample.args))
 
 
-@pytest.mark.parametrize("twin", ["native", "reference"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize(("entry", "sample"), samples(torch.float64, differentiable=True))
-def test_gradcheck(entry: Entry, sample: Sample, twin: str) -> None:
-    op = entry.operator.overload(twin) if entry.operator else entry.overload
+def test_gradcheck(entry: Entry, sample: Sample, backend: str) -> None:
+    op = entry.operator.overload(backend) if entry.operator else entry.overload
     assert torch.autograd.gradcheck(op, with_gradients(sample), fast_mode=True)
 
 

@@ -31,7 +31,7 @@ def test_definitions_and_kernels_have_the_arguments_of_the_schema(name: str) -> 
     operator = OPERATORS[name]
     assert parameters(getattr(reference, name)) == operator.signature.arguments
     modules = []
-    if "triton" in operator.twins and importlib.util.find_spec("triton") is not None:
+    if "triton" in operator.backends and importlib.util.find_spec("triton") is not None:
         modules.append(importlib.import_module(f"ifdd_kernels.triton.{name}"))
     for module in modules:
         assert parameters(module.forward) == operator.signature.arguments

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 import ifdd_kernels
-from ifdd_kernels import backends, reference
+from ifdd_kernels import backends
 from ifdd_kernels.registry import REGISTRY, Maker, Sample
-from ifdd_kernels.testing import relative_error
+from ops.backend_checks import check_call
 
 OP = "pooled_attention"
 # Everything on the way is rounded to query's dtype. What counts is the bias, whose terms reach 8 here: half
-# a rounding of its size is up to 4 roundings of a probability, once for the tables and once for the product,
-# and a gradient of a table sums such errors over all pairs of its row.
-ROUNDINGS = 32
+# an ulp of its size is up to 4 ulps of a probability, once for the tables and once for the product. A table's
+# gradient sums such errors over all pairs of its row.
+ULPS = 8
 
 
 def samples(dtype: torch.dtype) -> list[Sample]:
@@ -35,19 +35,14 @@ def sdpa(*args: Any) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("place", range(6))
 def test_output_and_all_gradients(place: int, dtype: torch.dtype) -> None:
-    sample = samples(dtype)[place]
-    args, exact = leaves(sample.args), leaves(sample.args, torch.float64)
-    out, wanted = sdpa(*args), reference.pooled_attention(*exact)[0]
-    assert out.dtype == dtype
-    assert out.shape == wanted.shape
-    cotangent = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    got = torch.autograd.grad(out, args[:6], cotangent.to(dtype))
-    truth = torch.autograd.grad(wanted, exact[:6], cotangent.to(dtype).double())
-    bound = ROUNDINGS * torch.finfo(dtype).eps
-    assert relative_error(out, wanted) <= bound
-    for gradient, right, argument in zip(got, truth, args, strict=False):
-        assert gradient.dtype == argument.dtype
-        assert relative_error(gradient, right) <= bound
+    check_call(
+        REGISTRY[OP],
+        samples(dtype)[place],
+        sdpa,
+        allowed=lambda _: ULPS * torch.finfo(dtype).eps,
+        least_allowed=0.0,
+        vanishing=0.0,
+    )
 
 
 def test_gradcheck() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ifdd_kernels.registry import REGISTRY, Maker, Sample
 from ifdd_kernels.triton import _sums, interpreted
 from ifdd_kernels.triton._runtime import Kernel
-from ops.twins import check_twin
+from ops.backend_checks import check_backend
 
 DEVICE = "cpu" if interpreted() else "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -24,7 +24,7 @@ POOLS = (((7, 7), 7), ((14, 14), 7), ((9, 5), 4), ((2, 3), 7), ((5, 9), 7), ((3,
 
 def check(name: str, *args: Any) -> None:
     """Values and gradients of an op's Triton kernels for given arguments, against float64."""
-    check_twin(REGISTRY[name], Sample("", args))
+    check_backend(REGISTRY[name], Sample("", args))
 
 
 def strided_frames(make: Maker) -> Tensor:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from ifdd.data.sampling import SamplingPolicy
 from ifdd.training.config import DataConfig, OptimConfig, TrainingConfig
-from ifdd.training.data import default_stride, short_policy
+from ifdd.training.data import sampling_policy
 
 Make = Callable[..., TrainingConfig]
 
@@ -44,7 +45,8 @@ def test_differences_name_what_changes_the_weights(tiny_config: Make) -> None:
 )
 def test_checkpoints_know_how_their_data_set_is_sampled(name: str, stride: int, short: str) -> None:
     data = DataConfig(name=name, root="somewhere")
-    assert (default_stride(data), short_policy(data)) == (stride, short)
+    assert sampling_policy(data) == SamplingPolicy(stride, short)
+    assert sampling_policy(replace(data, stride=3)) == SamplingPolicy(3, short)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``pooled_attention`` and ``lifting_attention`` in Triton beyond the registry's samples (test_twins.py).
+"""``pooled_attention`` and ``lifting_attention`` in Triton beyond the registry's samples (test_samples.py).
 
 Sizes at which the kernels change course: head dimensions of one and two tiles, keys at the edges of full and
 masked tiles, several chunks of queries, both directions of unequal grids, shapes like the network's.
@@ -18,8 +18,8 @@ from ifdd_kernels import _arguments
 from ifdd_kernels.grids import table_length
 from ifdd_kernels.registry import REGISTRY, Maker, Sample
 from ifdd_kernels.triton import interpreted
+from ops.backend_checks import check_backend, check_call
 from ops.cases import forward_and_backward, nightly
-from ops.twins import check_call, check_twin
 
 _attention = pytest.importorskip("ifdd_kernels.triton._attention", reason="Triton is not installed")
 pooled_attention = pytest.importorskip("ifdd_kernels.triton.pooled_attention")
@@ -47,17 +47,17 @@ def pooled(
 
 @pytest.mark.parametrize("d", [1, 16, nightly(40), 96, nightly(100), nightly(256)])
 def test_lifting_head_dimensions(d: int) -> None:
-    check_twin(REGISTRY["lifting_attention"], lifting(torch.float32, 1, 20, 2, d))
+    check_backend(REGISTRY["lifting_attention"], lifting(torch.float32, 1, 20, 2, d))
 
 
 @pytest.mark.parametrize("tokens", [2, 15, 16, 17, 64, 65, 130])
 def test_lifting_at_tile_edges(tokens: int) -> None:
-    check_twin(REGISTRY["lifting_attention"], lifting(torch.float32, 2, tokens, 1, 8))
+    check_backend(REGISTRY["lifting_attention"], lifting(torch.float32, 2, tokens, 1, 8))
 
 
 @pytest.mark.parametrize("dtype", [nightly(torch.float32), nightly(torch.float16), torch.bfloat16], ids=str)
 def test_lifting_like_the_network(dtype: torch.dtype) -> None:
-    check_twin(REGISTRY["lifting_attention"], lifting(dtype, 1, 196, 2, 96))
+    check_backend(REGISTRY["lifting_attention"], lifting(dtype, 1, 196, 2, 96))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_lifting_like_the_network(dtype: torch.dtype) -> None:
     ids=str,
 )
 def test_pooled_like_the_network(dtype: torch.dtype, q_grid: Grid, k_grid: Grid) -> None:
-    check_twin(REGISTRY["pooled_attention"], pooled(dtype, 1, 1, 96, q_grid, k_grid))
+    check_backend(REGISTRY["pooled_attention"], pooled(dtype, 1, 1, 96, q_grid, k_grid))
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_pooled_like_the_network(dtype: torch.dtype, q_grid: Grid, k_grid: Grid)
     ids=str,
 )
 def test_pooled_grids(q_grid: Grid, k_grid: Grid) -> None:
-    check_twin(REGISTRY["pooled_attention"], pooled(torch.float32, 2, 2, 5, q_grid, k_grid))
+    check_backend(REGISTRY["pooled_attention"], pooled(torch.float32, 2, 2, 5, q_grid, k_grid))
 
 
 @pytest.mark.parametrize("d", [3, 96, 130])
 def test_pooled_head_dimensions(d: int) -> None:
-    check_twin(REGISTRY["pooled_attention"], pooled(torch.float32, 1, 2, d, (2, 3, 2), (2, 2, 2)))
+    check_backend(REGISTRY["pooled_attention"], pooled(torch.float32, 1, 2, d, (2, 3, 2), (2, 2, 2)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, nightly(torch.bfloat16)], ids=str)
@@ -100,16 +100,16 @@ def test_several_chunks_of_queries(monkeypatch: pytest.MonkeyPatch, dtype: torch
     steps = 20 if interpreted() else 70
     sample = pooled(dtype, 1, 1, 8, (steps, 4, 4), (3, 2, 2))
     assert _attention._query_chunk(1, steps * 16 + 1, 13) < steps * 16 + 1
-    check_twin(REGISTRY["pooled_attention"], sample)
+    check_backend(REGISTRY["pooled_attention"], sample)
     tokens = 16 * steps - 20
     assert _attention._query_chunk(1, tokens, tokens) < tokens
-    check_twin(REGISTRY["lifting_attention"], lifting(dtype, 1, tokens, 1, 8))
+    check_backend(REGISTRY["lifting_attention"], lifting(dtype, 1, tokens, 1, 8))
 
 
 def test_several_tiles_of_clips_and_heads() -> None:
     """More (clip, head, t) than a program of the position kernels takes."""
     assert pooled_attention._programs(torch.empty(7, 1, 4, 5), (5, 1, 2)) > 2
-    check_twin(REGISTRY["pooled_attention"], pooled(torch.float32, 7, 4, 5, (5, 1, 2), (5, 2, 1)))
+    check_backend(REGISTRY["pooled_attention"], pooled(torch.float32, 7, 4, 5, (5, 1, 2), (5, 2, 1)))
 
 
 @pytest.mark.skipif(not interpreted(), reason="tiles can be chosen in the interpreter")
@@ -124,7 +124,7 @@ def test_tails(monkeypatch: pytest.MonkeyPatch, keys: int, block: int) -> None:
 
     monkeypatch.setattr(_attention.FORWARD, "interpreter", tiles(True))
     monkeypatch.setattr(_attention.QUERY_GRADIENT, "interpreter", tiles(False))
-    check_twin(REGISTRY["lifting_attention"], lifting(torch.float32, 1, keys, 1, 8))
+    check_backend(REGISTRY["lifting_attention"], lifting(torch.float32, 1, keys, 1, 8))
     entry = REGISTRY["pooled_attention"]
     assert entry.operator is not None
     for width in (keys, keys - 1):

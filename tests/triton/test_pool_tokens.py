@@ -1,4 +1,4 @@
-"""``pool_tokens`` in Triton on shapes like the network's: registry samples are in test_twins.py."""
+"""``pool_tokens`` in Triton on shapes like the network's: registry samples are in test_samples.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from ifdd_kernels import _arguments
 from ifdd_kernels.registry import REGISTRY, Maker, Sample
 from ifdd_kernels.triton import interpreted
+from ops.backend_checks import check_backend
 from ops.cases import nightly
-from ops.twins import check_twin
 
 DEVICE = "cpu" if interpreted() else "cuda"
 ENTRY = REGISTRY["pool_tokens"]
@@ -37,9 +37,9 @@ def _sample(make: Maker, batch: int, grid: Any, kv_grid: Any, *sizes: Any) -> Sa
 
 @pytest.mark.parametrize("case", GRIDS)
 def test_values_and_gradients(case: tuple[Any, ...]) -> None:
-    check_twin(ENTRY, _sample(Maker(torch.float32, DEVICE, seed=4), *case))
+    check_backend(ENTRY, _sample(Maker(torch.float32, DEVICE, seed=4), *case))
 
 
 @pytest.mark.parametrize("case", [nightly(*GRIDS[0].values, id=GRIDS[0].id), GRIDS[1]])
 def test_values_and_gradients_in_bfloat16(case: tuple[Any, ...]) -> None:
-    check_twin(ENTRY, _sample(Maker(torch.bfloat16, DEVICE, seed=4), *case))
+    check_backend(ENTRY, _sample(Maker(torch.bfloat16, DEVICE, seed=4), *case))

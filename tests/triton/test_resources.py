@@ -32,7 +32,7 @@ def _run(*options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("op", sorted(n for n, o in OPERATORS.items() if "triton" in o.twins))
+@pytest.mark.parametrize("op", sorted(n for n, o in OPERATORS.items() if "triton" in o.backends))
 def test_table_is_complete_and_nothing_spills(op: str) -> None:
     ran = _run("--check", "--only", op)
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -72,7 +72,7 @@ def test_tables_hold_choices_that_exist() -> None:
     for ops in _measured.FASTEST.values():
         for op, entries in ops.items():
             operator = OPERATORS[op]
-            known = {"native", "reference", *operator.twins, *operator.compositions}
+            known = {"native", "reference", *operator.backends, *operator.compositions}
             assert {entry.backend for entry in entries} <= known
 
 

@@ -28,8 +28,8 @@ from ifdd_kernels.registry import REGISTRY, Maker, backward_arguments
 from ifdd_kernels.triton import interpreted
 
 compiled_only = pytest.mark.skipif(interpreted(), reason="run by test_in_a_process_that_compiles")
-WRITTEN = [o for o in OPERATORS.values() if "triton" in o.twins]
-OPAQUE = [o for o in WRITTEN if not o.twins["triton"].traced]
+WRITTEN = [o for o in OPERATORS.values() if "triton" in o.backends]
+OPAQUE = [o for o in WRITTEN if not o.backends["triton"].traced]
 TRACED = [o for o in WRITTEN if o not in OPAQUE]
 NAME = operators.attrgetter("name")
 
@@ -132,7 +132,7 @@ def test_what_needs_a_limit_of_its_registers_is_not_traced() -> None:
     from benchmarks.gpu.triton_resources import compilations
 
     limited = {c.op for c in compilations() if c.config.max_registers is not None}
-    assert limited == {name for name, o in OPERATORS.items() if "triton" in o.twins and o not in TRACED}
+    assert limited == {name for name, o in OPERATORS.items() if "triton" in o.backends and o not in TRACED}
     assert limited == {"pool_tokens"}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ifdd.cli._commands import COMMANDS, EXIT_FAILED, EXIT_USAGE
+from ifdd.cli._commands import COMMANDS, EXIT_FAILED, EXIT_USAGE, UsageError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -35,11 +35,17 @@ def build_parser() -> ArgumentParser:
     parser = Parser(prog="ifdd", description=DESCRIPTION, version=ifdd_kernels.__version__)
     commands = parser.add_subcommands(dest="command", required=True, title="commands", metavar="COMMAND")
     for name in COMMANDS:
-        command = _command(name)
-        sub = Parser(prog=f"ifdd {name}", description=command.__doc__, usage=f"ifdd {name} {command.USAGE}")
-        command.configure(sub)
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        commands.add_subcommand(name, sub, help=command.SUMMARY)
+        commands.add_subcommand(name, _command_parser(name), help=_command(name).SUMMARY)
+    return parser
+
+
+def _command_parser(name: str) -> ArgumentParser:
+    from ifdd.cli.common import Parser
+
+    command = _command(name)
+    parser = Parser(prog=f"ifdd {name}", description=command.__doc__, usage=f"ifdd {name} {command.USAGE}")
+    command.configure(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -51,8 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = build_parser().parse_args(arguments)
-        return int(_command(options.command).run(options[options.command]))
+        if arguments and arguments[0] in COMMANDS:
+            # By its own parser: its complaints name an option as it was typed, without the command in front.
+            options = _command_parser(arguments[0]).parse_args(arguments[1:])
+            return int(_command(arguments[0]).run(options))
+        # Without a command in front there is only help, the version or a complaint, and each of them exits.
+        build_parser().parse_args(arguments)
+        return EXIT_USAGE
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     except KeyboardInterrupt:
@@ -67,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         print(f"ifdd: error: {_explanation(error)}", file=sys.stderr)
-        return EXIT_USAGE if type(error).__name__ == "UsageError" else EXIT_FAILED
+        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
 
 
 def _explanation(error: Exception) -> str:

@@ -1,7 +1,12 @@
-"""Names of the commands, and how they end."""
+"""Names of the commands, and how they end; nothing heavy."""
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+
+
+class UsageError(ValueError):
+    """The command was called in a way that cannot work."""
+
 
 COMMANDS = {
     "fit": "fit",

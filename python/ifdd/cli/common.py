@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from ifdd.cli._commands import COMMANDS, EXIT_USAGE
+from ifdd.cli._commands import EXIT_USAGE, UsageError
 from ifdd.config import IFDDConfig
 from ifdd.training.config import (
     DataConfig,
@@ -24,6 +23,7 @@ from ifdd.training.config import (
     InitPart,
     OptimConfig,
     Precision,
+    SettingError,
     TrainingConfig,
 )
 
@@ -36,17 +36,15 @@ _DATA_FIELDS = tuple(f.name for f in dataclasses.fields(DataConfig) if f.name !=
 _OPTIM_FIELDS = tuple(f.name for f in dataclasses.fields(OptimConfig))
 
 
-class UsageError(ValueError):
-    """The command was called in a way that cannot work."""
-
-
 class _ShortHelp(DefaultHelpFormatter):
     """Help without type annotations; the text of an option says what it takes."""
 
+    def _get_type_str(self, action: Any) -> None:
+        return None
+
     def _expand_help(self, action: Any) -> str:
         text = super()._expand_help(action)
-        text = re.sub(r"\(type: .*?(?:, (required|default: .*))?\)$", r"(\1)", text)
-        return text.replace(" ()", "").replace(" (default: null)", "").replace("(default: False)", "").strip()
+        return text.replace(" (default: null)", "").replace("(default: False)", "").strip()
 
 
 class Parser(ArgumentParser):
@@ -58,9 +56,7 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the complaint and leaves."""
         prog = self.prog.replace(" [options]", "")
-        # Names of missing options come with the command in front: "fit.out".
-        text = re.sub(rf"\b({'|'.join(COMMANDS)})\.(?=\w)", "", one_line(message))
-        print(f"{prog}: error: {text} (see `{prog} --help`)", file=sys.stderr)
+        print(f"{prog}: error: {one_line(message)} (see `{prog} --help`)", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 
 
@@ -162,9 +158,12 @@ def usage_errors() -> Iterator[None]:
     """Turns a ValueError about a setting into a usage error about its option."""
     try:
         yield
+    except SettingError as error:
+        # Those of data and optimiser are flat, and the data set's name is called after what it names.
+        option = "data" if error.setting == "data.name" else error.setting.rpartition(".")[2]
+        raise UsageError(f"--{option} {one_line(error.rule)}") from error
     except ValueError as error:
-        text = one_line(error).replace("data.name must", "--data must")
-        raise UsageError(re.sub(r"^(?:data|optim)\.(?=\w+ must)", "--", text)) from error
+        raise UsageError(one_line(error)) from error
 
 
 def parent_exists(path: str | None, option: str) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ifdd.cli.common import UsageError, network_options, parent_exists, usage_errors
+from ifdd.cli._commands import UsageError
+from ifdd.cli.common import network_options, parent_exists, usage_errors
 from ifdd.config import IFDDConfig
 
 SUMMARY = "bring published weights into a checkpoint"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ifdd.cli._commands import UsageError
 from ifdd.cli.common import (
-    UsageError,
     add_test_options,
     choose_device,
     data_config,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ifdd.cli.common import UsageError, add_device_option, choose_device, parent_exists, usage_errors
+from ifdd.cli._commands import UsageError
+from ifdd.cli.common import add_device_option, choose_device, parent_exists, usage_errors
 from ifdd.cli.predict import add_crop_option
 
 SUMMARY = "draw what the network looked at"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ifdd.cli._commands import UsageError
 from ifdd.cli.common import (
-    UsageError,
     add_training_options,
     choose_device,
     quiet_lightning,

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ifdd.cli._commands import EXIT_FAILED
+from ifdd.cli._commands import EXIT_FAILED, UsageError
 from ifdd.cli.common import (
-    UsageError,
     add_device_option,
     choose_device,
     one_line,

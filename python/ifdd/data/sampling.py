@@ -18,13 +18,24 @@ first stretched to that length, see `SHORT_POLICIES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-__all__ = ["SAMPLERS", "SHORT_POLICIES", "Sampling", "repeat_each", "repeat_last"]
+__all__ = [
+    "SAMPLERS",
+    "SHORT_POLICIES",
+    "Sampling",
+    "SamplingPolicy",
+    "Short",
+    "repeat_each",
+    "repeat_last",
+]
+
+Short = Literal["repeat_last", "repeat_each"]
+"""A name in `SHORT_POLICIES`."""
 
 
 def repeat_last(length: int, window: int) -> np.ndarray:
@@ -41,12 +52,38 @@ def repeat_each(length: int, window: int) -> np.ndarray:
     return np.repeat(np.arange(length, dtype=np.int64), times)
 
 
-SHORT_POLICIES: dict[str, Callable[[int, int], np.ndarray]] = {
+SHORT_POLICIES: dict[Short, Callable[[int, int], np.ndarray]] = {
     "repeat_last": repeat_last,
     "repeat_each": repeat_each,
 }
 """How a video of `length` < `window` frames is stretched to `window`; `(length, window) -> indexes
 (window,)`."""
+
+
+@dataclass(frozen=True)
+class SamplingPolicy:
+    """How a data set's videos become windows; a checkpoint keeps that of its training for predictions.
+
+    Args:
+        stride: step between the frames of a window.
+        short: one of `SHORT_POLICIES`, for videos shorter than frames * stride.
+
+    Raises:
+        ValueError: an unknown name, or a stride that is not an integer of at least 1.
+    """
+
+    stride: int = 1
+    short: Short = "repeat_last"
+
+    def __post_init__(self) -> None:
+        if self.short not in tuple(SHORT_POLICIES):
+            raise ValueError(f"short must be one of {sorted(SHORT_POLICIES)}, got {self.short!r}")
+        _check_positive("stride", self.stride)
+
+    @classmethod
+    def of_checkpoint(cls, extra: Mapping[str, Any]) -> SamplingPolicy:
+        """The fields of a policy among a checkpoint's extra values; the default for each that is absent."""
+        return cls(**{name: extra[name] for name in ("stride", "short") if extra.get(name) is not None})
 
 
 @dataclass(frozen=True)
@@ -67,17 +104,15 @@ class Sampling:
     name: str = "centre"
     frames: int = 16
     stride: int = 1
-    short: str = "repeat_last"
+    short: Short = "repeat_last"
     views: int = 2
 
     def __post_init__(self) -> None:
         if self.name not in SAMPLERS:
             raise ValueError(f"sampling must be one of {sorted(SAMPLERS)}, got {self.name!r}")
-        if self.short not in SHORT_POLICIES:
-            raise ValueError(f"short must be one of {sorted(SHORT_POLICIES)}, got {self.short!r}")
-        for field in ("frames", "stride", "views"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        SamplingPolicy(self.stride, self.short)
+        _check_positive("frames", self.frames)
+        _check_positive("views", self.views)
 
     @property
     def window(self) -> int:
@@ -109,6 +144,13 @@ class Sampling:
         if length < 1:
             raise ValueError(f"a video needs at least 1 frame to sample from, got {length}")
         return SAMPLERS[self.name](length, self, generator)
+
+
+def _check_positive(field: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{field} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{field} must be at least 1, got {value}")
 
 
 class Sampler(Protocol):

@@ -19,9 +19,21 @@ InitPart = Literal["all", "backbone"]
 LiftingReduction = Literal["sum", "mean"]
 
 
+class SettingError(ValueError):
+    """A setting that cannot be used: its dotted name, and a phrase with the rule and its value."""
+
+    def __init__(self, setting: str, rule: str) -> None:
+        super().__init__(setting, rule)
+        self.setting = setting
+        self.rule = rule
+
+    def __str__(self) -> str:
+        return f"{self.setting} {self.rule}"
+
+
 def _check(condition: bool, name: str, rule: str, value: object) -> None:
     if not condition:
-        raise ValueError(f"{name} must be {rule}, got {value!r}")
+        raise SettingError(name, f"must be {rule}, got {value!r}")
 
 
 @dataclass(frozen=True)

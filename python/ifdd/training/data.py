@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import pytorch_lightning as pl
@@ -12,7 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ifdd.config import IFDDConfig
-from ifdd.data.datasets import DFEW, MAFW, FERV39k, ListDataset, VideoDataset
+from ifdd.data.datasets import DFEW, MAFW, FERV39k, ListDataset
+from ifdd.data.datasets.layout import SplitDataset
+from ifdd.data.sampling import SamplingPolicy
 from ifdd.data.synthetic import Difficulty, SyntheticExpressions
 from ifdd.training.config import DataConfig, TrainingConfig
 from ifdd.training.seeds import derived_seed
@@ -36,17 +39,11 @@ class ClipDataset(Protocol):
         ...
 
 
-def default_stride(data: DataConfig) -> int:
-    """Step between the frames of a window: as set, or 2 for MAFW and 1 for the others, as published."""
-    if data.stride is not None:
-        return data.stride
-    return 2 if data.name == "mafw" else 1
-
-
-def short_policy(data: DataConfig) -> str:
-    """How videos shorter than a window are stretched, see `ifdd.data.sampling.SHORT_POLICIES`."""
-    sets: dict[str, type[VideoDataset]] = {"ferv39k": FERV39k, "mafw": MAFW}
-    return sets.get(data.name, VideoDataset).short_policy
+def sampling_policy(data: DataConfig) -> SamplingPolicy:
+    """How windows are taken from the videos: as published for the data set, with the stride that is set."""
+    sets: dict[str, type[SplitDataset]] = {"dfew": DFEW, "ferv39k": FERV39k, "mafw": MAFW}
+    published = sets.get(data.name, ListDataset).policy
+    return published if data.stride is None else replace(published, stride=data.stride)
 
 
 def make_dataset(data: DataConfig, split: str, network: IFDDConfig, seed: int) -> ClipDataset:
@@ -77,7 +74,7 @@ def make_dataset(data: DataConfig, split: str, network: IFDDConfig, seed: int) -
         "validation": data.validation,
         "clip_frames": network.clip_frames,
         "image_size": network.image_size,
-        "stride": default_stride(data),
+        "stride": sampling_policy(data).stride,
         "sampling": data.sampling,
         "augment": data.augment,
         "seed": seed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from ifdd.config import IFDDConfig
 from ifdd.model import IFDD
 from ifdd.training.averaging import MovingAverage
 from ifdd.training.config import TrainingConfig
-from ifdd.training.data import RecognitionData, default_stride, short_policy
+from ifdd.training.data import RecognitionData, sampling_policy
 from ifdd.training.metrics import Scores
 from ifdd.training.module import Recogniser, TrainingError
 from ifdd.training.storage import AtomicCheckpointIO, load_training_checkpoint, remove_partial_files
@@ -126,8 +126,7 @@ def export(training_checkpoint: Path, target: Path) -> FitResult:
     extra = {
         "dataset": config.data.name,
         "fold": config.data.fold,
-        "stride": default_stride(config.data),
-        "short": short_policy(config.data),
+        **asdict(sampling_policy(config.data)),
         "epoch": content["epoch"],
         "validation": validation,
     }

@@ -13,11 +13,11 @@ from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.registry import REGISTRY, Entry, Maker, backward_arguments
 from ifdd_kernels.triton import interpreted
+from ops.backend_checks import check_backend, lowered
 from ops.cases import everyday, nightly, with_gradients
 from ops.devices import DTYPES, affordable, short
-from ops.twins import check_twin, lowered
 
-WRITTEN = [REGISTRY[name] for name, operator in OPERATORS.items() if "triton" in operator.twins]
+WRITTEN = [REGISTRY[name] for name, operator in OPERATORS.items() if "triton" in operator.backends]
 DEVICE = "cpu" if interpreted() else "cuda"
 #: All in float32; in 16 bits two of each op by day, since sizes have been tried then.
 SAMPLES = [
@@ -49,7 +49,7 @@ def _first(entry: Entry) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(("entry", "label", "dtype"), SAMPLES)
 def test_values_and_gradients(entry: Entry, label: str, dtype: torch.dtype) -> None:
-    check_twin(entry, lowered(entry, label, dtype, DEVICE))
+    check_backend(entry, lowered(entry, label, dtype, DEVICE))
 
 
 @pytest.mark.parametrize("entry", RULED)

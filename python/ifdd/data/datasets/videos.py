@@ -1,0 +1,203 @@
+"""Clips of a list of videos: reading, cropping, sampling and augmenting them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ifdd.data.errors import DatasetError, VideoError
+from ifdd.data.face import CropBox, parse_crop
+from ifdd.data.resize import frames_to_clip
+from ifdd.data.sampling import Sampling, Short
+from ifdd.data.transforms import ClipAugment
+from ifdd.data.video import count_frames, locate_face, read_video
+
+SHOWN = 5
+"""How many of many missing files an error names."""
+
+
+class Video(NamedTuple):
+    """One video of a data set: a file or a folder of frames, its label, and its soft label if there is
+    one.
+    """
+
+    path: Path
+    label: int
+    soft_label: tuple[float, ...] | None = None
+
+
+class ClipOptions(TypedDict, total=False):
+    """Keyword arguments that all data sets share; see `VideoDataset`."""
+
+    stride: int
+    sampling: str | None
+    views: int
+    image_size: int
+    augment: bool | ClipAugment
+    seed: int
+    crop: str | CropBox | None
+    on_error: Literal["raise", "skip"]
+
+
+class VideoDataset(Dataset[tuple[Tensor, Any]]):
+    """Clips of a list of videos.
+
+    Everything random is drawn from (seed, epoch, index) and nothing else: the same for any number of workers
+    and any order of access. `set_epoch` reaches workers that are kept alive between epochs, too.
+
+    Args:
+        videos: what to read. All must exist.
+        class_names: names in label order.
+        training: random windows and augmentation; otherwise all is fixed.
+        clip_frames: T, frames of a clip.
+        stride: step between them in the video.
+        sampling: name of the sampler when evaluating, see `ifdd.data.sampling`; None takes "centre". Training
+            uses its random form.
+        views: windows of the sampler "dense".
+        short: how videos shorter than T * stride are stretched, see `ifdd.data.sampling.SHORT_POLICIES`.
+        image_size: S; every frame is resized to S x S on loading, whatever its size.
+        augment: True for `ClipAugment(image_size)`, False for none, or one of your own; only in training.
+        seed: of windows and augmentation, at least 0.
+        crop: region of every frame to keep, "x,y,w,h" or a CropBox; "auto" finds the face of each video once.
+        on_error: what a video that cannot be read does in training: "raise", or "skip": the next readable one
+            takes its place, with a warning, and `skipped` counts it. Evaluation always raises, since leaving
+            out a video would change the score.
+
+    Raises:
+        DatasetError: no videos, or some that are not there (all are looked for at once).
+        ValueError: an option is not usable.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        class_names: Sequence[str],
+        *,
+        training: bool,
+        clip_frames: int = 16,
+        stride: int = 1,
+        sampling: str | None = None,
+        views: int = 2,
+        short: Short = "repeat_last",
+        image_size: int = 224,
+        augment: bool | ClipAugment = True,
+        seed: int = 0,
+        crop: str | CropBox | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        if seed < 0 or image_size < 1:
+            raise ValueError(
+                f"seed must be at least 0 and image_size at least 1, got {seed} and {image_size}"
+            )
+        self.videos = tuple(videos)
+        self.class_names = tuple(class_names)
+        self.training = training
+        if sampling == "random" and not training:
+            raise ValueError("sampling 'random' would make the score vary: take 'centre'")
+        evaluation = Sampling(sampling or "centre", clip_frames, stride, short, views)
+        self.sampling = evaluation.training() if training else evaluation
+        self.image_size = image_size
+        self.seed = seed
+        self.on_error = on_error
+        self.crop = parse_crop(crop)
+        self.augment: ClipAugment | None = None
+        if training and augment is not False:
+            self.augment = ClipAugment(image_size) if augment is True else augment
+            if self.augment.size != image_size:
+                raise ValueError(f"augment makes clips of {self.augment.size}, image_size is {image_size}")
+        _require_present(type(self).__name__, self.videos)
+        # In shared memory: workers that live longer than an epoch see changes, and report what they skipped.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._skipped = torch.zeros(len(self.videos), dtype=torch.bool).share_memory_()
+        self._lengths: dict[Path, int] = {}
+        self._faces: dict[Path, CropBox] = {}
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        """(clip, label): label an int, or float32 (K,) with soft labels.
+
+        Raises:
+            VideoError: the video cannot be read (in training with on_error="skip": none can).
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} videos")
+        index %= len(self)
+        if not (self.training and self.on_error == "skip"):
+            return self._load(index, index)
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            if self._skipped[place]:
+                continue
+            try:
+                return self._load(place, index)
+            except VideoError as error:
+                self._skipped[place] = True
+                warnings.warn(f"skipped a video: {error}", stacklevel=2)
+        raise VideoError(
+            f"{self.videos[index].path}: like all {len(self)} videos of the data set, unreadable"
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws new windows and augmentations for training; evaluation does not change."""
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0, got {epoch}")
+        self._epoch.fill_(epoch)
+
+    @property
+    def labels(self) -> list[int]:
+        """The label of every video, in order."""
+        return [video.label for video in self.videos]
+
+    @property
+    def skipped(self) -> int:
+        """How many videos could not be read so far (on_error="skip"), in all workers."""
+        return int(self._skipped.sum())
+
+    def _load(self, place: int, index: int) -> tuple[Tensor, Any]:
+        video = self.videos[place]
+        epoch = int(self._epoch) if self.training else 0
+        numbers = np.random.default_rng((self.seed, epoch, index))
+        windows = self.sampling.indices(self._length(video.path), numbers if self.training else None)
+        region = self._region(video.path)
+        decoded = read_video(video.path, region, size=self.image_size, indices=windows.ravel())
+        clip = frames_to_clip(decoded.frames)  # (3, W * T, S, S)
+        if not self.sampling.single:
+            clip = clip.reshape(3, *windows.shape, *clip.shape[-2:]).transpose(0, 1).contiguous()
+        if self.augment is not None:
+            clip = self.augment(clip, torch.Generator().manual_seed(int(numbers.integers(2**62))))
+        label = video.label if video.soft_label is None else torch.tensor(video.soft_label)
+        return clip, label
+
+    def _length(self, path: Path) -> int:
+        if path not in self._lengths:
+            self._lengths[path] = count_frames(path)
+        return self._lengths[path]
+
+    def _region(self, path: Path) -> CropBox | None:
+        if self.crop != "auto":
+            return self.crop
+        if path not in self._faces:
+            self._faces[path] = locate_face(path)
+        return self._faces[path]
+
+
+def _require_present(name: str, videos: Sequence[Video]) -> None:
+    if not videos:
+        raise DatasetError(f"{name}: no videos")
+    missing = [str(video.path) for video in videos if not video.path.exists()]
+    if missing:
+        more = ", ..." if len(missing) > SHOWN else ""
+        raise DatasetError(
+            f"{name}: {len(missing)} of {len(videos)} videos are missing: {', '.join(missing[:SHOWN])}{more}"
+        )
