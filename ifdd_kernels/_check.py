@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-#: More elements than an address space holds. Where sizes stay below it, their products with the constants of the
-#: kernels (27 taps, padding to 16, 8 bytes) stay in 64 bits.
+#: More elements than an address space holds. Where sizes stay below it, their products with the constants of
+#: the kernels (27 taps, padding to 16, 8 bytes) stay in 64 bits.
 MOST_ELEMENTS = 2**47
 _INT64 = range(-(2**63), 2**63)
 #: The Python types of a schema's numbers.
@@ -38,8 +38,8 @@ def _kind(value: object) -> str:
 def extent(op: str, name: str, sizes: Sequence[int]) -> None:
     """Checks that what is computed of these sizes is no more than any memory holds.
 
-    A size of zero counts as one: an empty tensor holds nothing, but its other sizes are multiplied with each other.
-    Sizes that are symbols to a compiler are not looked at, which would bound them.
+    A size of zero counts as one: an empty tensor holds nothing, but its other sizes are multiplied with each
+    other. Sizes that are symbols to a compiler are not looked at, which would bound them.
     """
     product = 1
     for size in sizes:
@@ -53,7 +53,7 @@ def extent(op: str, name: str, sizes: Sequence[int]) -> None:
 def number(op: str, name: str, kind: str, value: Any) -> None:
     """Checks an argument that a schema calls int, float, bool or List[int].
 
-    Python and PyTorch would convert a tensor, also one that is learned: its gradient would be lost without a word.
+    Python and PyTorch would convert a tensor, also one that is learned: its gradient would be lost.
     """
     if kind == "List[int]":
         items = value if isinstance(value, (list, tuple)) else [value]
@@ -179,7 +179,7 @@ def triple(op: str, name: str, value: Sequence[int]) -> list[int]:
     """Checks a (time, height, width) triple of positive integers and returns it as a list."""
     if isinstance(value, (list, tuple)) and len(value) == 3:  # the usual case, on every call
         t, h, w = value
-        if type(t) is type(h) is type(w) is int and 0 < min(t, h, w) and max(t, h, w) <= MOST_ELEMENTS:
+        if type(t) is type(h) is type(w) is int and min(t, h, w) > 0 and max(t, h, w) <= MOST_ELEMENTS:
             return [t, h, w]
     _sizes(op, name, value, 3, "three positive integers (time, height, width)")
     return list(value)

@@ -27,8 +27,8 @@ def _formula(schema: str, count: Callable[..., int]) -> Callable[..., int]:
 def register(operator: Operator) -> None:
     """Registers the FLOPs of an op and its backward op on every backend.
 
-    Forward: those of :mod:`ifdd_kernels._costs`. Backward: two products for each of them, whether or not a backend
-    computes some of the forward pass again.
+    Forward: those of :mod:`ifdd_kernels._costs`. Backward: twice that, whether or not a backend computes some
+    of the forward pass again.
     """
     cost = by_name(getattr(_costs, operator.name), operator.signature, f"{operator.name}: cost")
     twins = ("native", "reference", *operator.twins)

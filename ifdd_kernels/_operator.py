@@ -58,7 +58,7 @@ class Operator:
     reference: Callable[..., Any]
     #: Shapes and dtypes of the results; called with checked arguments.
     fake: Callable[..., Any]
-    #: Raises on arguments the op cannot take: of the wrong type, on several devices, or against the op's rule.
+    #: Raises on arguments the op cannot take: of a wrong type, on several devices, or against the op's rule.
     check: Callable[..., None]
     backward: Backward | None
     wiring: Wiring | None
@@ -171,8 +171,8 @@ def register(
             argument by default.
         parts: ops that the public function calls in place of this one wherever
             :func:`ifdd_kernels.backends.composed` says so.
-        instead: what the public function calls in place of this op with ``backend="auto"``, as PyTorch calls
-            it and with the reason; empty where it calls the op. It is asked with arguments missing, too (None).
+        instead: what the public function calls in place of this op with ``backend="auto"``, by PyTorch's name
+            and with the reason; empty where it calls the op. It is asked with arguments missing, too (None).
 
     Raises:
         ValueError: a rule, or the backward op, names what the schema does not have.
@@ -274,7 +274,7 @@ def _check_types(op: str, signature: Signature, args: Sequence[Any]) -> None:
 
 
 def forward_arguments(operator: Operator) -> Callable[..., tuple[Any, ...]]:
-    """From the arguments of an op's backward op to those of the op, with stand-ins for what it does not take."""
+    """From the arguments of an op's backward op to those of the op, with stand-ins for what is missing."""
     backward, names = operator.backward, operator.signature.arguments
     assert backward is not None
     taken = Signature.of(f"{operator.name}_backward", backward.schema)
@@ -293,8 +293,8 @@ def forward_arguments(operator: Operator) -> Callable[..., tuple[Any, ...]]:
 def _backward_check(operator: Operator) -> Callable[..., None]:
     """Raises on arguments that an op's backward op cannot take.
 
-    They are arguments and results of the op, and gradients of results: the op's own check is made of the first,
-    and what its fake makes of them says what the others are.
+    They are arguments and results of the op, and gradients of results: the op's own check is made of the
+    first, and what its fake makes of them says what the others are.
     """
     backward, forward = operator.backward, operator.signature
     assert backward is not None

@@ -84,13 +84,12 @@ def _op_support(op: str, backend: str, args: Sequence[Any]) -> Support:
 
 
 def _step_support(op: str, backend: str, args: Sequence[Any]) -> Support:
-    """The answer for a lifting step, whose projections choose for themselves: ``backend`` is its attention's."""
+    """The answer for a lifting step: ``backend`` is its attention's, its projections choose apart."""
     given = dict(zip(STEPS[op], args, strict=False))
     target, heads = given.get("target"), given.get("num_heads")
     query = target
-    if isinstance(target, Tensor) and isinstance(heads, int) and target.dim() == 3:
-        if heads > 0 and target.shape[2] % heads == 0:
-            query = target.unflatten(2, (heads, target.shape[2] // heads))
+    if isinstance(target, Tensor) and target.dim() == 3 and isinstance(heads, int) and heads > 0:
+        query = target.unflatten(2, (heads, -1)) if target.shape[2] % heads == 0 else target
     attention = _op_support("lifting_attention", backend, () if query is None else (query, query, query))
     what = "composed of linear and lifting_attention"
     if not attention:

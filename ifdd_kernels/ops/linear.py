@@ -81,7 +81,7 @@ def _instead(x: Tensor | None, weight: Tensor | None) -> str:
 
 
 def _library_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear``, whose errors name neither op nor argument, and which takes a meta tensor beside others."""
+    """``F.linear``, whose errors name neither op nor argument and which takes meta tensors beside others."""
     if torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
     try:

@@ -159,7 +159,7 @@ def pooled_attention(
     if scale is None:
         scale = _check.default_scale("pooled_attention", query)
     tables = [table_t, table_h, table_w]
-    # Grids that are not those of query and key go to the op's check: tables of their lengths may be of any size.
+    # Other grids than those of query and key go to the op's check: tables of their length may be huge.
     if _has_grid(query, q_grid) and _has_grid(key, k_grid):
         tables = [_fit(table, table_length(q, k)) for table, q, k in zip(tables, q_grid, k_grid, strict=True)]
     arguments = (

