@@ -2,8 +2,8 @@
 
     python wrong_calls.py SEED FIRST COUNT PROGRESS
 
-Call ``i`` of a seed is always the same. Its description goes to the file PROGRESS before it is made, so after
-a crash the last line names it. The program prints a JSON object: how many calls were refused and accepted, and
+Call ``i`` of a seed is always the same. Its description goes to the file PROGRESS before it is made: after a
+crash the last line names it. The program prints a JSON object: how many calls were refused and accepted, and
 the faults.
 """
 
