@@ -116,7 +116,7 @@ def channels(op: str, name: str, value: Tensor) -> None:
 def default_scale(op: str, query: Tensor) -> float:
     """The scale of attention on heads of d channels, d^-1/2."""
     if not isinstance(query, Tensor):
-        tensor(op, "query", query)
+        tensor(op, "query", query)  # type: ignore[unreachable]
     sizes = query.shape
     if len(sizes) < 1 or sizes[-1] < 1:
         raise ValueError(f"{op}: query must have shape (B, M, h, d), got {tuple(sizes)}")
@@ -206,7 +206,7 @@ def grid(op: str, x: Tensor, height: int, width: int, pool: int) -> None:
     shape(op, "x", x, ("B", "T", "N", "C"))
     floating(op, "x", x)
     positive(op, height=height, width=width, pool=pool)
-    extent(op, "grid", (height, width))
+    extent(op, "grid (height, width)", (height, width))
     if x.shape[2] != height * width:
         raise ValueError(
             f"{op}: x has N = {x.shape[2]} tokens a frame, but grid ({height}, {width}) has {height * width}"

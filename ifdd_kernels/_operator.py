@@ -593,7 +593,8 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
 
 def _unguarded(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     """The call of an op without the refusals of :class:`_Guarded`, where they have been made."""
-    call: Callable[..., Any] = overload._op.call
+    guarded: Any = overload._op
+    call: Callable[..., Any] = guarded.call
     return call
 
 
@@ -644,7 +645,8 @@ def _eager(
     cast: _Casts,
 ) -> Callable[..., Any]:
     """The op with the same rules for gradients and autocast, entered from Python and not the dispatcher."""
-    call, refuses = _unguarded(overload), overload._op.refuses
+    guarded: Any = overload._op
+    call, refuses = guarded.call, guarded.refuses
 
     def forward(ctx: Any, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):

@@ -79,7 +79,7 @@ def _step(
     if type(num_heads) is not int:
         _check.number(op, "num_heads", "int", num_heads)
     if type(self_conditioned) is not bool:
-        _check.number(op, "self_conditioned", "bool", self_conditioned)
+        _check.number(op, "self_conditioned", "bool", self_conditioned)  # type: ignore[unreachable]
     _check_arguments(op, target, source, parameters, num_heads)
     batch, tokens, channels = target.shape
     heads = (num_heads, channels // num_heads)

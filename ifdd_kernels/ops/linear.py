@@ -119,7 +119,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
             ``F.linear``, its errors.
     """
     if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):
-        OPERATOR.check(x, weight, bias)
+        OPERATOR.check(x, weight, bias)  # type: ignore[unreachable]
     if backend == "auto" and _is_library(x, weight):
         return _library_linear(x, weight, bias)
     result: Tensor = run(OPERATOR, backend, x, weight, bias)

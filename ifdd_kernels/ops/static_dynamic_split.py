@@ -180,7 +180,7 @@ def static_dynamic_split(
     height, width = _check.pair(OP, "grid", grid)
     parameters = (token_weight, token_bias, static_weight, dynamic_weight)
     if not isinstance(x, Tensor):
-        _check.tensor(OP, "x", x)
+        _check.tensor(OP, "x", x)  # type: ignore[unreachable]
     if composed(OPERATOR, x.device.type, backend):
         found = split_index(x, (height, width), *parameters, pool, reach=reach, backend=backend)
         positions = (found.static_index, found.dynamic_index)

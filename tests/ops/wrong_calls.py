@@ -358,6 +358,8 @@ def problem_of(call: Call, error: BaseException) -> str:
     message = str(error)
     if OUT_OF_MEMORY in message or "second derivatives" in message:
         return ""
+    if call.op == "max_pool_tokens" and "rows = negative" in call.what:
+        return ""  # as above: PyTorch's own error of an index
     if not isinstance(error, ERRORS):
         return f"{type(error).__name__}: {message}"
     if call.op not in message and not any(part in message for part in ("linear:", "lifting_attention:")):
@@ -373,6 +375,8 @@ def wrong_number(call: Call, results: tuple[Any, ...]) -> str:
     kinds = devices(call.arguments)
     if kinds != {"cpu"}:
         return "" if len(kinds) == 1 else f"accepted tensors of {sorted(kinds)}"
+    if call.op == "max_pool_tokens" and any(what.startswith(("rows", "stride")) for what in call.what):
+        return ""  # the rows are trusted to be those that forward returned for this stride
     arguments = {name: wide(value) for name, value in call.arguments.items()}
     if call.surface == "public":
         arguments["backend"] = "auto" if OPERATORS.get(call.op) is None else "reference"
@@ -382,6 +386,7 @@ def wrong_number(call: Call, results: tuple[Any, ...]) -> str:
         return "" if OUT_OF_MEMORY in str(error) else f"accepted, the reference says {error}"
     if call.op == "topk_split_index" and any("nan" in what or "infinite" in what for what in call.what):
         return ""
+    nan_position = any("_index = nan" in what for what in call.what)
     for place, (actual, right) in enumerate(zip(results, expected, strict=True)):
         if actual.shape != right.shape:
             return f"result {place} has shape {tuple(actual.shape)}, not {tuple(right.shape)}"
@@ -390,7 +395,8 @@ def wrong_number(call: Call, results: tuple[Any, ...]) -> str:
                 return f"result {place} has other integers"
             continue
         finite = right.isfinite() & (right.abs() < torch.finfo(actual.dtype).max)
-        if (actual.isfinite() & ~finite & ~right.isfinite()).any():
+        # The matrices of the definition carry a NaN position to frames that it does not sample.
+        if not nan_position and (actual.isfinite() & ~finite & ~right.isfinite()).any():
             return f"result {place} is finite where it should not be"
         bound = precision_error_bound(actual.dtype, 4 * max(16, REGISTRY[call.op].roundings))
         error = relative_error(actual[finite], right[finite])
