@@ -4,7 +4,7 @@ Importing never builds anything and never touches a GPU. Without the native libr
 definitions in plain PyTorch; :func:`build_info` says what is missing and how to get it.
 """
 
-from ifdd_kernels import _library, backends, reference
+from ifdd_kernels import _flops, _library, backends, reference
 from ifdd_kernels._library import build_info
 from ifdd_kernels._version import __version__
 from ifdd_kernels.grids import LiveTokens, live_tokens, pooled_grid
@@ -30,8 +30,9 @@ from ifdd_kernels.ops import (
     topk_split_index,
 )
 
-# The schemas above come first: the library only adds kernels to ops that exist.
+# The schemas above come first: the library only adds kernels to ops that exist, FlopCounterMode counts them.
 _library.load()
+_flops.register_all()
 
 __all__ = [
     "LiveTokens",

@@ -2,12 +2,97 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: More elements than an address space holds. Where sizes stay below it, their products with the constants of
+#: the kernels (27 taps, padding to 16, 8 bytes) stay in 64 bits.
+MOST_ELEMENTS = 2**47
+_INT64 = range(-(2**63), 2**63)
+#: The Python types of a schema's numbers.
+EXACT: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "bool": (bool,)}
+
+
+def tensor(op: str, name: str, value: object) -> None:
+    """Checks for a plain tensor, with strides, whose sizes can be multiplied."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {_kind(value)}")
+    if value.is_nested or value.is_quantized or value.layout != torch.strided:
+        kind = "nested" if value.is_nested else "quantised" if value.is_quantized else value.layout
+        raise TypeError(f"{op}: {name} must be a dense tensor, got one that is {kind}")
+    extent(op, name, value.shape)
+
+
+def _kind(value: object) -> str:
+    """How a refusal calls a value of the wrong type."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"{type(value).__name__} {value!r:.60}"
+
+
+def extent(op: str, name: str, sizes: Sequence[int]) -> None:
+    """Checks that what is computed of these sizes is no more than any memory holds.
+
+    A size of zero counts as one: an empty tensor holds nothing, but its other sizes are multiplied with each
+    other. Sizes that are symbols to a compiler are not looked at, which would bound them.
+    """
+    product = 1
+    for size in sizes:
+        if isinstance(size, int):
+            product *= max(1, size)
+    if product > MOST_ELEMENTS:
+        shown = ", ".join(str(size) for size in sizes)
+        raise ValueError(f"{op}: {name} makes sizes whose product is above 2**47: ({shown})")
+
+
+def number(op: str, name: str, kind: str, value: Any) -> None:
+    """Checks an argument that a schema calls int, float, bool or List[int].
+
+    Python and PyTorch would convert a tensor, also one that is learned: its gradient would be lost.
+    """
+    if kind == "List[int]":
+        items = value if isinstance(value, (list, tuple)) else [value]
+        for item in items:
+            _one(op, name, "int", item, "integers")
+    else:
+        _one(op, name, kind, value, {"int": "an integer", "float": "a number", "bool": "a bool"}[kind])
+
+
+def _one(op: str, name: str, kind: str, value: Any, wanted: str) -> None:
+    if type(value) in EXACT[kind]:  # all that compilers see here
+        fits = True
+    elif kind == "bool":
+        fits = isinstance(value, torch.SymBool)
+    elif isinstance(value, bool):
+        fits = False
+    elif kind == "int":
+        fits = isinstance(value, (numbers.Integral, torch.SymInt))
+    else:
+        fits = isinstance(value, (numbers.Real, torch.SymInt, torch.SymFloat))
+    # What overrides PyTorch's functions, a proxy of a tracer for one, stands for the number it will be.
+    if not fits and (isinstance(value, Tensor) or not hasattr(value, "__torch_function__")):
+        learned = " that requires a gradient, which a number has not" if _learned(value) else ""
+        raise TypeError(f"{op}: {name} must be {wanted}, got {_kind(value)}{learned}")
+    if kind == "int" and isinstance(value, int) and value not in _INT64:
+        raise ValueError(f"{op}: {name} must fit in 64 bits, got {value!r:.60}")
+    if kind == "float" and isinstance(value, int) and abs(value) >= 2**1024:
+        raise ValueError(f"{op}: {name} must be within the range of float64, got {value!r:.60}")
+
+
+def _learned(value: object) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def one_device(op: str, names: Sequence[str], values: Sequence[object]) -> None:
+    """Checks that all tensors of a call are on the device of the first."""
+    given = [(name, value) for name, value in zip(names, values, strict=True) if isinstance(value, Tensor)]
+    for name, value in given[1:]:
+        device(op, name, value, *given[0])
 
 
 def shape(op: str, name: str, value: Tensor, expected: Sequence[int | str]) -> None:
@@ -20,6 +105,23 @@ def shape(op: str, name: str, value: Tensor, expected: Sequence[int | str]) -> N
     if not fits:
         wanted = ", ".join(str(size) for size in expected) + ("," if len(expected) == 1 else "")
         raise ValueError(f"{op}: {name} must have shape ({wanted}), got {tuple(value.shape)}")
+
+
+def channels(op: str, name: str, value: Tensor) -> None:
+    """Checks that the last axis is not empty."""
+    if value.shape[-1] < 1:
+        raise ValueError(f"{op}: {name} must have at least one channel, got shape {tuple(value.shape)}")
+
+
+def default_scale(op: str, query: Tensor) -> float:
+    """The scale of attention on heads of d channels, d^-1/2."""
+    if not isinstance(query, Tensor):
+        tensor(op, "query", query)  # type: ignore[unreachable]
+    sizes = query.shape
+    if len(sizes) < 1 or sizes[-1] < 1:
+        raise ValueError(f"{op}: query must have shape (B, M, h, d), got {tuple(sizes)}")
+    scale: float = sizes[-1] ** -0.5
+    return scale
 
 
 def floating(op: str, name: str, value: Tensor) -> None:
@@ -73,10 +175,30 @@ def positive(op: str, **values: float) -> None:
             raise ValueError(f"{op}: {name} must be positive, got {value}")
 
 
-def triple(op: str, name: str, value: Sequence[int]) -> None:
-    """Checks a (time, height, width) triple of positive integers."""
-    if len(value) != 3 or any(size < 1 for size in value):
-        raise ValueError(f"{op}: {name} must be three positive integers (time, height, width), got {value}")
+def triple(op: str, name: str, value: Sequence[int]) -> list[int]:
+    """Checks a (time, height, width) triple of positive integers and returns it as a list."""
+    if isinstance(value, (list, tuple)) and len(value) == 3:  # the usual case, on every call
+        t, h, w = value
+        if type(t) is type(h) is type(w) is int and min(t, h, w) > 0 and max(t, h, w) <= MOST_ELEMENTS:
+            return [t, h, w]
+    _sizes(op, name, value, 3, "three positive integers (time, height, width)")
+    return list(value)
+
+
+def _sizes(op: str, name: str, value: Sequence[int], count: int, wanted: str) -> None:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{op}: {name} must be {wanted}, got {_kind(value)}")
+    for size in value:
+        _one(op, name, "int", size, wanted)
+    if len(value) != count or any(size < 1 for size in value):
+        raise ValueError(f"{op}: {name} must be {wanted}, got {tuple(value)}")
+
+
+def norms(op: str, **values: object) -> None:
+    """Checks (weight, bias) pairs."""
+    for name, value in values.items():
+        if not (isinstance(value, (list, tuple)) and len(value) == 2):
+            raise TypeError(f"{op}: {name} must be (weight, bias), got {_kind(value)}")
 
 
 def grid(op: str, x: Tensor, height: int, width: int, pool: int) -> None:
@@ -84,20 +206,36 @@ def grid(op: str, x: Tensor, height: int, width: int, pool: int) -> None:
     shape(op, "x", x, ("B", "T", "N", "C"))
     floating(op, "x", x)
     positive(op, height=height, width=width, pool=pool)
+    extent(op, "grid (height, width)", (height, width))
     if x.shape[2] != height * width:
         raise ValueError(
             f"{op}: x has N = {x.shape[2]} tokens a frame, but grid ({height}, {width}) has {height * width}"
         )
+    channels(op, "x", x)
+    extent(op, "pool", (x.shape[0], pool, pool, x.shape[3]))
+
+
+def tokenizer(
+    op: str, x: Tensor, weight_name: str, weight: Tensor, bias_name: str, bias: Tensor, pool: int
+) -> None:
+    """Checks the 1x1 convolution of a tokenizer of frames that :func:`grid` has checked."""
+    parameter(op, weight_name, weight, ("S", x.shape[3]), "x", x)
+    if weight.shape[0] < 1:
+        raise ValueError(f"{op}: {weight_name} must have at least one row, got shape {tuple(weight.shape)}")
+    parameter(op, bias_name, bias, (weight.shape[0],), "x", x)
+    extent(op, "pool", (x.shape[0], x.shape[1], weight.shape[0], pool, pool))
+    extent(op, weight_name, (weight.shape[0], x.shape[2]))
 
 
 def even_frames(op: str, x: Tensor) -> None:
     """Checks that the number of frames T of (B, T, ...) is even and not zero."""
+    # T x T products are formed of B clips.
+    extent(op, "x", (x.shape[0], x.shape[1], x.shape[1]))
     if x.shape[1] < 2 or x.shape[1] % 2:
         raise ValueError(f"{op}: the number of frames T must be even and at least 2, got {x.shape[1]}")
 
 
 def pair(op: str, name: str, value: Sequence[int]) -> tuple[int, int]:
     """Checks a (height, width) pair of positive integers and returns it."""
-    if len(value) != 2 or any(size < 1 for size in value):
-        raise ValueError(f"{op}: {name} must be two positive integers (height, width), got {tuple(value)}")
+    _sizes(op, name, value, 2, "two positive integers (height, width)")
     return value[0], value[1]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd import forward_ad
 
+from ifdd_kernels import _check
 from ifdd_kernels._schema import NAMESPACE, Signature, Wiring, by_name, outputs_of
 
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -46,6 +47,8 @@ class Backward:
     reference: Callable[..., Any]
     #: Shapes and dtypes of the gradients.
     fake: Callable[..., Any]
+    #: For the checks: arguments of the op that its backward is not given, from those that it is.
+    missing: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,19 @@ class Operator:
     reference: Callable[..., Any]
     #: Shapes and dtypes of the results; called with checked arguments.
     fake: Callable[..., Any]
-    #: Raises on arguments the op cannot take.
+    #: Raises on arguments the op cannot take: of a wrong type, on several devices, or against the op's rule.
     check: Callable[..., None]
     backward: Backward | None
     wiring: Wiring | None
     non_differentiable: tuple[str, ...]
     autocast: tuple[str, ...]
-    #: Beside ``"native"`` and ``"reference"``.
+    parameters: tuple[str, ...]
     backends: Mapping[str, BackendKernels]
     cuda_limit: Callable[..., str] | None
     compositions: Mapping[str, Callable[..., tuple[Tensor, ...]]]
     sizes: Callable[..., tuple[int, ...]]
     parts: tuple[str, ...]
+    instead: Callable[..., str] | None
 
     @property
     def casts_input(self) -> bool:
@@ -95,6 +99,7 @@ class Operator:
         op and argument in Python's terms.
         """
         if backend in self.compositions:
+            args = tuple(_under_autocast(args, _Casts.of(self)))
             self.check(*args)
             return self.compositions[backend](*args)
         if torch.compiler.is_compiling():
@@ -136,11 +141,13 @@ def register(
     backward: Backward | None = None,
     non_differentiable: tuple[str, ...] = (),
     autocast: tuple[str, ...] = (),
+    parameters: tuple[str, ...] = (),
     backends: Mapping[str, BackendKernels] | None = None,
     cuda_limit: Callable[..., str] | None = None,
     compositions: Mapping[str, Callable[..., tuple[Tensor, ...]]] | None = None,
     sizes: Callable[..., tuple[int, ...]] | None = None,
     parts: tuple[str, ...] = (),
+    instead: Callable[..., str] | None = None,
 ) -> Operator:
     """Registers an op and its backends with PyTorch.
 
@@ -158,6 +165,8 @@ def register(
         autocast: arguments cast to autocast's dtype. The others keep theirs: statistics, indexes and
             parameters are read as they are, since rounding an index chain to bfloat16 moves a sample by 0.04
             frames.
+        parameters: arguments that are widened to float32 under autocast where they are 16-bit and not all of
+            the dtype of the first argument: a layer of float16 runs under autocast to bfloat16, as PyTorch's.
         backends: those beside ``"native"`` and ``"reference"``; each has ops of its own, ``name_backend``.
         cuda_limit: why the native CUDA kernels do not take these shapes, empty if they do; it is asked with
             arguments missing, too (None).
@@ -167,12 +176,15 @@ def register(
             argument by default.
         parts: ops that the public function calls in place of this one wherever
             :func:`ifdd_kernels.backends.composed` says so.
+        instead: what the public function calls in place of this op with ``backend="auto"``, by PyTorch's name
+            and with the reason; empty where it calls the op. It is asked with arguments missing, too (None).
 
     Raises:
         ValueError: a rule, or the backward op, names what the schema does not have.
     """
     signature = Signature.of(name, schema)
     _known(name, "autocast", autocast, signature.arguments)
+    _known(name, "parameters", parameters, signature.arguments)
     _known(name, "non_differentiable", non_differentiable, signature.results)
     wiring = None
     if backward is not None:
@@ -185,22 +197,24 @@ def register(
         signature=signature,
         reference=reference,
         fake=by_name(fake, signature, f"{name}: fake"),
-        check=by_name(check, signature, f"{name}: check"),
+        check=_whole_check(name, signature, by_name(check, signature, f"{name}: check")),
         backward=backward,
         wiring=wiring,
         non_differentiable=non_differentiable,
         autocast=autocast,
+        parameters=parameters,
         backends=backends or {},
         cuda_limit=None if cuda_limit is None else by_name(cuda_limit, signature, f"{name}: cuda_limit"),
         compositions=compositions or {},
         sizes=_first_shape if sizes is None else by_name(sizes, signature, f"{name}: sizes"),
         parts=parts,
+        instead=None if instead is None else by_name(instead, signature, f"{name}: instead"),
     )
     OPERATORS[name] = operator
-    plain = BackendKernels(
-        _kernel(_checked(reference, operator.check)),
-        _kernel(backward.reference) if backward is not None else None,
-    )
+    backward_kernel = None
+    if backward is not None:
+        backward_kernel = _kernel(_checked(backward.reference, _backward_check(operator)))
+    plain = BackendKernels(_kernel(_checked(reference, operator.check)), backward_kernel)
     checked = {
         backend: replace(kernels, forward=_checked(kernels.forward, operator.check))
         for backend, kernels in operator.backends.items()
@@ -231,7 +245,8 @@ def _register_family(operator: Operator, backend: str, kernels: BackendKernels) 
     if backward is not None:
         assert kernels.backward is not None, f"{name}: no backward"
         backward_name = _op_name(operator.name, backend, backward=True)
-        _define(backward_name, backward.schema, kernels.backward, backward.fake)
+        fake = _checked(backward.fake, _backward_check(operator))
+        _define(backward_name, backward.schema, kernels.backward, fake)
         refuse = _second_derivatives(backward_name)
         torch.library.register_autograd(f"{NAMESPACE}::{backward_name}", refuse, lib=LIBRARY)
         if kernels.traced:
@@ -239,6 +254,85 @@ def _register_family(operator: Operator, backend: str, kernels: BackendKernels) 
     if kernels.traced:
         _trace_into(name, kernels.forward)
     _register_autograd(operator, backend)
+
+
+def _whole_check(op: str, signature: Signature, rule: Callable[..., None]) -> Callable[..., None]:
+    """An op's rule for its arguments with what holds for every op: types before, one device after it."""
+
+    def check(*args: Any) -> None:
+        if torch.compiler.is_compiling():  # the types are those of the traced call, and looked at there
+            rule(*args)
+            return
+        _check_types(op, signature, args)
+        rule(*args)
+        _check.one_device(op, signature.arguments, args)
+
+    return check
+
+
+def _check_types(op: str, signature: Signature, args: Sequence[Any]) -> None:
+    for name, kind, value in zip(signature.arguments, signature.kinds, args, strict=False):
+        if "Tensor" not in kind:
+            _check.number(op, name, kind, value)
+        elif value is not None or kind == "Tensor":
+            _check.tensor(op, name, value)
+
+
+def forward_arguments(operator: Operator) -> Callable[..., tuple[Any, ...]]:
+    """From the arguments of an op's backward op to those of the op, with stand-ins for what is missing."""
+    backward, names = operator.backward, operator.signature.arguments
+    assert backward is not None
+    taken = Signature.of(f"{operator.name}_backward", backward.schema)
+    missing = {
+        name: by_name(rule, taken, f"{operator.name}: missing") for name, rule in backward.missing.items()
+    }
+
+    def arguments(*args: Any) -> tuple[Any, ...]:
+        named = dict(zip(taken.arguments, args, strict=True))
+        named.update({name: rule(*args) for name, rule in missing.items()})
+        return tuple(named.get(name) for name in names)
+
+    return arguments
+
+
+def _backward_check(operator: Operator) -> Callable[..., None]:
+    """Raises on arguments that an op's backward op cannot take.
+
+    They are arguments and results of the op, and gradients of results: the op's own check is made of the
+    first, and what its fake makes of them says what the others are.
+    """
+    backward, forward = operator.backward, operator.signature
+    assert backward is not None
+    op = f"{operator.name}_backward"
+    taken = Signature.of(op, backward.schema)
+    complete = forward_arguments(operator)
+
+    def check(*args: Any) -> None:
+        _check_types(op, taken, args)
+        named = dict(zip(taken.arguments, args, strict=True))
+        try:
+            given = [_shape_of(value) for value in complete(*args)]
+            operator.check(*given)
+        except (TypeError, ValueError) as error:
+            message = str(error).replace(f"{operator.name}:", f"{op}:", 1)
+            raise type(error)(message) from None
+        for name, result in zip(forward.results, outputs_of(operator.fake(*given)), strict=True):
+            for argument in (name, f"grad_{name}"):
+                if argument not in named:
+                    continue
+                _check.shape(op, argument, named[argument], result.shape)
+                if named[argument].dtype != result.dtype:
+                    raise TypeError(f"{op}: {argument} must be {result.dtype}, got {named[argument].dtype}")
+        _check.one_device(op, taken.arguments, args)
+
+    return check
+
+
+def _shape_of(value: Any) -> Any:
+    """A tensor without memory in place of one; other values as they are."""
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, (0,) * value.dim(), dtype=value.dtype, device="meta")
 
 
 def _checked(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
@@ -273,6 +367,89 @@ def _without_views(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return owning
 
 
+class _Guarded:
+    """The call of a registered op that refuses numbers of the wrong type first.
+
+    The dispatcher converts what it can: a learned tensor to a float that has no gradient, True to 1. And it
+    names neither op nor argument where an integer has more than 64 bits.
+    """
+
+    def __init__(self, name: str, signature: Signature, call: Callable[..., Any]) -> None:
+        self.name = name
+        self.signature = signature
+        self.call = call
+        self.refuses = _number_check(name, signature)
+        # What PyTorch and TorchScript ask of the function in whose place it is.
+        self.__name__ = getattr(call, "__name__", name)
+        self.__module__ = call.__module__
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            names = self.signature.arguments
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            for name, kind in zip(names, self.signature.kinds, strict=True):
+                if name in given and "Tensor" not in kind:
+                    _check.number(self.name, name, kind, given[name])
+        else:
+            self.refuses(args)
+        try:
+            return self.call(*args, **kwargs)
+        except RuntimeError:
+            # PyTorch takes None for a tensor, and of tensors without strides it says nothing but its own key.
+            named = {**dict(zip(self.signature.arguments, args, strict=False)), **kwargs}
+            _check_types(self.name, self.signature, [named.get(name) for name in self.signature.arguments])
+            raise
+
+
+class _Packet(torch._ops.OpOverloadPacket):
+    """``torch.ops.ifdd.<name>``, with the same refusals."""
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self.default(*args, **kwargs)
+
+
+def _number_check(op: str, signature: Signature) -> Callable[[Sequence[Any]], None]:
+    """Refuses numbers of the wrong type among an op's arguments, quickly where they are what is expected."""
+    numbers = [
+        (place, name, kind, _check.EXACT[kind])
+        for place, (name, kind) in enumerate(zip(signature.arguments, signature.kinds, strict=True))
+        if kind in _check.EXACT
+    ]
+    lists = [
+        (place, name)
+        for place, (name, kind) in enumerate(zip(signature.arguments, signature.kinds, strict=True))
+        if kind == "List[int]"
+    ]
+
+    def refuse(args: Sequence[Any]) -> None:
+        count = len(args)
+        for place, name, kind, exact in numbers:
+            if place < count:
+                value = args[place]
+                # Numbers near the end of 64 bits are rare enough for the whole check.
+                if type(value) not in exact or not -_MANY < value < _MANY:
+                    _check.number(op, name, kind, value)
+        for place, name in lists:
+            if place < count:
+                for item in args[place] if type(args[place]) is list else (None,):
+                    if type(item) is not int or not -_MANY < item < _MANY:
+                        _check.number(op, name, "List[int]", args[place])
+
+    return refuse
+
+
+_MANY = 2**62
+
+
+def guard(name: str, schema: str) -> None:
+    """Puts the refusals before the calls of ``torch.ops.ifdd.<name>`` and of its overload."""
+    packet = getattr(getattr(torch.ops, NAMESPACE), name)
+    overload = packet.default
+    # Compilers ask for the very type of an overload, so it is the function in it that is replaced.
+    overload._op = _Guarded(name, Signature.of(name, schema), overload._op)
+    packet.__class__ = _Packet
+
+
 def _define(
     name: str,
     schema: str,
@@ -282,41 +459,66 @@ def _define(
 ) -> None:
     """Defines an op with its kernel, fake and autocast rule; a backward op (no operator) casts nothing."""
     LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    guard(name, schema)
     LIBRARY.impl(name, _without_views(kernel), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
     overload = getattr(getattr(torch.ops, NAMESPACE), name).default
-    cast = () if operator is None else _cast_places(operator)
+    cast = _Casts() if operator is None else _Casts.of(operator)
     for device in AUTOCAST_DEVICES:
         key = f"Autocast{device.upper()}"
         LIBRARY.impl(name, _autocast_kernel(overload, device, key, cast), key)
 
 
-def _cast_places(operator: Operator) -> tuple[int, ...]:
-    return tuple(operator.signature.arguments.index(name) for name in operator.autocast)
+@dataclass(frozen=True)
+class _Casts:
+    """What autocast does to the arguments of an op, by their places."""
+
+    #: Cast to autocast's dtype.
+    lowered: tuple[int, ...] = ()
+    #: See ``parameters`` of :func:`register`.
+    parameters: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, operator: Operator) -> _Casts:
+        place = operator.signature.arguments.index
+        return cls(tuple(map(place, operator.autocast)), tuple(map(place, operator.parameters)))
+
+    def apply(self, args: Sequence[Any], device: str) -> list[Any]:
+        """The arguments of a call under autocast of a device."""
+        dtype = torch.get_autocast_dtype(device)
+        found = list(args)
+        for place in self.lowered:
+            if _narrowable(found[place]):
+                found[place] = found[place].to(dtype)
+        given = [place for place in self.parameters if _narrowable(found[place])]
+        if given and _narrowable(found[0]) and any(found[p].dtype != found[0].dtype for p in given):
+            for place in given:
+                found[place] = found[place].float()
+        return found
+
+
+def _narrowable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+
+
+def _under_autocast(args: Sequence[Any], cast: _Casts) -> Sequence[Any]:
+    """Arguments as autocast, where it is on for the device of the first tensor, leaves them."""
+    device = next((arg.device.type for arg in args if isinstance(arg, Tensor)), "")
+    on = device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
+    return cast.apply(args, device) if on else args
 
 
 def _autocast_kernel(
-    overload: torch._ops.OpOverload, device: str, key: str, cast: tuple[int, ...]
+    overload: torch._ops.OpOverload, device: str, key: str, cast: _Casts
 ) -> Callable[..., Any]:
-    """Casts the arguments at these places, then runs the op without autocast: kernels sum in float32."""
+    """Casts the arguments, then runs the op without autocast: kernels sum in float32."""
     exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def kernel(*args: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(exclude):
-            return overload(*_lowered(args, cast, device))
+            return overload(*cast.apply(args, device))
 
     return kernel
-
-
-def _lowered(args: Sequence[Any], cast: tuple[int, ...], device: str) -> list[Any]:
-    """Arguments of which autocast of the device has cast those at the places ``cast``."""
-    dtype = torch.get_autocast_dtype(device)
-
-    def lower(value: Any) -> Any:
-        wide = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-        return value.to(dtype) if wide else value
-
-    return [lower(arg) if i in cast else arg for i, arg in enumerate(args)]
 
 
 def _trace_into(name: str, function: Callable[..., Any]) -> None:
@@ -369,7 +571,7 @@ def _register_autograd(operator: Operator, backend: str) -> None:
     transformed_backward: Callable[..., Any] | None = None
     if wiring is not None:
         backward_op = operator.overload(backend, backward=True)
-        run_backward = functools.partial(_run, backward_op)
+        run_backward = functools.partial(_run, _unguarded(backward_op))
         refuse = _second_derivatives(_op_name(operator.name, backend, backward=True))
         transformed_backward = _transformable(backward_op, lambda *_: None, refuse)
 
@@ -395,7 +597,7 @@ def _register_autograd(operator: Operator, backend: str) -> None:
     name = f"{NAMESPACE}::{_op_name(operator.name, backend)}"
     torch.library.register_autograd(name, grads, setup_context=setup_context, lib=LIBRARY)
     transformed = _transformable(overload, setup_context, functools.partial(grads, run=transformed_backward))
-    cast = _cast_places(operator)
+    cast = _Casts.of(operator)
     _EAGER[operator.name, backend] = _eager(overload, setup_context, grads, transformed, cast)
 
 
@@ -404,7 +606,14 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
-def _run(overload: torch._ops.OpOverload, *args: Any) -> Any:
+def _unguarded(overload: torch._ops.OpOverload) -> Callable[..., Any]:
+    """The call of an op without the refusals of :class:`_Guarded`, where they have been made."""
+    guarded: Any = overload._op
+    call: Callable[..., Any] = guarded.call
+    return call
+
+
+def _run(overload: Callable[..., Any], *args: Any) -> Any:
     """Calls an op; where there is nothing to differentiate, without its rule for gradients.
 
     That rule is a Python function between the dispatcher and a C++ kernel: it costs more than the kernel of a
@@ -448,13 +657,15 @@ def _eager(
     setup_context: Callable[..., None],
     grads: Callable[..., Any],
     transformed: Callable[..., Any],
-    cast: tuple[int, ...],
+    cast: _Casts,
 ) -> Callable[..., Any]:
     """The op with the same rules for gradients and autocast, entered from Python and not the dispatcher."""
+    guarded: Any = overload._op
+    call, refuses = guarded.call, guarded.refuses
 
     def forward(ctx: Any, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
-            output = overload(*args)
+            output = call(*args)
         setup_context(ctx, args, output)
         return output
 
@@ -470,20 +681,19 @@ def _eager(
             return transformed(*args)
         # Lowered here: the dispatcher would run the op below the transforms, which then see no gradient.
         with torch.autocast(device, enabled=False):
-            return transformed(*_lowered(args, cast, device))
+            return transformed(*cast.apply(args, device))
 
     def eager(*args: Any) -> Any:
+        refuses(args)
         if forward_ad._current_level >= 0:
             _refuse_forward_mode(overload._schema.name, args)
         if _transforms_active():
             return _transformed(*args)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
-            return _run(overload, *args)
+            return _run(call, *args)
         if _autocast_enabled():
             # Before the rule for gradients, as in the dispatcher: the lowered call is the one that is saved.
-            device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
-            if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
-                args = tuple(_lowered(args, cast, device))
+            args = tuple(_under_autocast(args, cast))
         return rule.apply(*args)
 
     return eager

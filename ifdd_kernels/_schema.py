@@ -27,6 +27,8 @@ class Signature:
     results: tuple[str, ...]
     #: The arguments that are tensors, or may be.
     tensors: frozenset[str]
+    #: What each argument is: "Tensor", "Optional[Tensor]", "int", "float", "bool" or "List[int]".
+    kinds: tuple[str, ...]
 
     @classmethod
     def of(cls, name: str, schema: str) -> Signature:
@@ -41,7 +43,8 @@ class Signature:
         if not all(results) or set(results) & set(arguments):
             raise ValueError(f"{name}: each result needs a name of its own in {parsed}")
         tensors = (a.name for a in parsed.arguments if "Tensor" in a.type.annotation_str)
-        return cls(arguments, results, frozenset(tensors))
+        kinds = tuple(str(argument.type) for argument in parsed.arguments)
+        return cls(arguments, results, frozenset(tensors), kinds)
 
     def order(self, named: Mapping[str, Any]) -> tuple[Any, ...]:
         """Arguments in the schema's order; None for those that are not given.

@@ -31,6 +31,8 @@ LIBRARY_OPS = frozenset({"gelu_linear", "linear", "max_pool_tokens"})
 _LIBRARY = "PyTorch's library kernels run it on GPUs, by design (docs/triton.md)"
 _OPEN = "they have limits on sizes, and not all sizes of a call were given"
 _CPU = torch.device("cpu")
+#: Ops that decompose into ``linear`` and ``lifting_attention``, with their arguments.
+STEPS: dict[str, tuple[str, ...]] = {}
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,36 @@ def can_run(op: str, backend: str, *args: Any, raise_error: bool = False) -> Sup
         RuntimeError: the backend cannot run the op and ``raise_error`` is set.
     """
     _check_names(op, backend)
-    operator = OPERATORS[op]
-    device = next((arg.device for arg in args if isinstance(arg, Tensor)), _CPU)
-    if composed(operator, device.type, backend):
-        support = _composed_support(operator, backend, device, args)
-    else:
-        support = _answer(operator, backend, device, args)
+    support = _step_support(op, backend, args) if op in STEPS else _op_support(op, backend, args)
     if raise_error and not support:
         raise RuntimeError(_message(op, backend, support))
     return support
+
+
+def _op_support(op: str, backend: str, args: Sequence[Any]) -> Support:
+    """What :func:`can_run` says of a registered op."""
+    operator = OPERATORS[op]
+    if backend == "auto" and operator.instead is not None and (instead := operator.instead(*args)):
+        return Support(True, f"chooses {instead}")
+    device = next((arg.device for arg in args if isinstance(arg, Tensor)), _CPU)
+    if composed(operator, device.type, backend):
+        return _composed_support(operator, backend, device, args)
+    return _answer(operator, backend, device, args)
+
+
+def _step_support(op: str, backend: str, args: Sequence[Any]) -> Support:
+    """The answer for a lifting step: ``backend`` is its attention's, its projections choose apart."""
+    given = dict(zip(STEPS[op], args, strict=False))
+    target, heads = given.get("target"), given.get("num_heads")
+    query = target
+    if isinstance(target, Tensor) and target.dim() == 3 and isinstance(heads, int) and heads > 0:
+        query = target.unflatten(2, (heads, -1)) if target.shape[2] % heads == 0 else target
+    attention = _op_support("lifting_attention", backend, () if query is None else (query, query, query))
+    what = "composed of linear and lifting_attention"
+    if not attention:
+        return Support(False, f"{what}; lifting_attention: {attention.reason}")
+    projections = _op_support("linear", "auto", (target, given.get("query_weight")))
+    return Support(True, f"{what}; lifting_attention: {attention.reason}; linear: {projections.reason}")
 
 
 def composed(operator: Operator, device: str, backend: str) -> bool:
@@ -286,9 +309,13 @@ def select(op: str, backend: str, *args: Any) -> str:
     on a CPU that is what ``"auto"`` means, while asking for ``"native"`` refuses to fall back.
     """
     x: Tensor = args[0]
-    device = x.device
+    try:
+        device, kind = x.device, x.device.type
+    except AttributeError:
+        OPERATORS[op].check(*args)
+        raise
     if backend == "auto":
-        if device.type != "cuda":
+        if kind != "cuda":
             return "native"
         gpu = device.index
         # Nothing measured is the common case, on every call.
@@ -298,8 +325,8 @@ def select(op: str, backend: str, *args: Any) -> str:
             asked = ("cuda", gpu, x.dtype, _limit(op, args))
         chosen: str = _chosen(op, *asked)
         return chosen
-    limit = _limit(op, args) if device.type == "cuda" else ""
-    refusal = _refusal(op, backend, device.type, device.index, x.dtype, limit)
+    limit = _limit(op, args) if kind == "cuda" else ""
+    refusal = _refusal(op, backend, kind, device.index, x.dtype, limit)
     if refusal:
         raise RuntimeError(refusal)
     return backend
@@ -326,8 +353,8 @@ def _message(op: str, backend: str, support: Support) -> str:
 
 
 def _check_names(op: str, backend: str) -> None:
-    if op not in OPERATORS:
-        raise ValueError(f"unknown op {op!r}; known: {', '.join(sorted(OPERATORS))}")
+    if op not in OPERATORS and op not in STEPS:
+        raise ValueError(f"unknown op {op!r}; known: {', '.join(sorted({*OPERATORS, *STEPS}))}")
     if backend not in BACKENDS:
         raise ValueError(f"{op}: unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
 

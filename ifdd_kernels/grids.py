@@ -14,7 +14,12 @@ Grid = tuple[int, int, int]
 
 
 def pooled_grid(grid: Sequence[int], stride: Sequence[int]) -> Grid:
-    """Grid after a 3x3x3 pooling with padding 1: ceil(size / stride) on each axis."""
+    """Grid after a 3x3x3 pooling with padding 1: ceil(size / stride) on each axis.
+
+    Raises:
+        ValueError, TypeError: a grid or stride that is no triple of positive integers.
+    """
+    grid, stride = _check.triple("pooled_grid", "grid", grid), _check.triple("pooled_grid", "stride", stride)
     t, h, w = (-(-size // step) for size, step in zip(grid, stride, strict=True))
     return t, h, w
 
@@ -45,7 +50,7 @@ def live_tokens(
         device: of `rows`; PyTorch's default one where it is not given.
 
     Raises:
-        ValueError: a grid or stride that is no triple of positive integers.
+        ValueError, TypeError: a grid or stride that is no triple of positive integers.
 
     Example: keys and values from live tokens only, exactly as from all of them::
 
@@ -54,13 +59,12 @@ def live_tokens(
         pool_tokens(project_query(tokens), ..., grid, heads, stride_q, live.stride,
                     key_value=key_value, key_value_grid=live.grid)
     """
-    _check.triple("live_tokens", "grid", grid)
-    _check.triple("live_tokens", "stride", stride)
-    cells = [
-        sorted({o + d for o in range(0, size, step) for d in (-1, 0, 1)} & set(range(size)))
-        for size, step in zip(grid, stride, strict=True)
-    ]
-    t, h, w = torch.meshgrid(*(torch.tensor(axis, device=device) for axis in cells), indexing="ij")
+    grid = _check.triple("live_tokens", "grid", grid)
+    stride = _check.triple("live_tokens", "stride", stride)
+    cells = [_live_cells(size, step) for size, step in zip(grid, stride, strict=True)]
+    if device is None:
+        device = torch.get_default_device()
+    t, h, w = torch.meshgrid(*(axis.to(device) for axis in cells), indexing="ij")
     body = 1 + ((t * grid[1] + h) * grid[2] + w).flatten()
     strides = [min(step, 3) for step in stride]
     return LiveTokens(
@@ -68,6 +72,13 @@ def live_tokens(
         (len(cells[0]), len(cells[1]), len(cells[2])),
         (strides[0], strides[1], strides[2]),
     )
+
+
+def _live_cells(size: int, step: int) -> Tensor:
+    """Cells of an axis that are at most one from some multiple of the stride on the axis."""
+    cell = torch.arange(size, device="cpu")  # their number is needed here
+    rest = cell % step
+    return cell[(rest <= 1) | ((rest == step - 1) & (cell < size - 1))]
 
 
 def table_length(queries: int, keys: int) -> int:

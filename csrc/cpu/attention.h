@@ -44,8 +44,8 @@ Tokens<T> tokens_of(const Tensor& tensor) {
 }
 
 // At least this many multiply-adds a thread: about 20 us.
-inline int64_t grain(int64_t work_per_unit) {
-  return std::max<int64_t>(1, (int64_t{1} << 20) / std::max<int64_t>(1, work_per_unit));
+inline int64_t grain(double work_per_unit) {
+  return std::max<int64_t>(1, static_cast<int64_t>(0x1p20 / std::max(1.0, work_per_unit)));
 }
 
 template <class T>
@@ -54,7 +54,7 @@ void forward(const AttentionForward<T>& call) {
   const AttentionSizes& s = call.size;
   const int64_t units = s.B * s.h * (s.Nk > 0 ? forward_blocks(s) : 0);
   const auto kernel = IFDD_SELECT(attention_forward<T>);
-  stable::parallel_for(0, units, grain(2 * forward_rows(s) * s.Nk * s.d), [&](int64_t begin, int64_t end) {
+  stable::parallel_for(0, units, grain(2.0 * forward_rows(s) * s.Nk * s.d), [&](int64_t begin, int64_t end) {
     const Scratch<A> scratch(forward_scratch(s, call.position.k_grid));
     kernel(call, begin, end, scratch.get());
   });
@@ -66,14 +66,14 @@ void backward(const AttentionBackward<T>& call) {
   const AttentionSizes& s = call.size;
   const int64_t units = s.B * s.h * (s.Nk > 0 ? chunks(s) : 0);
   const auto kernel = IFDD_SELECT(attention_backward<T>);
-  const int64_t work = 5 * std::min(chunk_rows(s), s.Nq) * s.Nk * s.d;
+  const double work = 5.0 * std::min(chunk_rows(s), s.Nq) * s.Nk * s.d;
   stable::parallel_for(0, units, grain(work), [&](int64_t begin, int64_t end) {
     const Scratch<A> scratch(backward_scratch(s, call.position.k_grid));
     kernel(call, begin, end, scratch.get());
   });
   if (call.partial != nullptr) {
     const auto sum = IFDD_SELECT(sum_chunks<T>);
-    stable::parallel_for(0, s.B * s.h * s.Nk, grain(2 * chunks(s) * s.d),
+    stable::parallel_for(0, s.B * s.h * s.Nk, grain(2.0 * chunks(s) * s.d),
                          [&](int64_t begin, int64_t end) { sum(call, begin, end); });
   }
 }

@@ -2,14 +2,17 @@
 // plain torch, in ifdd_kernels/reference/frame_correlation.py.
 #include <torch/csrc/stable/library.h>
 
+#include "boundary.h"
 #include "correlation.h"
 
 namespace ifdd::cpu {
 namespace {
 
 Tensor frame_correlation(const Tensor& tokens, double scale) {
-  check_floating("frame_correlation", "tokens", tokens, {-1, -1, -1});
+  const char* op = "frame_correlation";
+  check_floating(op, "tokens", tokens, {-1, -1, -1});
   const int64_t B = tokens.size(0), frames = tokens.size(1), D = tokens.size(2);
+  check_extent(op, "tokens", {B, frames, frames});
   const Tensor z = as_contiguous(tokens);
   const Tensor correlation = empty(tokens, {B, frames, frames}, accumulation_dtype(tokens.scalar_type()));
   dispatch(tokens.scalar_type(), [&](auto type) {
@@ -23,6 +26,7 @@ Tensor frame_correlation_backward(const Tensor& grad, const Tensor& tokens, doub
   const char* op = "frame_correlation_backward";
   check_floating(op, "tokens", tokens, {-1, -1, -1});
   const int64_t B = tokens.size(0), frames = tokens.size(1), D = tokens.size(2);
+  check_extent(op, "tokens", {B, frames, frames});
   check_tensor(op, "grad_correlation", grad, {B, frames, frames}, {accumulation_dtype(tokens.scalar_type())});
   const Tensor z = as_contiguous(tokens), g = as_contiguous(grad);
   const Tensor grad_z = empty(tokens, {B, frames, D}, tokens.scalar_type());
@@ -36,8 +40,8 @@ Tensor frame_correlation_backward(const Tensor& grad, const Tensor& tokens, doub
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
-  m.impl("frame_correlation", TORCH_BOX(&frame_correlation));
-  m.impl("frame_correlation_backward", TORCH_BOX(&frame_correlation_backward));
+  m.impl("frame_correlation", IFDD_BOX(&frame_correlation));
+  m.impl("frame_correlation_backward", IFDD_BOX(&frame_correlation_backward));
 }
 
 }  // namespace ifdd::cpu

@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "boundary.h"
 #include "frames.h"
 
 namespace ifdd::cpu {
@@ -48,8 +49,8 @@ std::tuple<Tensor, Tensor, Tensor> frame_tokens_backward(const Tensor& grad, con
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
-  m.impl("frame_tokens", TORCH_BOX(&frame_tokens));
-  m.impl("frame_tokens_backward", TORCH_BOX(&frame_tokens_backward));
+  m.impl("frame_tokens", IFDD_BOX(&frame_tokens));
+  m.impl("frame_tokens_backward", IFDD_BOX(&frame_tokens_backward));
 }
 
 }  // namespace ifdd::cpu

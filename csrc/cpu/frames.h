@@ -37,6 +37,7 @@ inline TokenSizes check_grid(const char* op, const Tensor& x, int64_t height, in
          shape_text(x.sizes()));
   }
   if (x.size(3) < 1) fail(op, "x", "expected at least one channel, got shape ", shape_text(x.sizes()));
+  check_extent(op, "pool", {x.size(0), pool, pool, x.size(3)});
   TokenSizes size{};
   size.T = x.size(1);
   size.N = x.size(2);
@@ -62,6 +63,8 @@ inline TokenSizes check_tokenizer(const char* op, const Tensor& x, const char* w
   size.S = weight.size(0);
   if (size.S < 1) fail(op, weight_name, "expected at least one row, got shape ", shape_text(weight.sizes()));
   check_parameter(op, bias_name, bias, {size.S}, x.scalar_type());
+  check_extent(op, "pool", {x.size(0), size.T, size.S, pool, pool});
+  check_extent(op, weight_name, {size.S, size.N});
   return size;
 }
 

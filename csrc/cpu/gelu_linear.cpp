@@ -2,6 +2,7 @@
 // (product.h). The activation is in kernels/gelu_linear.cpp; the definition in ifdd_kernels/reference/gelu_linear.py.
 #include <torch/csrc/stable/library.h>
 
+#include "boundary.h"
 #include "kernels/gelu_linear.h"
 #include "product.h"
 
@@ -55,8 +56,8 @@ std::tuple<Tensor, Tensor, Tensor> gelu_linear_backward(const Tensor& grad, cons
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
-  m.impl("gelu_linear", TORCH_BOX(&gelu_linear));
-  m.impl("gelu_linear_backward", TORCH_BOX(&gelu_linear_backward));
+  m.impl("gelu_linear", IFDD_BOX(&gelu_linear));
+  m.impl("gelu_linear_backward", IFDD_BOX(&gelu_linear_backward));
 }
 
 }  // namespace ifdd::cpu

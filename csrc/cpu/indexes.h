@@ -16,6 +16,7 @@ inline TokenSizes check_index_inputs(const char* op, const Tensor& x, const Tens
   const TokenSizes size =
       check_tokenizer(op, x, "token_weight", token_weight, "token_bias", token_bias, height, width, pool);
   check_even_frames(op, x);
+  check_extent(op, "x", {std::max(size.T / 2, x.size(0)), size.T, size.T});
   check_parameter(op, "static_weight", static_weight, {size.T / 2, size.T * size.T}, x.scalar_type());
   check_parameter(op, "dynamic_weight", dynamic_weight, {size.T / 2, size.T * size.T}, x.scalar_type());
   return size;

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "attention.h"
+#include "boundary.h"
 
 namespace ifdd::cpu {
 namespace {
@@ -77,8 +78,8 @@ std::tuple<Tensor, Tensor, Tensor> lifting_attention_backward(const Tensor& grad
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
-  m.impl("lifting_attention", TORCH_BOX(&lifting_attention));
-  m.impl("lifting_attention_backward", TORCH_BOX(&lifting_attention_backward));
+  m.impl("lifting_attention", IFDD_BOX(&lifting_attention));
+  m.impl("lifting_attention_backward", IFDD_BOX(&lifting_attention_backward));
 }
 
 }  // namespace ifdd::cpu

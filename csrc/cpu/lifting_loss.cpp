@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "boundary.h"
 #include "buffer.h"
 #include "floating.h"
 #include "kernels/lifting_loss.h"
@@ -85,8 +86,8 @@ Tensor lifting_loss_backward(const Tensor& grad, const Tensor& residual, double 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
-  m.impl("lifting_loss", TORCH_BOX(&lifting_loss));
-  m.impl("lifting_loss_backward", TORCH_BOX(&lifting_loss_backward));
+  m.impl("lifting_loss", IFDD_BOX(&lifting_loss));
+  m.impl("lifting_loss_backward", IFDD_BOX(&lifting_loss_backward));
 }
 
 }  // namespace ifdd::cpu

@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "boundary.h"
 #include "frames.h"
 #include "kernels/lifting_residual.h"
 
@@ -84,8 +85,8 @@ std::tuple<Tensor, Tensor> lifting_residual_backward(const Tensor& grad, const T
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
-  m.impl("lifting_residual", TORCH_BOX(&lifting_residual));
-  m.impl("lifting_residual_backward", TORCH_BOX(&lifting_residual_backward));
+  m.impl("lifting_residual", IFDD_BOX(&lifting_residual));
+  m.impl("lifting_residual_backward", IFDD_BOX(&lifting_residual_backward));
 }
 
 }  // namespace ifdd::cpu

@@ -2,6 +2,7 @@
 // ifdd_kernels/reference/linear.py.
 #include <torch/csrc/stable/library.h>
 
+#include "boundary.h"
 #include "product.h"
 
 namespace ifdd::cpu {
@@ -36,8 +37,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
-  m.impl("linear", TORCH_BOX(&linear));
-  m.impl("linear_backward", TORCH_BOX(&linear_backward));
+  m.impl("linear", IFDD_BOX(&linear));
+  m.impl("linear_backward", IFDD_BOX(&linear_backward));
 }
 
 }  // namespace ifdd::cpu

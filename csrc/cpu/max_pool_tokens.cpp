@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "boundary.h"
 #include "floating.h"
 #include "kernels/max_pool_tokens.h"
 
@@ -64,6 +65,7 @@ Tensor max_pool_tokens_backward(const Tensor& grad, const Tensor& rows, const Tr
   const int64_t B = grad.size(0), cells = size.out_cells();
   check_floating(op, "grad_out", grad, {B, 1 + cells, size.C});
   check_tensor(op, "rows", rows, {B, cells, size.C}, {ScalarType::Int});
+  check_extent(op, "grid", {B, 1 + size.in_cells(), size.C});
   const Tensor g = stable::contiguous(grad), from = stable::contiguous(rows);
   const Tensor grad_x = empty(grad, {B, 1 + size.in_cells(), size.C}, grad.scalar_type());
   dispatch(grad.scalar_type(), [&](auto type) {
@@ -79,8 +81,8 @@ Tensor max_pool_tokens_backward(const Tensor& grad, const Tensor& rows, const Tr
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
-  m.impl("max_pool_tokens", TORCH_BOX(&max_pool_tokens));
-  m.impl("max_pool_tokens_backward", TORCH_BOX(&max_pool_tokens_backward));
+  m.impl("max_pool_tokens", IFDD_BOX(&max_pool_tokens));
+  m.impl("max_pool_tokens_backward", IFDD_BOX(&max_pool_tokens_backward));
 }
 
 }  // namespace ifdd::cpu

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "../common/pool_tokens.h"
+#include "boundary.h"
 #include "buffer.h"
 #include "kernels/pool_tokens.h"
 #include "kernels/sum_rows.h"
@@ -269,8 +270,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
-  m.impl("pool_tokens", TORCH_BOX(&pool_tokens));
-  m.impl("pool_tokens_backward", TORCH_BOX(&pool_tokens_backward));
+  m.impl("pool_tokens", IFDD_BOX(&pool_tokens));
+  m.impl("pool_tokens_backward", IFDD_BOX(&pool_tokens_backward));
 }
 
 }  // namespace ifdd::cpu

@@ -3,10 +3,12 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <limits>
 #include <tuple>
 #include <vector>
 
 #include "attention.h"
+#include "boundary.h"
 #include "buffer.h"
 #include "kernels/sum_rows.h"
 
@@ -30,10 +32,14 @@ void check_grid(const char* op, const char* argument, const Ints& grid, int64_t 
   bool ok = grid.size() == 3;
   for (size_t axis = 0; ok && axis < 3; ++axis) {
     out[axis] = grid[axis];
-    // No product of a grid overflows: a tensor of that many tokens could not exist.
-    ok = grid[axis] >= 1 && grid[axis] < (int64_t{1} << 20);
+    ok = grid[axis] >= 1;
   }
   if (!ok) fail(op, argument, "expected three positive integers (time, height, width), got ", shape_text(grid));
+  check_extent(op, argument, {grid[0], grid[1], grid[2]});
+  // Rows of the tables come from products of a query's and a key's side.
+  for (int axis = 0; axis < 3; ++axis) {
+    if (out[axis] > std::numeric_limits<int32_t>::max()) fail(op, argument, "expected 32-bit sides, got ", out[axis]);
+  }
 }
 
 Inputs check_inputs(const char* op, const Tensor& query, const Tensor& key, const Tensor& value,
@@ -56,12 +62,13 @@ Inputs check_inputs(const char* op, const Tensor& query, const Tensor& key, cons
   return in;
 }
 
-// Row of an axis' table for a (query, key) pair, see the reference.
-int64_t relative_index(int64_t q, int64_t k, int64_t Q, int64_t K) {
-  return K >= Q ? q * K / Q + K - 1 - k : q + (K - 1 - k) * Q / K;
-}
+// Row of an axis' table for a (query, key) pair, see the reference: the sum of a number of the query and one of the
+// key. So what is kept of all pairs is a number for each query and each key.
+int64_t query_row(int64_t q, int64_t Q, int64_t K) { return K >= Q ? q * K / Q : q; }
+int64_t key_row(int64_t k, int64_t Q, int64_t K) { return K >= Q ? K - 1 - k : (K - 1 - k) * Q / K; }
 
-// The tables in the accumulation type, in the order of a grid, and where the rows of each pair start.
+// The tables in the accumulation type, in the order of a grid, and where the rows of each pair start; nothing where
+// there are no pairs.
 template <class A>
 class Tables {
  public:
@@ -69,6 +76,7 @@ class Tables {
     const int64_t d = in.size.d, width = padded(d);
     int64_t first[3];
     count_ = 0;
+    if (in.size.B * in.size.h == 0) return;
     for (int axis = 0; axis < 3; ++axis) {
       first[axis] = count_;
       count_ += in.rows[axis];
@@ -87,11 +95,10 @@ class Tables {
     }
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t Q = in.q_grid[axis], K = in.k_grid[axis];
-      for (int64_t q = 0; q < Q; ++q) {
-        for (int64_t k = 0; k < K; ++k) {
-          index_[axis].push_back((first[axis] + relative_index(q, k, Q, K)) * width);
-        }
-      }
+      query_part_[axis].resize(Q);
+      key_part_[axis].resize(K);
+      for (int64_t q = 0; q < Q; ++q) query_part_[axis][q] = (first[axis] + query_row(q, Q, K)) * width;
+      for (int64_t k = 0; k < K; ++k) key_part_[axis][k] = key_row(k, Q, K) * width;
     }
   }
 
@@ -100,7 +107,8 @@ class Tables {
     for (int axis = 0; axis < 3; ++axis) {
       position.q_grid[axis] = in.q_grid[axis];
       position.k_grid[axis] = in.k_grid[axis];
-      position.index[axis] = index_[axis].data();
+      position.query_part[axis] = query_part_[axis].data();
+      position.key_part[axis] = key_part_[axis].data();
     }
     position.rows = rows_.data();
     position.row_count = count_;
@@ -109,7 +117,7 @@ class Tables {
 
  private:
   Buffer<A> rows_;
-  std::vector<int64_t> index_[3];
+  std::vector<int64_t> query_part_[3], key_part_[3];
   int64_t count_;
 };
 
@@ -205,8 +213,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pooled_attention_back
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
-  m.impl("pooled_attention", TORCH_BOX(&pooled_attention));
-  m.impl("pooled_attention_backward", TORCH_BOX(&pooled_attention_backward));
+  m.impl("pooled_attention", IFDD_BOX(&pooled_attention));
+  m.impl("pooled_attention_backward", IFDD_BOX(&pooled_attention_backward));
 }
 
 }  // namespace ifdd::cpu

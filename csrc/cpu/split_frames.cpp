@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "boundary.h"
 #include "sampling.h"
 
 namespace ifdd::cpu {
@@ -34,6 +35,7 @@ SplitInputs check_inputs(const char* op, const Tensor& x, const Tensor& static_i
          shape_text(x.sizes()));
   }
   if (size.C < 1) fail(op, "x", "expected at least one channel, got shape ", shape_text(x.sizes()));
+  check_extent(op, "dynamic_index", {B, size.Ks + size.Kd, size.N, size.C});
   return {B, size, dtype, gather};
 }
 
@@ -159,8 +161,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> split_frames_
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
-  m.impl("split_frames", TORCH_BOX(&split_frames));
-  m.impl("split_frames_backward", TORCH_BOX(&split_frames_backward));
+  m.impl("split_frames", IFDD_BOX(&split_frames));
+  m.impl("split_frames_backward", IFDD_BOX(&split_frames_backward));
 }
 
 }  // namespace ifdd::cpu

@@ -5,6 +5,7 @@
 
 #include <tuple>
 
+#include "boundary.h"
 #include "buffer.h"
 #include "indexes.h"
 
@@ -86,8 +87,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_index_backward(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
-  m.impl("split_index", TORCH_BOX(&split_index));
-  m.impl("split_index_backward", TORCH_BOX(&split_index_backward));
+  m.impl("split_index", IFDD_BOX(&split_index));
+  m.impl("split_index_backward", IFDD_BOX(&split_index_backward));
 }
 
 }  // namespace ifdd::cpu

@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "boundary.h"
 #include "buffer.h"
 #include "indexes.h"
 #include "sampling.h"
@@ -189,8 +190,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) {
-  m.impl("static_dynamic_split", TORCH_BOX(&static_dynamic_split));
-  m.impl("static_dynamic_split_backward", TORCH_BOX(&static_dynamic_split_backward));
+  m.impl("static_dynamic_split", IFDD_BOX(&static_dynamic_split));
+  m.impl("static_dynamic_split_backward", IFDD_BOX(&static_dynamic_split_backward));
 }
 
 }  // namespace ifdd::cpu

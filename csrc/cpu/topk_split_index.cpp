@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "boundary.h"
 #include "buffer.h"
 #include "frames.h"
 #include "kernels/topk_split_index.h"
@@ -81,6 +82,6 @@ std::tuple<Tensor, Tensor> topk_split_index(const Tensor& x, int64_t height, int
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) { m.impl("topk_split_index", TORCH_BOX(&topk_split_index)); }
+STABLE_TORCH_LIBRARY_IMPL(ifdd, CPU, m) { m.impl("topk_split_index", IFDD_BOX(&topk_split_index)); }
 
 }  // namespace ifdd::cpu

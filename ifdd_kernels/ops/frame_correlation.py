@@ -14,6 +14,7 @@ from ifdd_kernels.triton import twin
 def _check_arguments(tokens: Tensor) -> None:
     _check.shape("frame_correlation", "tokens", tokens, ("B", "T", "D"))
     _check.floating("frame_correlation", "tokens", tokens)
+    _check.extent("frame_correlation", "tokens", (tokens.shape[0], tokens.shape[1], tokens.shape[1]))
 
 
 def _fake(tokens: Tensor) -> Tensor:

@@ -15,8 +15,7 @@ from ifdd_kernels.triton import twin
 
 def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int) -> None:
     _check.grid("frame_tokens", x, height, width, pool)
-    _check.parameter("frame_tokens", "weight", weight, ("S", x.shape[3]), "x", x)
-    _check.parameter("frame_tokens", "bias", bias, (weight.shape[0],), "x", x)
+    _check.tokenizer("frame_tokens", x, "weight", weight, "bias", bias, pool)
 
 
 def _fake(x: Tensor, weight: Tensor, pool: int) -> Tensor:
@@ -35,6 +34,7 @@ OPERATOR = register(
     check=_check_arguments,
     backends={"triton": twin("frame_tokens")},
     cuda_limit=_cuda_limits.tokenizer,
+    parameters=("weight", "bias"),
     backward=Backward(
         schema="(Tensor grad_tokens, Tensor x, Tensor weight, Tensor bias, int height, int width, int pool)"
         " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",

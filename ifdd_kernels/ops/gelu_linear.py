@@ -25,9 +25,11 @@ OPERATOR = register(
         " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
         reference=reference.gelu_linear_backward,
         fake=fake_backward,
+        missing={"bias": lambda weight: weight.new_empty(weight.shape[:1], device="meta")},
     ),
     # The parameters stay as they are: a copy would be kept for backward.
     autocast=("x",),
+    parameters=("weight", "bias"),
 )
 
 

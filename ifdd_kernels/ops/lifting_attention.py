@@ -15,6 +15,7 @@ def _check_arguments(query: Tensor, key: Tensor, value: Tensor) -> None:
     op = "lifting_attention"
     _check.shape(op, "query", query, ("B", "M", "h", "d"))
     _check.floating(op, "query", query)
+    _check.channels(op, "query", query)
     for name, part in (("key", key), ("value", value)):
         # The value residual pairs token i of the values with query i, so the counts are equal.
         _check.shape(op, name, part, query.shape)
@@ -85,6 +86,6 @@ def lifting_attention(
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (LADM).
     """
     if scale is None:
-        scale = query.shape[-1] ** -0.5
+        scale = _check.default_scale("lifting_attention", query)
     out: Tensor = run(OPERATOR, backend, query, key, value, scale)[0]
     return out

@@ -76,7 +76,7 @@ def lifting_loss(
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (lifting loss).
     """
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"lifting_loss: reduction must be 'sum' or 'mean', got {reduction!r}")
     mean = reduction == "mean"
     loss: Tensor = run(OPERATOR, backend, residual, weight, beta, mean)

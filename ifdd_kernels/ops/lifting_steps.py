@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ifdd_kernels import _check
-from ifdd_kernels._operator import LIBRARY
+from ifdd_kernels import _check, backends
+from ifdd_kernels._operator import LIBRARY, guard
+from ifdd_kernels._schema import Signature
 from ifdd_kernels.ops.lifting_attention import lifting_attention
-from ifdd_kernels.ops.linear import linear
+from ifdd_kernels.ops.linear import linear, product_dtype
 
 STEPS = ("lifting_update", "lifting_predict")
 STEP_SCHEMA = (
@@ -25,10 +26,16 @@ STEP_SCHEMA = (
 def _check_arguments(
     op: str, target: Tensor, source: Tensor, parameters: dict[str, Tensor], num_heads: int
 ) -> None:
+    for name, value in (("target", target), ("source", source), *parameters.items()):
+        if not isinstance(value, Tensor) or value.is_nested or value.layout != torch.strided:
+            _check.tensor(op, name, value)
     _check.shape(op, "target", target, ("B", "M", "C"))
     _check.floating(op, "target", target)
     _check.shape(op, "source", source, target.shape)
     _check.device(op, "source", source, "target", target)
+    lowered = product_dtype(target) != target.dtype
+    if not lowered:
+        _check.same(op, "source", source, "target", target)
     channels = target.shape[2]
     _check.positive(op, num_heads=num_heads)
     if channels % num_heads:
@@ -36,8 +43,15 @@ def _check_arguments(
     for name, value in parameters.items():
         rows = 2 * channels if name.startswith("key_value") else channels
         expected = (rows, channels) if name.endswith("weight") else (rows,)
-        _check.shape(op, name, value, expected)
-        _check.device(op, name, value, "target", target)
+        if lowered or value.dtype == target.dtype:
+            _check.shape(op, name, value, expected)
+            _check.floating(op, name, value)
+            _check.device(op, name, value, "target", target)
+        else:
+            _check.parameter(op, name, value, expected, "target", target)
+        if name.endswith("bias") and not lowered:
+            weight = name.replace("bias", "weight")
+            _check.same(op, name, value, weight, parameters[weight])
 
 
 def _step(
@@ -62,6 +76,10 @@ def _step(
         "output_weight": output_weight,
         "output_bias": output_bias,
     }
+    if type(num_heads) is not int:
+        _check.number(op, "num_heads", "int", num_heads)
+    if type(self_conditioned) is not bool:
+        _check.number(op, "self_conditioned", "bool", self_conditioned)  # type: ignore[unreachable]
     _check_arguments(op, target, source, parameters, num_heads)
     batch, tokens, channels = target.shape
     heads = (num_heads, channels // num_heads)
@@ -78,6 +96,8 @@ def _register(op: str) -> None:
         return _step(op, *args)  # type: ignore[arg-type]
 
     LIBRARY.define(op + STEP_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+    guard(op, STEP_SCHEMA)
+    backends.STEPS[op] = Signature.of(op, STEP_SCHEMA).arguments
     LIBRARY.impl(op, decomposition, "CompositeImplicitAutograd")
 
 

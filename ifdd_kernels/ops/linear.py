@@ -42,6 +42,8 @@ OPERATOR = register(
     ),
     # The parameters stay as they are: the kernel multiplies in their float32.
     autocast=("x",),
+    instead=lambda x, weight: _instead(x, weight),
+    parameters=("weight", "bias"),
 )
 
 
@@ -64,6 +66,35 @@ def product_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type  # of others, such as meta, PyTorch refuses to say
     cast = device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device) and x.dtype != torch.float64
     return torch.get_autocast_dtype(device) if cast else x.dtype
+
+
+def _is_library(x: Tensor, weight: Tensor) -> bool:
+    """Whether ``auto`` is ``F.linear``."""
+    dtype = product_dtype(x)
+    same = weight.dtype == x.dtype or dtype != x.dtype
+    return same and not (x.device.type == "cpu" and faster_in_float32(dtype))
+
+
+def _instead(x: Tensor | None, weight: Tensor | None) -> str:
+    if not isinstance(x, Tensor):
+        return ""
+    if not _is_library(x, weight if isinstance(weight, Tensor) else x):
+        return ""
+    return f"F.linear: products of {product_dtype(x)} on this {x.device.type} are PyTorch's own"
+
+
+def _library_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear``, whose errors name neither op nor argument and which takes meta tensors beside others."""
+    if torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    try:
+        if weight.device == x.device and (bias is None or bias.device == x.device):
+            return F.linear(x, weight, bias)
+    except (AttributeError, RuntimeError, TypeError):
+        OPERATOR.check(x, weight, bias)
+        raise
+    OPERATOR.check(x, weight, bias)
+    raise AssertionError("tensors on several devices were not refused")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:
@@ -90,9 +121,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
         ValueError: a shape or device that does not fit. TypeError: a dtype that does not. Where ``auto`` is
             ``F.linear``, its errors.
     """
-    dtype = product_dtype(x)
-    same = weight.dtype == x.dtype or dtype != x.dtype
-    if backend == "auto" and same and not (x.device.type == "cpu" and faster_in_float32(dtype)):
-        return F.linear(x, weight, bias)
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):
+        OPERATOR.check(x, weight, bias)  # type: ignore[unreachable]
+    if backend == "auto" and _is_library(x, weight):
+        return _library_linear(x, weight, bias)
     result: Tensor = run(OPERATOR, backend, x, weight, bias)
     return result

@@ -35,6 +35,16 @@ def _fake_backward(grad_out: Tensor, grid: Sequence[int]) -> Tensor:
     return grad_out.new_empty(grad_out.shape[0], 1 + math.prod(grid), grad_out.shape[2])
 
 
+def _stand_in(grad_out: Tensor, grid: Sequence[int]) -> Tensor:
+    """Of the shape of x, which backward is not given, for its checks."""
+    op = "max_pool_tokens"
+    _check.triple(op, "grid", grid)
+    _check.shape(op, "grad_out", grad_out, ("B", "1+N'", "C"))
+    batch, _, channels = grad_out.shape
+    _check.extent(op, "grid", (batch, 1 + math.prod(grid), channels))
+    return grad_out.new_empty(1, 1, 1, device="meta").expand(batch, 1 + math.prod(grid), channels)
+
+
 OPERATOR = register(
     "max_pool_tokens",
     "(Tensor x, int[3] grid, int[3] stride) -> (Tensor out, Tensor rows)",
@@ -45,6 +55,7 @@ OPERATOR = register(
         schema="(Tensor grad_out, Tensor rows, int[3] grid, int[3] stride) -> Tensor grad_x",
         reference=reference.max_pool_tokens_backward,
         fake=_fake_backward,
+        missing={"x": _stand_in},
     ),
     non_differentiable=("rows",),
 )
@@ -78,6 +89,6 @@ def max_pool_tokens(
 
     Source: Li et al., "MViTv2", CVPR 2022, arXiv:2112.01526 (pooled shortcut).
     """
-    arguments = (x, list(grid), list(stride))
-    pooled: Tensor = run(OPERATOR, backend, *arguments)[0]
+    grid, stride = _check.triple(OPERATOR.name, "grid", grid), _check.triple(OPERATOR.name, "stride", stride)
+    pooled: Tensor = run(OPERATOR, backend, x, grid, stride)[0]
     return pooled

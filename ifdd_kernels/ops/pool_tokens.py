@@ -159,9 +159,26 @@ OPERATOR = register(
         " Tensor grad_norm_bias_v)",
         reference=reference.pool_tokens_backward,
         fake=_fake_backward,
+        missing={
+            "norm_bias_q": lambda norm_weight_q: norm_weight_q,
+            "norm_bias_k": lambda norm_weight_k: norm_weight_k,
+            "norm_bias_v": lambda norm_weight_v: norm_weight_v,
+            "eps": lambda: 1.0,
+        },
     ),
     non_differentiable=("stats_q", "stats_k", "stats_v"),
     autocast=("qkv", "key_value"),
+    parameters=(
+        "weight_q",
+        "weight_k",
+        "weight_v",
+        "norm_weight_q",
+        "norm_bias_q",
+        "norm_weight_k",
+        "norm_bias_k",
+        "norm_weight_v",
+        "norm_bias_v",
+    ),
     cuda_limit=_cuda_limit,
     backends={"triton": twin("pool_tokens", traced=False)},
 )
@@ -229,6 +246,11 @@ def pool_tokens(
 
     Source: Li et al., "MViTv2", CVPR 2022, arXiv:2112.01526 (pooling attention).
     """
+    op = "pool_tokens"
+    _check.norms(op, norm_q=norm_q, norm_k=norm_k, norm_v=norm_v)
+    if type(num_heads) is not int:
+        _check.number(op, "num_heads", "int", num_heads)
+    grid = _check.triple(op, "grid", grid)
     arguments = (
         qkv,
         key_value,
@@ -238,11 +260,11 @@ def pool_tokens(
         *norm_q,
         *norm_k,
         *norm_v,
-        list(grid),
-        list(grid if key_value_grid is None else key_value_grid),
+        grid,
+        grid if key_value_grid is None else _check.triple(op, "key_value_grid", key_value_grid),
         num_heads,
-        list(stride_q),
-        list(stride_kv),
+        _check.triple(op, "stride_q", stride_q),
+        _check.triple(op, "stride_kv", stride_kv),
         eps,
     )
     query, key, value = run(OPERATOR, backend, *arguments)[:3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +14,6 @@ from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.grids import table_length
 from ifdd_kernels.reference._common import accumulator
-from ifdd_kernels.triton import twin
 
 
 def _check_arguments(
@@ -31,6 +31,7 @@ def _check_arguments(
     _check.triple(op, "k_grid", k_grid)
     _check.shape(op, "query", query, ("B", "1+Nq", "h", "d"))
     _check.floating(op, "query", query)
+    _check.channels(op, "query", query)
     batch, _, heads, channels = query.shape
     _check.shape(op, "query", query, ("B", 1 + math.prod(q_grid), "h", "d"))
     for name, part in (("key", key), ("value", value)):
@@ -76,15 +77,26 @@ OPERATOR = register(
     ),
     non_differentiable=("log_sum",),
     autocast=("query", "key", "value"),
-    backends={"triton": twin("pooled_attention")},
+    parameters=("table_h", "table_w", "table_t"),
+    backends={"triton": backend("pooled_attention")},
     sizes=_sizes,
     compositions={"sdpa": sdpa.pooled_attention},
 )
 
 
+def _has_grid(tokens: Tensor, grid: Sequence[int]) -> bool:
+    """Whether tokens (B, 1 + T*H*W, h, d) are those of a grid."""
+    return isinstance(tokens, Tensor) and tokens.dim() == 4 and tokens.shape[1] == 1 + math.prod(grid)
+
+
 def _fit(table: Tensor, rows: int) -> Tensor:
-    """A table of another length, interpolated linearly along its rows (corners not aligned)."""
-    if table.dim() != 2 or table.shape[0] == rows:
+    """A table of another length, interpolated linearly along its rows (corners not aligned).
+
+    What cannot be a table goes to the op's check.
+    """
+    if not isinstance(table, Tensor) or table.dim() != 2 or table.shape[0] in (0, rows):
+        return table
+    if table.layout != torch.strided or not table.is_floating_point() or table.shape[1] < 1:
         return table
     columns = table.T[None].to(accumulator(table.dtype))
     return F.interpolate(columns, size=rows, mode="linear", align_corners=False)[0].T.to(table.dtype)
@@ -141,20 +153,23 @@ def pooled_attention(
     Source: Li et al., "MViTv2", CVPR 2022, arXiv:2112.01526 (decomposed relative position, residual
     pooling).
     """
-    _check.triple("pooled_attention", "q_grid", q_grid)
-    _check.triple("pooled_attention", "k_grid", k_grid)
+    q_grid = _check.triple("pooled_attention", "q_grid", q_grid)
+    k_grid = _check.triple("pooled_attention", "k_grid", k_grid)
     if scale is None:
-        scale = query.shape[-1] ** -0.5
-    rows = [table_length(q, k) for q, k in zip(q_grid, k_grid, strict=True)]
+        scale = _check.default_scale("pooled_attention", query)
+    tables = [table_t, table_h, table_w]
+    # Other grids than those of query and key go to the op's check: tables of their length may be huge.
+    if _has_grid(query, q_grid) and _has_grid(key, k_grid):
+        tables = [_fit(table, table_length(q, k)) for table, q, k in zip(tables, q_grid, k_grid, strict=True)]
     arguments = (
         query,
         key,
         value,
-        _fit(table_h, rows[1]),
-        _fit(table_w, rows[2]),
-        _fit(table_t, rows[0]),
-        list(q_grid),
-        list(k_grid),
+        tables[1],
+        tables[2],
+        tables[0],
+        q_grid,
+        k_grid,
         scale,
     )
     out: Tensor = run(OPERATOR, backend, *arguments)[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,12 @@ from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
 
 Norm = tuple[Tensor, Tensor]
+#: For the checks of a backward op, which is not given the biases.
+NORM_STAND_INS: dict[str, Callable[..., Any]] = {
+    "static_norm_bias": lambda static_norm_weight: static_norm_weight,
+    "dynamic_norm_bias": lambda dynamic_norm_weight: dynamic_norm_weight,
+    "eps": lambda: 1.0,
+}
 
 
 def _check_index(x: Tensor, name: str, index: Tensor) -> None:
@@ -44,6 +53,8 @@ def norm_arguments(op: str, static_norm: Norm | None, dynamic_norm: Norm | None)
     if (static_norm is None) != (dynamic_norm is None):
         missing = "static_norm" if static_norm is None else "dynamic_norm"
         raise ValueError(f"{op}: give both norms or none; missing: {missing}")
+    if static_norm is not None:
+        _check.norms(op, static_norm=static_norm, dynamic_norm=dynamic_norm)
     return *(static_norm or (None, None)), *(dynamic_norm or (None, None))
 
 
@@ -77,6 +88,9 @@ def _check_arguments(
         "dynamic_norm_bias": dynamic_norm_bias,
     }
     check_norms(op, x, norms, eps)
+    _check.channels(op, "x", x)
+    counts = static_index.shape[1] + dynamic_index.shape[1]
+    _check.extent(op, "dynamic_index", (x.shape[0], counts, *x.shape[2:]))
 
 
 def _fake(
@@ -138,9 +152,11 @@ OPERATOR = register(
         " Tensor grad_dynamic_norm_bias)",
         reference=reference.split_frames_backward,
         fake=_fake_backward,
+        missing=NORM_STAND_INS,
     ),
     non_differentiable=("stats",),
     autocast=("x",),
+    parameters=("static_norm_weight", "static_norm_bias", "dynamic_norm_weight", "dynamic_norm_bias"),
 )
 
 

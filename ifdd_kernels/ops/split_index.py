@@ -41,8 +41,7 @@ def check_arguments(
     _check.grid(op, x, height, width, pool)
     _check.even_frames(op, x)
     frames = x.shape[1]
-    _check.parameter(op, "token_weight", token_weight, ("S", x.shape[3]), "x", x)
-    _check.parameter(op, "token_bias", token_bias, (token_weight.shape[0],), "x", x)
+    _check.tokenizer(op, x, "token_weight", token_weight, "token_bias", token_bias, pool)
     _check.parameter(op, "static_weight", static_weight, (frames // 2, frames * frames), "x", x)
     _check.parameter(op, "dynamic_weight", dynamic_weight, (frames // 2, frames * frames), "x", x)
 
@@ -80,6 +79,7 @@ OPERATOR = register(
     check=functools.partial(check_arguments, "split_index"),
     backends={"triton": twin("split_index")},
     cuda_limit=_cuda_limit,
+    parameters=("token_weight", "token_bias", "static_weight", "dynamic_weight"),
     backward=Backward(
         schema="(Tensor grad_static_index, Tensor grad_dynamic_index, Tensor grad_correlation, Tensor x,"
         " Tensor token_weight, Tensor token_bias, Tensor static_weight, Tensor dynamic_weight,"

@@ -10,7 +10,7 @@ from torch import Tensor
 from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import composed, run
-from ifdd_kernels.ops.split_frames import Norm, check_norms, norm_arguments, split_frames
+from ifdd_kernels.ops.split_frames import NORM_STAND_INS, Norm, check_norms, norm_arguments, split_frames
 from ifdd_kernels.ops.split_index import check_arguments as check_index_arguments
 from ifdd_kernels.ops.split_index import split_index
 from ifdd_kernels.reference._common import accumulator
@@ -111,8 +111,19 @@ OPERATOR = register(
         " Tensor grad_dynamic_norm_weight, Tensor grad_dynamic_norm_bias)",
         reference=reference.static_dynamic_split_backward,
         fake=_fake_backward,
+        missing=NORM_STAND_INS,
     ),
     non_differentiable=("tokens", "stats"),
+    parameters=(
+        "token_weight",
+        "token_bias",
+        "static_weight",
+        "dynamic_weight",
+        "static_norm_weight",
+        "static_norm_bias",
+        "dynamic_norm_weight",
+        "dynamic_norm_bias",
+    ),
     parts=("split_index", "split_frames"),
 )
 
@@ -168,6 +179,8 @@ def static_dynamic_split(
     """
     height, width = _check.pair(OP, "grid", grid)
     parameters = (token_weight, token_bias, static_weight, dynamic_weight)
+    if not isinstance(x, Tensor):
+        _check.tensor(OP, "x", x)  # type: ignore[unreachable]
     if composed(OPERATOR, x.device.type, backend):
         found = split_index(x, (height, width), *parameters, pool, reach=reach, backend=backend)
         positions = (found.static_index, found.dynamic_index)

@@ -16,7 +16,7 @@ class _Sampling(NamedTuple):
 
     weights: Tensor  # y = weights x
     slope: Tensor  # dy / dp = slope x
-    dp_di: Tensor  # (B, K): derivative of the position with respect to the index, zero where clamped
+    dp_di: Tensor  # (B, K): derivative of the position with respect to the index, zero where clamped or NaN
 
 
 def _sampling(index: Tensor, frames: int, aligned: bool, dtype: torch.dtype) -> _Sampling:
@@ -38,7 +38,7 @@ def _sampling(index: Tensor, frames: int, aligned: bool, dtype: torch.dtype) -> 
     fraction = (rest - step).masked_fill(below | above, 0)[..., None]
     low = F.one_hot(lower, frames).to(dtype)
     high = F.one_hot((lower + 1).clamp(max=last), frames).to(dtype)
-    dp_di = (1 + excess) * (~(below | above)).to(dtype)
+    dp_di = (1 + excess) * (~(below | above | rest.isnan())).to(dtype)
     return _Sampling((1 - fraction) * low + fraction * high, high - low, dp_di)
 
 

@@ -77,7 +77,8 @@ def test_every_real_shape_has_an_answer(op: str, backend: str) -> None:
                 # Nothing real is beyond a limit: less of it has the same answer, and says what is open.
                 for support in answers.values():
                     assert support.ok == whole.ok
-                    assert support.reason.startswith(whole.reason)
+                    # What a linear layer is left to depends on its second argument, the weight.
+                    assert op == "linear" or support.reason.startswith(whole.reason)
                 expected = "float64" not in str(dtype) and op in cuda_ops()
                 if backend == "native" and not composed(OPERATORS[op], "cuda", backend):
                     assert whole.ok == expected, whole.reason

@@ -60,14 +60,12 @@ struct Arena {
   }
 };
 
-// Coordinates of a query that is not the class token, and for each axis the offsets of its rows for all keys.
+// For a query that is not the class token, the part of each axis' row offsets that all keys share.
 template <class A>
-IFDD_INLINE void offsets_of(const Position<A>& position, int64_t query, const int64_t* (&offset)[3]) {
+IFDD_INLINE void offsets_of(const Position<A>& position, int64_t query, int64_t (&offset)[3]) {
   const int64_t H = position.q_grid[1], W = position.q_grid[2], body = query - 1;
   const int64_t coordinate[3] = {body / (H * W), body / W % H, body % W};
-  for (int axis = 0; axis < 3; ++axis) {
-    offset[axis] = position.index[axis] + coordinate[axis] * position.k_grid[axis];
-  }
+  for (int axis = 0; axis < 3; ++axis) offset[axis] = position.query_part[axis][coordinate[axis]];
 }
 
 // Products of one query with four rows.
@@ -93,13 +91,14 @@ IFDD_INLINE void fill_bias(const Position<A>& position, int64_t query, const A* 
     for (int64_t j = 0; j < keys; j += L) write(out + j, Vec<A>{});
     return;
   }
-  const int64_t* offset[3];
+  int64_t offset[3];
   offsets_of(position, query, offset);
   for (int axis = 0; axis < 3; ++axis) {
-    const int64_t count = position.k_grid[axis];
+    const int64_t count = position.k_grid[axis], *const key = position.key_part[axis];
+    const A* const first = position.rows + offset[axis];
     for (int64_t k = 0; k < count; k += 4) {
       const A* row[4];
-      for (int r = 0; r < 4; ++r) row[r] = position.rows + offset[axis][k + r < count ? k + r : count - 1];
+      for (int r = 0; r < 4; ++r) row[r] = first + key[k + r < count ? k + r : count - 1];
       four_products(q, row, d, bias.axis[axis] + k);
     }
   }
@@ -143,7 +142,7 @@ IFDD_INLINE void bias_backward(const Position<A>& position, int64_t query, const
     }
     bias.axis[1][y] = total(sum);
   }
-  const int64_t* offset[3];
+  int64_t offset[3];
   offsets_of(position, query, offset);
   for (int64_t c = 0; c < d; c += L) {
     const Vec<A> body = read(q + c);
@@ -151,7 +150,7 @@ IFDD_INLINE void bias_backward(const Position<A>& position, int64_t query, const
     for (int axis = 0; axis < 3; ++axis) {
       for (int64_t k = 0; k < position.k_grid[axis]; ++k) {
         const A factor = bias.axis[axis][k];
-        const int64_t row = offset[axis][k] + c;
+        const int64_t row = offset[axis] + position.key_part[axis][k] + c;
         sum += factor * read(position.rows + row);
         write(grad_rows + row, read(grad_rows + row) + factor * body);
       }

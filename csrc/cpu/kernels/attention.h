@@ -58,9 +58,10 @@ struct Tokens {
 template <class A>
 struct Position {
   int64_t q_grid[3], k_grid[3];
-  const A* rows;            // the three tables one below the other, rows of padded(d) elements, zeros at their ends
-  int64_t row_count;        // of all three
-  const int64_t* index[3];  // (Q, K) of an axis: offset in `rows` of the row of a (query, key) pair
+  const A* rows;      // the three tables one below the other, rows of padded(d) elements, zeros at their ends
+  int64_t row_count;  // of all three
+  // Offset in `rows` of the row of a (query, key) pair of an axis: the sum of one of Q and one of K numbers.
+  const int64_t *query_part[3], *key_part[3];
 };
 
 enum class Residual { query, value };  // query: of all rows but the first
