@@ -130,7 +130,7 @@ def test_hooks_of_others_see_every_tensor() -> None:
     block, x = make_block(), tokens()
     seen: list[int] = []
     made: list[Tensor] = []
-    block.mlp_norm.register_forward_hook(lambda module, inputs, output: made.append(output))
+    block.mlp_expand.register_forward_pre_hook(lambda module, inputs: made.append(inputs[0]))
     plain = gradients(block, x)
 
     def keep(tensor: Tensor) -> Tensor:
