@@ -31,13 +31,13 @@ def register(operator: Operator) -> None:
     of the forward pass again.
     """
     cost = by_name(getattr(_costs, operator.name), operator.signature, f"{operator.name}: cost")
-    twins = ("native", "reference", *operator.twins)
+    backends = ("native", "reference", *operator.backends)
 
     def forward(*args: Any) -> int:
         flops: int = cost(*args).flops
         return flops
 
-    _register([operator.overload(twin) for twin in twins], _formula(operator.schema, forward))
+    _register([operator.overload(backend) for backend in backends], _formula(operator.schema, forward))
     if operator.backward is None:
         return
     complete = forward_arguments(operator)
@@ -45,7 +45,7 @@ def register(operator: Operator) -> None:
     def backward(*args: Any) -> int:
         return 2 * forward(*complete(*args))
 
-    overloads = [operator.overload(twin, backward=True) for twin in twins]
+    overloads = [operator.overload(backend, backward=True) for backend in backends]
     _register(overloads, _formula(operator.backward.schema, backward))
 
 

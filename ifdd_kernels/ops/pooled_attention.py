@@ -78,7 +78,7 @@ OPERATOR = register(
     non_differentiable=("log_sum",),
     autocast=("query", "key", "value"),
     parameters=("table_h", "table_w", "table_t"),
-    backends={"triton": backend("pooled_attention")},
+    backends={"triton": twin("pooled_attention")},
     sizes=_sizes,
     compositions={"sdpa": sdpa.pooled_attention},
 )
