@@ -14,6 +14,7 @@ from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.grids import table_length
 from ifdd_kernels.reference._common import accumulator
+from ifdd_kernels.triton import twin
 
 
 def _check_arguments(
