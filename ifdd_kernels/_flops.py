@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.util
+import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
 from ifdd_kernels import _costs
 from ifdd_kernels._operator import OPERATORS, Operator, forward_arguments
 from ifdd_kernels._schema import NAMESPACE, Signature, by_name
+
+COUNTER = "torch.utils.flop_counter"
 
 
 def _formula(schema: str, count: Callable[..., int]) -> Callable[..., int]:
@@ -50,12 +56,40 @@ def register(operator: Operator) -> None:
 
 
 def _register(overloads: list[torch._ops.OpOverload], formula: Callable[..., int]) -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
     names = [overload._schema.name.removeprefix(f"{NAMESPACE}::") for overload in overloads]
     packets = [getattr(getattr(torch.ops, NAMESPACE), name) for name in names]
     register_flop_formula(packets, get_raw=True)(formula)
 
 
 def register_all() -> None:
-    """Registers the FLOPs of all ops; the lifting steps are counted as what they decompose into."""
+    """Registers the FLOPs of all ops; the lifting steps are counted as what they decompose into.
+
+    At once where PyTorch's counter is loaded, else when somebody imports it: it brings Triton, which costs
+    every import that counts nothing a tenth of a second.
+    """
+    if COUNTER not in sys.modules:
+        sys.meta_path.insert(0, _WhenImported())
+        return
     for operator in OPERATORS.values():
         register(operator)
+
+
+class _WhenImported(importlib.abc.MetaPathFinder):
+    """Finds the counter as everybody does, and has the FLOPs registered behind its import."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if fullname != COUNTER or self not in sys.meta_path:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(COUNTER)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                register_all()
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec

@@ -61,10 +61,8 @@ def live_tokens(
     """
     grid = _check.triple("live_tokens", "grid", grid)
     stride = _check.triple("live_tokens", "stride", stride)
-    cells = [_live_cells(size, step) for size, step in zip(grid, stride, strict=True)]
-    if device is None:
-        device = torch.get_default_device()
-    t, h, w = torch.meshgrid(*(axis.to(device) for axis in cells), indexing="ij")
+    cells = [_live_cells(size, step, device) for size, step in zip(grid, stride, strict=True)]
+    t, h, w = torch.meshgrid(*cells, indexing="ij")
     body = 1 + ((t * grid[1] + h) * grid[2] + w).flatten()
     strides = [min(step, 3) for step in stride]
     return LiveTokens(
@@ -74,11 +72,16 @@ def live_tokens(
     )
 
 
-def _live_cells(size: int, step: int) -> Tensor:
-    """Cells of an axis that are at most one from some multiple of the stride on the axis."""
-    cell = torch.arange(size, device="cpu")  # their number is needed here
-    rest = cell % step
-    return cell[(rest <= 1) | ((rest == step - 1) & (cell < size - 1))]
+def _live_cells(size: int, step: int, device: torch.device | str | None) -> Tensor:
+    """Cells of an axis that are at most one from some multiple of the stride on the axis.
+
+    Made of ranges, not of a mask: their number follows from the sizes, for tensors without memory, too.
+    """
+    runs = [range(0, size, step), range(1, size, step), range(step - 1, size - 1, step)]
+    distinct = runs[:1] if step == 1 else runs[:2] if step == 2 else runs
+    return (
+        torch.cat([torch.arange(r.start, r.stop, step, device=device) for r in distinct if r]).sort().values
+    )
 
 
 def table_length(queries: int, keys: int) -> int:

@@ -402,7 +402,9 @@ def reports(folder: Path, sanitize: str, plant: Plant | None, calls: Sequence[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [nightly(name, id=name, when=name not in DAILY) for name in SANITIZED])
+@pytest.mark.parametrize(
+    "name", [nightly(name, id=name, when=name != "a row too many") for name in SANITIZED]
+)
 def test_sanitizers_report_what_is_broken(name: str, tmp_path: Path) -> None:
     sanitize, plant, call, expected = SANITIZED[name]
     report = reports(tmp_path, sanitize, plant, [call])
@@ -411,6 +413,7 @@ def test_sanitizers_report_what_is_broken(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
 def test_sanitizers_are_silent_on_sound_kernels(sanitize: str, tmp_path: Path) -> None:
     assert reports(tmp_path, sanitize, None, SOUND) == ""

@@ -106,7 +106,7 @@ def selection(device: str, op: str) -> Iterator[Case]:
 
 
 def _cases(device: str) -> Iterator[Any]:
-    """On the CPU each kernel in one op."""
+    """On the CPU each kernel in one op, by day in one configuration."""
     seen: set[str] = set()
     for op in WRITTEN:
         for case in selection(device, op):
@@ -117,7 +117,8 @@ def _cases(device: str) -> Iterator[Any]:
                     seen.add(kernel)
                     for number in range(count):
                         name = f"{op}-{kernel}-{number}-{case.label}-{short(dtype)}"
-                        yield parameter(device, case, kernel, number, dtype, name=name)
+                        others = number < count - 1
+                        yield parameter(device, case, kernel, number, dtype, name=name, nightly=others)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

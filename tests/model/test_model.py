@@ -13,6 +13,7 @@ import torch
 from golden_cases import assert_close
 from ifdd import IFDD, IFDDConfig
 from ifdd.losses import IFDDLoss
+from ops.cases import nightly
 
 Clips = Callable[..., torch.Tensor]
 SmallConfig = Callable[..., IFDDConfig]
@@ -178,9 +179,9 @@ def test_bfloat16_autocast_trains(small_config: SmallConfig, clips: Clips) -> No
 @pytest.mark.parametrize(
     "fields",
     [
-        {},
+        nightly({}),
         {"split": "topk", "lifting": "predict_first", "activation_checkpointing": True},
-        {"split": "even_odd", "lifting": "conv", "clip_frames": 32},
+        nightly({"split": "even_odd", "lifting": "conv", "clip_frames": 32}),
     ],
     ids=str,
 )

@@ -20,11 +20,11 @@ def nightly(*values: Any, id: str | None = None, when: bool = True) -> Any:
     return pytest.param(*values, id=id, marks=pytest.mark.nightly if when else ())
 
 
-def everyday(entry: Entry) -> set[str]:
-    """Labels of two samples of an op, for what does not depend on sizes: the first, and a strided one."""
+def everyday(entry: Entry, count: int = 2) -> set[str]:
+    """Labels of two samples of an op, for what does not depend on sizes: a strided one, and the first."""
     labels = [sample.label for sample in entry.samples(Maker(torch.float32, "meta"))]
     strided = next((label for label in labels[1:] if "strided" in label), labels[1])
-    return {labels[0], strided}
+    return {strided, labels[0]} if count == 2 else {strided}
 
 
 def samples(
@@ -33,13 +33,13 @@ def samples(
     differentiable: bool = False,
     composed: bool = True,
     native: bool = False,
-    few: bool = False,
+    few: int = 0,
 ) -> list[Any]:
     """(entry, sample) of every op.
 
     ``differentiable`` leaves out ops without a backward, ``composed=False`` those that decompose into
-    others, ``native`` those without a native CPU kernel; ``few`` leaves others than :func:`everyday`'s to
-    the night.
+    others, ``native`` those without a native CPU kernel; ``few`` leaves others than that many of
+    :func:`everyday` to the night.
     """
     cases = []
     for entry in REGISTRY.values():
@@ -49,7 +49,7 @@ def samples(
             continue
         if native and not can_run(entry.name, "native"):
             continue
-        always = everyday(entry)
+        always = everyday(entry, few)
         cases += [
             nightly(entry, sample, id=f"{entry.name}-{sample.label}", when=few and sample.label not in always)
             for sample in entry.samples(Maker(dtype))

@@ -31,9 +31,12 @@ def devices(config: pytest.Config) -> tuple[str, ...]:
     return ("cpu", "cuda") if asked or torch.cuda.is_available() else ("cpu",)
 
 
-def parameter(device: str, *values: Any, name: str) -> Any:
-    """A test's parameters, the device first; the name says it too."""
-    return pytest.param(device, *values, id=f"{device}-{name}", marks=ON_A_GPU if device == "cuda" else ())
+def parameter(device: str, *values: Any, name: str, nightly: bool = False) -> Any:
+    """A test's parameters, the device first; the name says it too. ``nightly`` holds for the CPU alone."""
+    on_the_cpu = pytest.mark.nightly if nightly else ()
+    return pytest.param(
+        device, *values, id=f"{device}-{name}", marks=ON_A_GPU if device == "cuda" else on_the_cpu
+    )
 
 
 def affordable(op: str, backend: str, device: str) -> bool:

@@ -50,7 +50,7 @@ def test_lifting_head_dimensions(d: int) -> None:
     check_backend(REGISTRY["lifting_attention"], lifting(torch.float32, 1, 20, 2, d))
 
 
-@pytest.mark.parametrize("tokens", [2, 15, 16, 17, 64, 65, 130])
+@pytest.mark.parametrize("tokens", [2, nightly(15), 16, 17, nightly(64), 65, nightly(130)])
 def test_lifting_at_tile_edges(tokens: int) -> None:
     check_backend(REGISTRY["lifting_attention"], lifting(torch.float32, 2, tokens, 1, 8))
 
@@ -65,7 +65,7 @@ def test_lifting_like_the_network(dtype: torch.dtype) -> None:
     [
         nightly(torch.bfloat16, (8, 7, 7), (8, 7, 7)),
         nightly(torch.float32, (2, 7, 7), (2, 14, 14)),
-        (torch.float16, (3, 8, 8), (3, 4, 4)),
+        (torch.float16, (2, 8, 8), (2, 4, 4)),
     ],
     ids=str,
 )
@@ -78,7 +78,7 @@ def test_pooled_like_the_network(dtype: torch.dtype, q_grid: Grid, k_grid: Grid)
     [
         ((3, 5, 4), (2, 2, 3)),
         ((1, 2, 2), (1, 20, 17)),  # 38 coordinates of a key: two tiles
-        ((40, 1, 2), (40, 1, 1)),  # a table of time of several tiles
+        nightly((40, 1, 2), (40, 1, 1)),  # a table of time of several tiles
         ((1, 1, 1), (1, 1, 1)),
     ],
     ids=str,
@@ -96,7 +96,10 @@ def test_pooled_head_dimensions(d: int) -> None:
 def test_several_chunks_of_queries(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     """Key and value gradients as sums of chunks, the last one ragged; the value residual in its chunk."""
     if interpreted():
-        monkeypatch.setattr(_attention, "CHUNK", 128)  # a tenth of the products
+        # A tenth of the products; tiles that divide the chunk, as those of a device do.
+        monkeypatch.setattr(_attention, "CHUNK", 128)
+        tiles = {"BLOCK_Q": 128, "BLOCK_K": 64}
+        monkeypatch.setattr(_attention.KEY_GRADIENT, "interpreter", lambda arguments: tiles)
     steps = 20 if interpreted() else 70
     sample = pooled(dtype, 1, 1, 8, (steps, 4, 4), (3, 2, 2))
     assert _attention._query_chunk(1, steps * 16 + 1, 13) < steps * 16 + 1
@@ -113,7 +116,7 @@ def test_several_tiles_of_clips_and_heads() -> None:
 
 
 @pytest.mark.skipif(not interpreted(), reason="tiles can be chosen in the interpreter")
-@pytest.mark.parametrize(("keys", "block"), [nightly(32, 16), (33, 16), (50, 32), nightly(20, 64)])
+@pytest.mark.parametrize(("keys", "block"), [nightly(32, 16), (33, 16), nightly(50, 32), nightly(20, 64)])
 def test_tails(monkeypatch: pytest.MonkeyPatch, keys: int, block: int) -> None:
     """Full tiles only, a narrow masked tile, one as wide as a full one, no full tile."""
 
@@ -205,7 +208,7 @@ def test_nan_stays_in_its_row() -> None:
 
 def test_strided_tokens_are_read_in_place() -> None:
     """Heads and tokens in any order of memory, a broadcast batch, and a last axis that is not dense."""
-    query, key, value, scale = lifting(torch.float32, 2, 19, 3, 6).args
+    query, key, value, scale = lifting(torch.float32, 2, 9, 2, 6).args
     wanted = LIFTING(query, key, value, scale)[0]
     layouts: tuple[Callable[[Tensor], Tensor], ...] = (
         lambda t: t.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3),
@@ -215,11 +218,11 @@ def test_strided_tokens_are_read_in_place() -> None:
     for layout in layouts:
         assert torch.equal(LIFTING(layout(query), layout(key), layout(value), scale)[0], wanted)
     out, log_sum = LIFTING(query, key, value, scale)
+    dense = LIFTING_BACKWARD(out, query, key, value, out, log_sum, scale)
     spread = layouts[0]
     for parts in ((spread(query), key, value), (query, spread(key), value), (query, key, spread(value))):
         assert torch.equal(LIFTING(*parts, scale)[0], wanted)
         grads = LIFTING_BACKWARD(out, *parts, out, log_sum, scale)
-        dense = LIFTING_BACKWARD(out, query, key, value, out, log_sum, scale)
         assert all(torch.equal(a, b) for a, b in zip(grads, dense, strict=True))
     shared = query[:1].expand(2, -1, -1, -1)
     got = LIFTING(shared, key, value, scale)[0]
