@@ -121,6 +121,11 @@ class CMakeBuild(build_ext):
         architectures = os.environ.get("IFDD_CUDA_ARCHS")
         settings = [f"-DIFDD_CUDA_ARCHS={architectures}"] if architectures else ["-UIFDD_CUDA_ARCHS"]
         settings += [f"-D{key}={value}" for key, value in options.items()]
+        if cuda == "ON" and not os.environ.get("CUDACXX", "").strip():
+            # Searching, CMake takes a compiler that does not work for none; of a named one it shows errors.
+            settings.append(f"-DCMAKE_CUDA_COMPILER={tools.nvcc}")
+        elif (binary / "CMakeCache.txt").is_file() and not _has_cuda(binary):
+            settings.append("-UCMAKE_CUDA_COMPILER")  # what was wrong with it may have been cured
         jobs = os.environ.get("MAX_JOBS") or str(default_jobs())
         staged = binary / "installed"
         shutil.rmtree(staged, ignore_errors=True)
@@ -179,8 +184,11 @@ def _replace(library: Path, folder: Path) -> Path:
     """Puts a library into a folder in one step: processes that run on the one before keep theirs whole."""
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{library.name}.{os.getpid()}"
-    shutil.copy2(library, beside)
-    return beside.replace(folder / library.name)
+    try:
+        shutil.copy2(library, beside)
+        return beside.replace(folder / library.name)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 setup(

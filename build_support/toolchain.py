@@ -68,13 +68,21 @@ def native_choice() -> Choice:
     return Choice(False, NO_COMPILER)
 
 
+def _words(variable: str) -> list[str]:
+    """A command in a variable of the environment."""
+    try:
+        return shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        raise BuildError(f"{variable}={os.environ[variable]}: {error}") from error
+
+
 def find_compiler() -> str | None:
     """The C++ compiler, as a path: $CXX, or the first of the common names.
 
     Raises:
-        BuildError: ``CXX`` names no program.
+        BuildError: ``CXX`` names no program, or is not a command.
     """
-    if words := shlex.split(os.environ.get("CXX", "")):
+    if words := _words("CXX"):
         found = shutil.which(words[0])
         if found is None:
             raise BuildError(
@@ -90,7 +98,7 @@ def find_nvcc() -> tuple[str | None, str]:
     $CUDACXX, $CUDA_HOME or $CUDA_PATH decides, the first that is set: another toolkit than the one it names
     is never taken. Without them it is nvcc on the path.
     """
-    if words := shlex.split(os.environ.get("CUDACXX", "")):
+    if words := _words("CUDACXX"):
         found = shutil.which(words[0])
         return found, "" if found else f"CUDACXX={os.environ['CUDACXX']}: there is no such program"
     for variable in ("CUDA_HOME", "CUDA_PATH"):
@@ -150,7 +158,8 @@ def find_torch() -> Torch | None:
     one. Other front ends (``python -m build``, uv) make an environment for the build, which knows no other.
     """
     spec = importlib.util.find_spec("torch")
-    if spec is not None and spec.submodule_search_locations:
+    # What an uninstalled torch may leave is a folder without code, which has no origin.
+    if spec is not None and spec.origin and spec.submodule_search_locations:
         return Torch(spec.submodule_search_locations[0], importlib.metadata.version("torch"))
     command = [sys.executable, "-E", "-c", _PLACE]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tempfile.gettempdir(), check=False)
@@ -267,7 +276,12 @@ def build_folder(record: Mapping[str, object], kind: str, builds: Path = ROOT / 
             shutil.rmtree(other.parent)
     folder = builds / f"cmake-{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(text, encoding="utf-8")
+    file = folder / RECORD
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        # In one step: a build beside this one removes folders whose record it cannot read.
+        beside = folder / f".{RECORD}.{os.getpid()}"
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(file)
     return folder
 
 

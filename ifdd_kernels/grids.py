@@ -17,7 +17,7 @@ def pooled_grid(grid: Sequence[int], stride: Sequence[int]) -> Grid:
     """Grid after a 3x3x3 pooling with padding 1: ceil(size / stride) on each axis.
 
     Raises:
-        ValueError, TypeError: a grid or stride that is no triple of positive integers.
+        ValueError, TypeError: a grid or stride that is not a triple of positive integers.
     """
     grid, stride = _check.triple("pooled_grid", "grid", grid), _check.triple("pooled_grid", "stride", stride)
     t, h, w = (-(-size // step) for size, step in zip(grid, stride, strict=True))
@@ -50,7 +50,7 @@ def live_tokens(
         device: of `rows`; PyTorch's default one where it is not given.
 
     Raises:
-        ValueError, TypeError: a grid or stride that is no triple of positive integers.
+        ValueError, TypeError: a grid or stride that is not a triple of positive integers.
 
     Example: keys and values from live tokens only, exactly as from all of them::
 

@@ -103,6 +103,7 @@ def check_against_float64(
     Raises:
         AssertionError: names the first tensor that fails, and how.
     """
+    _require(eager is None or len(eager) == len(exact), "as many tensors of plain PyTorch as of float64")
     largest = max((_magnitude(e, mean_square) for e in exact[results:]), default=0.0)
     for place, (got, wanted, dtype) in enumerate(zip(actual, exact, dtypes, strict=True)):
         gradient = place >= results
@@ -121,6 +122,7 @@ def check_against_float64(
         else:
             bound = max(allowed(dtype), least_allowed)
         if eager is not None:
+            _require(eager[place].shape == wanted.shape, f"{what}: another shape than plain PyTorch's")
             error = _error(eager[place], wanted, size, mean_square)
             # Where it is infinite, nothing could fail.
             _require(math.isfinite(error), f"{what}: the error of plain PyTorch in this precision is {error}")

@@ -86,7 +86,7 @@ def test_pyramid_of_one_stage_has_no_weights() -> None:
 
 
 def test_pyramid_refuses_grids_without_whole_ratio() -> None:
-    with pytest.raises(ValueError, match="no whole multiple"):
+    with pytest.raises(ValueError, match="not a whole multiple"):
         PyramidAggregation([4, 8], [(2, 5, 5), (2, 2, 2)])
 
 

@@ -329,6 +329,14 @@ def test_builds_in_place(checkout: Path, run_setup: Setup, tools: Path, tmp_path
     assert "-UIFDD_CUDA_ARCHS" in log.read_text()
     assert "-DIFDD_CUDA=OFF" in log.read_text()
     assert len(list((checkout / "build").glob("cmake-*"))) == 2
+    log.unlink()
+    insisted = run_setup("build_ext", "--inplace", IFDD_CUDA="ON", CUDA_HOME=str(tmp_path / "cuda"))
+    assert insisted.returncode == 0, insisted.stderr
+    assert f"-DCMAKE_CUDA_COMPILER={tmp_path / 'cuda' / 'bin' / 'nvcc'}" in log.read_text()
+    quoted = run_setup("build_ext", "--inplace", CXX="'g++")
+    assert quoted.returncode != 0
+    assert "CXX='g++: No closing quotation" in quoted.stderr
+    assert "Traceback" not in quoted.stderr
     third = run_setup("build_ext", "--inplace", IFDD_CUDA="ON", CUDA_HOME=str(tmp_path / "none"))
     assert third.returncode != 0
     assert f"IFDD_CUDA=ON, but no CUDA compiler was found: CUDA_HOME={tmp_path / 'none'}" in third.stderr

@@ -32,7 +32,7 @@ class PyramidAggregation(nn.Module):
         for grid, ratio in zip(grids, self.ratios, strict=False):
             if grid != (self.grid[0], self.grid[1] * ratio, self.grid[2] * ratio):
                 raise ValueError(
-                    f"PyramidAggregation: grid {grid} is no whole multiple of the last, {self.grid}"
+                    f"PyramidAggregation: grid {grid} is not a whole multiple of the last, {self.grid}"
                 )
         self.reduce = nn.ModuleList(
             Conv2d(width, width, kernel_size=3, padding=1, bias=False) for width in channels[:-1]

@@ -51,7 +51,7 @@ def norm_again(norm: nn.Module, tokens: Tensor, normed: Tensor) -> AbstractConte
     """Inside, an op that saves `normed`, which is norm(tokens), for backward keeps nothing in its place.
 
     The tokens are kept by the norm anyway. A copy of `normed`, as autocast makes it, is kept as ever, and so
-    is `normed` itself where backward could not know how it was made (a norm that is no plain `LayerNorm`, a
+    is `normed` itself where backward could not know how it was made (a norm other than a plain `LayerNorm`, a
     tensor changed in place since), where hooks on saved tensors are not to be had, and where somebody else's
     are in force: checkpoints and offloading see every tensor. Compilers decide for themselves what is kept.
 
