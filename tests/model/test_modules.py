@@ -176,6 +176,14 @@ def test_block_made_on_meta_has_its_rows() -> None:
     assert torch.equal(by_hand.attention.live_rows, rows)
 
 
+def test_a_block_loaded_in_inference_mode_can_be_trained() -> None:
+    block = MultiscaleBlock((2, 9, 9), 8, 8, 2, stride_kv=(1, 8, 8))
+    with torch.inference_mode():
+        block.load_state_dict(block.state_dict())
+    block(torch.randn(2, 163, 8))[0].sum().backward()
+    assert block.attention.qkv.weight.grad is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

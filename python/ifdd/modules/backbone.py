@@ -75,7 +75,8 @@ class MultiscaleAttention(nn.Module):
 
     def _find_rows(self, device: torch.device) -> torch.Tensor:
         """Makes the rows on a device: a constant that no state dict restores to a module built on meta."""
-        self.live_rows = live_tokens(self.grid, self.stride_kv, device).rows
+        with torch.inference_mode(False):  # training goes on with what loading or a prediction made
+            self.live_rows = live_tokens(self.grid, self.stride_kv, device).rows
         return self.live_rows
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
