@@ -82,13 +82,19 @@ class _WhenImported(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if fullname != COUNTER or self not in sys.meta_path:
             return None
+        place = sys.meta_path.index(self)
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(COUNTER)
+        try:
+            spec = importlib.util.find_spec(COUNTER)
+        finally:
+            sys.meta_path.insert(place, self)  # who looks for a module need not import it
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_and_register(module: ModuleType) -> None:
                 execute(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
                 register_all()
 
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]

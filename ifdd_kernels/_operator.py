@@ -397,7 +397,8 @@ class _Guarded:
         except RuntimeError:
             # PyTorch takes None for a tensor, and of tensors without strides it says nothing but its own key.
             named = {**dict(zip(self.signature.arguments, args, strict=False)), **kwargs}
-            _check_types(self.name, self.signature, [named.get(name) for name in self.signature.arguments])
+            if all(name in named for name in self.signature.arguments):
+                _check_types(self.name, self.signature, [named[name] for name in self.signature.arguments])
             raise
 
 

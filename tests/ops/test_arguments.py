@@ -363,6 +363,19 @@ def test_flops_of_products_are_those_pytorch_counts() -> None:
     assert products <= counter.get_total_flops() < 1.05 * products
 
 
+def test_flops_are_counted_after_somebody_only_looked_for_the_counter() -> None:
+    code = """
+import importlib.util, torch, ifdd_kernels
+importlib.util.find_spec("torch.utils.flop_counter")
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counter:
+    ifdd_kernels.frame_correlation(torch.randn(1, 4, 6), 1.0)
+print(counter.get_total_flops())
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert int(ran.stdout) > 0, ran.stderr
+
+
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_of_equal_scores_the_earlier_frame_ranks_higher(backend: str, dtype: torch.dtype) -> None:

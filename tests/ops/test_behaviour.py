@@ -127,6 +127,35 @@ def test_exports(name: str) -> None:
         assert torch.equal(got, wanted)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "name", ["frame_correlation", "frame_tokens", "max_pool_tokens", "split_frames", "split_index"]
+)
+def test_exports_with_any_batch(name: str, strict: bool) -> None:
+    """Checks of sizes leave no guard behind that bounds the batch."""
+    entry, args = REGISTRY[name], list(_first(name))
+    if name == "split_frames":
+        args[3:7] = [None] * 4
+    batched = {"x", "z", "tokens", "static_index", "dynamic_index"}
+    moving = [n in batched for n in entry.signature.arguments]
+    assert any(moving)
+
+    class Module(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+            it = iter(tensors)
+            return outputs_of(
+                entry.public(*(next(it) if m else a for m, a in zip(moving, args, strict=True)))
+            )
+
+    tensors = tuple(a for a, m in zip(args, moving, strict=True) if m)
+    batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} for _ in tensors)
+    program = torch.export.export(Module(), tensors, dynamic_shapes=(shapes,), strict=strict)
+    more = tuple(torch.cat([t, t, t]) for t in tensors)
+    for got, wanted in zip(program.module()(*more), Module()(*more), strict=True):
+        assert torch.equal(got, wanted)
+
+
 def test_explicit_native_backend_compiles() -> None:
     """The refusal logic of an explicit backend is folded by the compiler, not traced into a graph break."""
     if not backends.can_run("split_frames", "native"):
