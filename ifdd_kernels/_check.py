@@ -25,6 +25,10 @@ def tensor(op: str, name: str, value: object) -> None:
     if value.is_nested or value.is_quantized or value.layout != torch.strided:
         kind = "nested" if value.is_nested else "quantised" if value.is_quantized else value.layout
         raise TypeError(f"{op}: {name} must be a dense tensor, got one that is {kind}")
+    count = value.numel()
+    # A number that is an integer to TorchDynamo alone would become a guard.
+    if type(count) is int and not torch.compiler.is_dynamo_compiling() and 0 < count <= MOST_ELEMENTS:
+        return
     extent(op, name, value.shape)
 
 
@@ -93,9 +97,13 @@ def _learned(value: object) -> bool:
 
 def one_device(op: str, names: Sequence[str], values: Sequence[object]) -> None:
     """Checks that all tensors of a call are on the device of the first."""
-    given = [(name, value) for name, value in zip(names, values, strict=True) if isinstance(value, Tensor)]
-    for name, value in given[1:]:
-        device(op, name, value, *given[0])
+    first: tuple[str, Tensor] | None = None
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, Tensor):
+            if first is None:
+                first = name, value
+            else:
+                device(op, name, value, *first)
 
 
 def shape(op: str, name: str, value: Tensor, expected: Sequence[int | str]) -> None:

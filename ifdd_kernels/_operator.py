@@ -22,6 +22,7 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd import forward_ad
 
 from ifdd_kernels import _check
+from ifdd_kernels._guard import ArgumentTypes, guard, guard_of
 from ifdd_kernels._schema import NAMESPACE, Signature, Wiring, by_name, outputs_of
 
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -258,24 +259,17 @@ def _register_family(operator: Operator, backend: str, kernels: BackendKernels) 
 
 def _whole_check(op: str, signature: Signature, rule: Callable[..., None]) -> Callable[..., None]:
     """An op's rule for its arguments with what holds for every op: types before, one device after it."""
+    types = ArgumentTypes(op, signature)
 
     def check(*args: Any) -> None:
         if torch.compiler.is_compiling():  # the types are those of the traced call, and looked at there
             rule(*args)
             return
-        _check_types(op, signature, args)
+        types.check(args)
         rule(*args)
         _check.one_device(op, signature.arguments, args)
 
     return check
-
-
-def _check_types(op: str, signature: Signature, args: Sequence[Any]) -> None:
-    for name, kind, value in zip(signature.arguments, signature.kinds, args, strict=False):
-        if "Tensor" not in kind:
-            _check.number(op, name, kind, value)
-        elif value is not None or kind == "Tensor":
-            _check.tensor(op, name, value)
 
 
 def forward_arguments(operator: Operator) -> Callable[..., tuple[Any, ...]]:
@@ -305,10 +299,10 @@ def _backward_check(operator: Operator) -> Callable[..., None]:
     assert backward is not None
     op = f"{operator.name}_backward"
     taken = Signature.of(op, backward.schema)
-    complete = forward_arguments(operator)
+    types, complete = ArgumentTypes(op, taken), forward_arguments(operator)
 
     def check(*args: Any) -> None:
-        _check_types(op, taken, args)
+        types.check(args)
         named = dict(zip(taken.arguments, args, strict=True))
         try:
             given = [_shape_of(value) for value in complete(*args)]
@@ -365,90 +359,6 @@ def _without_views(kernel: Callable[..., Any]) -> Callable[..., Any]:
             return kernel(*args)
 
     return owning
-
-
-class _Guarded:
-    """The call of a registered op that refuses numbers of the wrong type first.
-
-    The dispatcher converts what it can: a learned tensor to a float that has no gradient, True to 1. And it
-    names neither op nor argument where an integer has more than 64 bits.
-    """
-
-    def __init__(self, name: str, signature: Signature, call: Callable[..., Any]) -> None:
-        self.name = name
-        self.signature = signature
-        self.call = call
-        self.refuses = _number_check(name, signature)
-        # What PyTorch and TorchScript ask of the function in whose place it is.
-        self.__name__ = getattr(call, "__name__", name)
-        self.__module__ = call.__module__
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        if kwargs:
-            names = self.signature.arguments
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            for name, kind in zip(names, self.signature.kinds, strict=True):
-                if name in given and "Tensor" not in kind:
-                    _check.number(self.name, name, kind, given[name])
-        else:
-            self.refuses(args)
-        try:
-            return self.call(*args, **kwargs)
-        except RuntimeError:
-            # PyTorch takes None for a tensor, and of tensors without strides it says nothing but its own key.
-            named = {**dict(zip(self.signature.arguments, args, strict=False)), **kwargs}
-            if all(name in named for name in self.signature.arguments):
-                _check_types(self.name, self.signature, [named[name] for name in self.signature.arguments])
-            raise
-
-
-class _Packet(torch._ops.OpOverloadPacket):
-    """``torch.ops.ifdd.<name>``, with the same refusals."""
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self.default(*args, **kwargs)
-
-
-def _number_check(op: str, signature: Signature) -> Callable[[Sequence[Any]], None]:
-    """Refuses numbers of the wrong type among an op's arguments, quickly where they are what is expected."""
-    numbers = [
-        (place, name, kind, _check.EXACT[kind])
-        for place, (name, kind) in enumerate(zip(signature.arguments, signature.kinds, strict=True))
-        if kind in _check.EXACT
-    ]
-    lists = [
-        (place, name)
-        for place, (name, kind) in enumerate(zip(signature.arguments, signature.kinds, strict=True))
-        if kind == "List[int]"
-    ]
-
-    def refuse(args: Sequence[Any]) -> None:
-        count = len(args)
-        for place, name, kind, exact in numbers:
-            if place < count:
-                value = args[place]
-                # Numbers near the end of 64 bits are rare enough for the whole check.
-                if type(value) not in exact or not -_MANY < value < _MANY:
-                    _check.number(op, name, kind, value)
-        for place, name in lists:
-            if place < count:
-                for item in args[place] if type(args[place]) is list else (None,):
-                    if type(item) is not int or not -_MANY < item < _MANY:
-                        _check.number(op, name, "List[int]", args[place])
-
-    return refuse
-
-
-_MANY = 2**62
-
-
-def guard(name: str, schema: str) -> None:
-    """Puts the refusals before the calls of ``torch.ops.ifdd.<name>`` and of its overload."""
-    packet = getattr(getattr(torch.ops, NAMESPACE), name)
-    overload = packet.default
-    # Compilers ask for the very type of an overload, so it is the function in it that is replaced.
-    overload._op = _Guarded(name, Signature.of(name, schema), overload._op)
-    packet.__class__ = _Packet
 
 
 def _define(
@@ -572,7 +482,7 @@ def _register_autograd(operator: Operator, backend: str) -> None:
     transformed_backward: Callable[..., Any] | None = None
     if wiring is not None:
         backward_op = operator.overload(backend, backward=True)
-        run_backward = functools.partial(_run, _unguarded(backward_op))
+        run_backward = functools.partial(_run, guard_of(backward_op).call)
         refuse = _second_derivatives(_op_name(operator.name, backend, backward=True))
         transformed_backward = _transformable(backward_op, lambda *_: None, refuse)
 
@@ -605,13 +515,6 @@ def _register_autograd(operator: Operator, backend: str) -> None:
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The gradient of an output nothing was made of, for a backward op that takes those of all."""
     return torch.zeros(shape, dtype=dtype, device=device)
-
-
-def _unguarded(overload: torch._ops.OpOverload) -> Callable[..., Any]:
-    """The call of an op without the refusals of :class:`_Guarded`, where they have been made."""
-    guarded: Any = overload._op
-    call: Callable[..., Any] = guarded.call
-    return call
 
 
 def _run(overload: Callable[..., Any], *args: Any) -> Any:
@@ -661,8 +564,8 @@ def _eager(
     cast: _Casts,
 ) -> Callable[..., Any]:
     """The op with the same rules for gradients and autocast, entered from Python and not the dispatcher."""
-    guarded: Any = overload._op
-    call, refuses = guarded.call, guarded.refuses
+    guarded = guard_of(overload)
+    call, check_numbers = guarded.call, guarded.types.check_numbers
 
     def forward(ctx: Any, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
@@ -685,7 +588,7 @@ def _eager(
             return transformed(*cast.apply(args, device))
 
     def eager(*args: Any) -> Any:
-        refuses(args)
+        check_numbers(args)
         if forward_ad._current_level >= 0:
             _refuse_forward_mode(overload._schema.name, args)
         if _transforms_active():

@@ -19,7 +19,7 @@ constexpr int64_t kChunk = 32768;
 void check_inputs(const char* op, const Tensor& residual, double beta) {
   const auto sizes = residual.sizes();
   if (sizes.size() < 1) fail(op, "residual", "expected shape (B, ...), got a scalar");
-  if (!residual.is_cpu()) fail(op, "residual", "expected a tensor on the CPU, got one on another device");
+  check_device(op, "residual", residual);
   switch (residual.scalar_type()) {
     case ScalarType::Float:
     case ScalarType::Double:

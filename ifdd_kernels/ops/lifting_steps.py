@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ifdd_kernels import _check, backends
-from ifdd_kernels._operator import LIBRARY, guard
+from ifdd_kernels._guard import guard
+from ifdd_kernels._operator import LIBRARY
 from ifdd_kernels._schema import Signature
 from ifdd_kernels.ops.lifting_attention import lifting_attention
 from ifdd_kernels.ops.linear import linear, product_dtype

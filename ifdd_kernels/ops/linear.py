@@ -28,25 +28,6 @@ def fake_backward(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
-OPERATOR = register(
-    "linear",
-    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor out",
-    reference=reference.linear,
-    fake=fake,
-    check=_check_arguments,
-    backward=Backward(
-        schema="(Tensor grad_out, Tensor x, Tensor weight)"
-        " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
-        reference=reference.linear_backward,
-        fake=fake_backward,
-    ),
-    # The parameters stay as they are: the kernel multiplies in their float32.
-    autocast=("x",),
-    instead=lambda x, weight: _instead(x, weight),
-    parameters=("weight", "bias"),
-)
-
-
 @functools.cache
 def _fast_bfloat16() -> bool:
     return OPERATOR.name not in _library.native_ops("cpu") or _library.build_info().get("fast_bfloat16", True)
@@ -83,12 +64,39 @@ def _instead(x: Tensor | None, weight: Tensor | None) -> str:
     return f"F.linear: products of {product_dtype(x)} on this {x.device.type} are PyTorch's own"
 
 
+OPERATOR = register(
+    "linear",
+    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor out",
+    reference=reference.linear,
+    fake=fake,
+    check=_check_arguments,
+    backward=Backward(
+        schema="(Tensor grad_out, Tensor x, Tensor weight)"
+        " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+        reference=reference.linear_backward,
+        fake=fake_backward,
+    ),
+    # The parameters stay as they are: the kernel multiplies in their float32.
+    autocast=("x",),
+    instead=_instead,
+    parameters=("weight", "bias"),
+)
+
+
+def _check_bias(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """What ``F.linear`` takes though it is not a bias of this weight: another rank, integers."""
+    if bias.dim() != 1 or not bias.is_floating_point() or product_dtype(x) == x.dtype:
+        OPERATOR.check(x, weight, bias)
+
+
 def _library_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``, whose errors name neither op nor argument and which takes meta tensors beside others."""
     if torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
     try:
         if weight.device == x.device and (bias is None or bias.device == x.device):
+            if bias is not None and (bias.dim() != 1 or bias.dtype != weight.dtype):
+                _check_bias(x, weight, bias)
             return F.linear(x, weight, bias)
     except (AttributeError, RuntimeError, TypeError):
         OPERATOR.check(x, weight, bias)

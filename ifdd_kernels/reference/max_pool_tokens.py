@@ -15,9 +15,9 @@ def max_pool_tokens(x: Tensor, grid: Triple, stride: Triple) -> tuple[Tensor, Te
     """(B, 1 + N', C) and, per value of a cell, the row of x it came from: (B, N', C) int32."""
     batch, _, channels = x.shape
     out_grid = pooled_grid(grid, stride)
-    if batch == 0:
+    if batch == 0 or channels == 0:
         cells = out_grid[0] * out_grid[1] * out_grid[2]
-        rows = torch.empty(0, cells, channels, dtype=torch.int32, device=x.device)
+        rows = torch.empty(batch, cells, channels, dtype=torch.int32, device=x.device)
         return x[:, :1].expand(-1, 1 + cells, -1).clone(), rows
     # From twice the axis on the one window holds every cell.
     stride = [min(step, 2 * size) for step, size in zip(stride, grid, strict=True)]

@@ -42,11 +42,17 @@ def _sampling(index: Tensor, frames: int, aligned: bool, dtype: torch.dtype) -> 
     return _Sampling((1 - fraction) * low + fraction * high, high - low, dp_di)
 
 
-def _weights(index: Tensor, frames: int, aligned: bool, dtype: torch.dtype) -> Tensor:
+def _weights(name: str, index: Tensor, frames: int, aligned: bool, dtype: torch.dtype) -> Tensor:
     """The (B, K, T) matrix that samples: a one-hot row for an integer index, two neighbours for a float."""
     if index.is_floating_point():
         return _sampling(index, frames, aligned, dtype).weights
-    return F.one_hot(index, frames).to(dtype)
+    try:
+        return F.one_hot(index, frames).to(dtype)
+    except RuntimeError as error:
+        if "Class values" not in str(error):
+            raise
+        message = f"split_frames: {name}: index out of range: expected 0 <= index < T = {frames}"
+        raise RuntimeError(message) from None
 
 
 def split_frames(
@@ -66,11 +72,11 @@ def split_frames(
     flat = x.to(dtype).reshape(batch, frames, tokens * channels)
 
     groups, statistics = [], []
-    for index, weight, bias in (
-        (static_index, static_norm_weight, static_norm_bias),
-        (dynamic_index, dynamic_norm_weight, dynamic_norm_bias),
+    for name, index, weight, bias in (
+        ("static_index", static_index, static_norm_weight, static_norm_bias),
+        ("dynamic_index", dynamic_index, dynamic_norm_weight, dynamic_norm_bias),
     ):
-        group = _weights(index, frames, aligned, dtype) @ flat
+        group = _weights(name, index, frames, aligned, dtype) @ flat
         group = group.reshape(batch, index.shape[1], tokens, channels)
         if weight is not None and bias is not None:
             mean, rstd = moments(group, eps)
@@ -103,13 +109,13 @@ def split_frames_backward(
     grad_index: list[Tensor] = []
     grad_norm: list[Tensor] = []
     first = 0
-    for grad, index, weight in (
-        (grad_static_frames, static_index, static_norm_weight),
-        (grad_dynamic_frames, dynamic_index, dynamic_norm_weight),
+    for name, grad, index, weight in (
+        ("static_index", grad_static_frames, static_index, static_norm_weight),
+        ("dynamic_index", grad_dynamic_frames, dynamic_index, dynamic_norm_weight),
     ):
         count = index.shape[1]
         grad = grad.to(dtype)
-        weights = _weights(index, frames, aligned, dtype)
+        weights = _weights(name, index, frames, aligned, dtype)
         if weight is None:
             grad_norm += [x.new_empty(0), x.new_empty(0)]
         else:

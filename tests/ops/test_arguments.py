@@ -441,3 +441,33 @@ def test_can_run_says_what_a_linear_layer_and_a_lifting_step_run_on() -> None:
         assert "lifting_attention: only pooled_attention" in refused.reason
         with pytest.raises(RuntimeError, match=f"{op}: backend 'sdpa' cannot run"):
             backends.can_run(op, "sdpa", *step, raise_error=True)
+
+
+@pytest.mark.parametrize(
+    "bias", [torch.zeros(1, 1), torch.zeros(1, dtype=torch.uint8)], ids=["rank", "dtype"]
+)
+def test_a_bias_that_only_pytorch_takes_is_refused(bias: torch.Tensor) -> None:
+    with pytest.raises((TypeError, ValueError), match="linear: bias must"):
+        K.linear(torch.randn(2, 3), torch.randn(1, 3), bias)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("index", [-1, 4])
+def test_a_frame_that_does_not_exist_is_named(backend: str, index: int) -> None:
+    if not backends.can_run("split_frames", backend):
+        pytest.skip("no native kernel")
+    x, good, bad = torch.randn(1, 4, 2, 3), torch.tensor([[0, 2]]), torch.tensor([[1, index]])
+    with pytest.raises(RuntimeError, match="split_frames: dynamic_index: index out of range"):
+        K.split_frames(x, good, bad, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_pooling_of_no_channels_is_empty(backend: str) -> None:
+    if not backends.can_run("max_pool_tokens", backend):
+        pytest.skip("no native kernel")
+    x = torch.randn(2, 9, 0, requires_grad=True)
+    out = K.max_pool_tokens(x, (2, 2, 2), (1, 2, 2), backend=backend)
+    assert out.shape == (2, 3, 0)
+    out.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape

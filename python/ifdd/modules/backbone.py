@@ -116,8 +116,8 @@ class MultiscaleAttention(nn.Module):
 
     def _project(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Packed queries, keys and values; the last two apart where they come from fewer tokens."""
-        found = weights(self.qkv, nn.Linear)
-        if found is None or self.live_grid == self.grid:
+        found = None if self.live_grid == self.grid else weights(self.qkv, nn.Linear)
+        if found is None:
             return apply_linear(self.qkv, tokens), None
         rows = (self.channels, 2 * self.channels)
         weight_q, weight_kv = found[0].split(rows)

@@ -258,7 +258,7 @@ class LADM(Lifting):
             return self._compress(self.drop_path(self.mlp_dropout(apply_linear(self.mlp_contract, hidden))))
         # sum_m w_m (W h_m + b) = W (sum_m w_m h_m) + b sum_m w_m: one row instead of M goes through W.
         # Dropping a whole sample commutes with the sum as well; dropout of single elements, above, does not.
-        feature = F.linear(self._compress(hidden), contract[0])
+        feature = F.linear((compress[0] @ hidden).squeeze(1), contract[0])
         if contract[1] is not None:
             feature = feature + contract[1] * compress[0].sum()
         dropped: torch.Tensor = self.drop_path(feature)

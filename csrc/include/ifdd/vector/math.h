@@ -4,7 +4,7 @@
 //
 //                float              double               at the edges
 //   exp          1.25               1.25                 0 where e^x < 2^-126 (2^-1022), inf where it overflows
-//   normal cdf   5 + min(x, 0)^2/2  6 + 2 min(x, 0)^2    float: 0 for x < -13.22, subnormal from -12.95 on
+//   normal cdf   6 + min(x, 0)^2/2  6 + 2 min(x, 0)^2    float: 0 for x < -13.22, subnormal from -12.95 on
 //   normal pdf   3 + x^2/2          3 + x^2/2            float: 0 for |x| > 13.22, subnormal from 13.15 on
 //   sqrt         0.5                0.5                  the processor's: -0 of -0, NaN below 0
 //   log          1                  1                    the C library's: -inf of 0, NaN below 0
