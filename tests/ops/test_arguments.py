@@ -165,6 +165,7 @@ CALLS = {
     "split_frames": lambda: K.split_frames(e(0, 4, 3, 2), e(0, 1 << 62), e(0, 1 << 62)),
     "lifting_attention": lambda: K.lifting_attention(*[e(1 << 32, 0, 1 << 32, 4)] * 3),
     "lifting_residual": lambda: K.lifting_residual(*[e(1 << 31, 0, 1 << 31, 4)] * 2),
+    "lifting_loss": lambda: K.lifting_loss(e(0, 1 << 62)),
     "frame_correlation": lambda: K.frame_correlation(e(0, 1 << 61, 3), 1.0),
     "frame_correlation products": lambda: K.frame_correlation(e(1, 1 << 30, 0), 1.0),
     "max_pool_tokens_backward": lambda: torch.ops.ifdd.max_pool_tokens_backward(
@@ -188,7 +189,7 @@ EMPTY = {
                         (0, 1 + (1 << 28), 4)),
     "lifting_residual": (lambda: K.lifting_residual(*[e(1 << 6, 0, 1 << 6, 4)] * 2), (1 << 6, 1 << 6)),
     "linear": (lambda: K.linear(e(1 << 40, 0, 3), r(2, 3), backend="native"), (1 << 40, 0, 2)),
-    "lifting_loss": (lambda: K.lifting_loss(e(0, 1 << 62)), ()),
+    "lifting_loss": (lambda: K.lifting_loss(e(0, 1 << 40)), ()),
 }
 for name, (call, shape) in EMPTY.items():
     print(name, flush=True)
