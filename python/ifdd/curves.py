@@ -42,7 +42,12 @@ def draw_curves(rows: Sequence[Row], path: str | Path, *, dpi: int = 110) -> Pat
     figure.subplots_adjust(left=0.06, right=0.985, bottom=0.16, top=0.88, wspace=0.24)
     loss, scores, rate = figure.subplots(1, 3)
     _plot(loss, rows, [("training_loss", "training loss", _BLUE, "o")])
-    _plot(scores, rows, [("held_out_war", "WAR", _BLUE, "o"), ("held_out_uar", "UAR", _ORANGE, "s")], percent=True)
+    _plot(
+        scores,
+        rows,
+        [("held_out_war", "WAR", _BLUE, "o"), ("held_out_uar", "UAR", _ORANGE, "s")],
+        percent=True,
+    )
     _plot(rate, rows, [("learning_rate", "learning rate", _GREEN, "o")])
     loss.set_title("training loss")
     scores.set_title("held-out clips, %")
@@ -71,7 +76,14 @@ def _plot(
         if points:
             epochs, values = zip(*points, strict=True)
             # A mark for every epoch is a smear in a long training.
-            axis.plot(epochs, values, color=colour, marker=mark if len(points) <= 60 else "", markersize=4, label=label)
+            axis.plot(
+                epochs,
+                values,
+                color=colour,
+                marker=mark if len(points) <= 60 else "",
+                markersize=4,
+                label=label,
+            )
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)

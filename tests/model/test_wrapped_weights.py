@@ -1,4 +1,4 @@
-"""Weights as training scripts leave them: this package's training checkpoints, wrappers and prefixes of others."""
+"""Weights as training scripts leave them: training checkpoints, wrappers and prefixes of others."""
 
 from __future__ import annotations
 

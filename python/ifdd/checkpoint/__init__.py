@@ -1,8 +1,8 @@
 """Weights on disk: this package's checkpoints, and those of the original implementation and of torchvision.
 
-`format` writes and reads checkpoints (`training`: those of a run), `foreign` brings weights from elsewhere under
-our names (`foreign_names`), `pretrained` fills a network from any of them, `files` reads files and `wrappers` removes
-what training scripts put around weights, `kinds` tells whose they are.
+`format` writes and reads checkpoints (`training`: those of a run), `foreign` brings weights from elsewhere
+under our names (`foreign_names`), `pretrained` fills a network from any of them, `files` reads files,
+`wrappers` removes what training scripts put around weights, `kinds` tells whose they are.
 """
 
 from ifdd.checkpoint.files import CheckpointError, read_weights

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ifdd.checkpoint.wrappers import Weights, describe_entries, unwrap
+from ifdd.checkpoint.wrappers import Weights as Weights
+from ifdd.checkpoint.wrappers import describe_entries, unwrap
 
 PathLike = str | os.PathLike[str]
 
@@ -29,10 +30,10 @@ class CheckpointError(ValueError):
 class WeightsFile:
     """What a file of weights holds, on the CPU.
 
-    ``weights``: named tensors without the wrappers of training scripts; ``place``: the wrappers, for a message
-    (empty where there were none); ``left_out``: entries beside them that were not taken; ``header``: metadata
-    of a safetensors file; ``training``: settings and scores of one of this package's training checkpoints,
-    with its ``epoch`` (from 0), or None.
+    ``weights``: named tensors without the wrappers of training scripts; ``place``: the wrappers, for a
+    message (empty where there were none); ``left_out``: entries beside them that were not taken; ``header``:
+    metadata of a safetensors file; ``training``: settings and scores of one of this package's training
+    checkpoints, with its ``epoch`` (from 0), or None.
     """
 
     path: Path
@@ -51,8 +52,8 @@ def read_weights(path: PathLike) -> Weights:
     """Named tensors of a safetensors file or of a file `torch.save` wrote, on the CPU.
 
     What training scripts put around them is removed (`ifdd.checkpoint.wrappers`): outer entries such as
-    `state_dict` or `ema`, prefixes such as `module.`, `model.` or `_orig_mod.`, nested and combined. Only tensors
-    are unpickled, never code.
+    `state_dict` or `ema`, prefixes such as `module.`, `model.` or `_orig_mod.`, nested and combined. Only
+    tensors are unpickled, never code.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds no named tensors.

@@ -95,8 +95,8 @@ def save_checkpoint(
 def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Checkpoint:
     """A network with its class names from a file; the model is in evaluation mode on `device`.
 
-    Reads what `save_checkpoint` wrote, and the `last.ckpt` and `best.ckpt` of a training (of one with a moving
-    average of the weights: the average). `Checkpoint.origin` says which weights these are.
+    Reads what `save_checkpoint` wrote, and the `last.ckpt` and `best.ckpt` of a training (of one with a
+    moving average of the weights: the average). `Checkpoint.origin` says which weights these are.
 
     Raises:
         CheckpointError: the file is missing, truncated, not a checkpoint, of a newer format, or inconsistent.

@@ -1,7 +1,7 @@
 """What this package's own training checkpoints (``last.ckpt``, ``best.ckpt``) say about their weights.
 
-The trainer's state lies beside them in the file; to predict, test or start from them only weights, settings and
-class names are needed, and none of the training machinery.
+The trainer's state lies beside them in the file; to predict, test or start from them only weights, settings
+and class names are needed, and none of the training machinery.
 """
 
 from __future__ import annotations

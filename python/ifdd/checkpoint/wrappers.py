@@ -1,8 +1,8 @@
 """What training scripts put around weights: outer entries, prefixes of names, other tensors beside them.
 
 A file may hold several sets of weights (the trained ones and their moving average, a student and a teacher).
-Each mapping that holds tensors, divided by the known prefixes of its names, is a candidate; of those of the size
-of a network a moving average is taken before the weights it averages, since that is what such trainings
+Each mapping that holds tensors, divided by the known prefixes of its names, is a candidate; of those of the
+size of a network a moving average is taken before the weights it averages, since that is what such trainings
 evaluate and publish.
 """
 

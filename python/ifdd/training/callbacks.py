@@ -85,11 +85,12 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Adds the epoch."""
         assert isinstance(pl_module, Recogniser)
-        metrics = {**trainer.callback_metrics, "lr": pl_module.schedule(trainer.current_epoch)}
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        logged["lr"] = pl_module.schedule(trainer.current_epoch)
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
         for name, column in COLUMNS.items():
-            if name in metrics and math.isfinite(float(metrics[name])):
-                row[column] = float(metrics[name])
+            if math.isfinite(logged.get(name, math.nan)):
+                row[column] = logged[name]
         self.rows = [*(old for old in self.rows if old["epoch"] < row["epoch"]), row]
         self._fresh = True
         table = io.StringIO()
@@ -100,10 +101,15 @@ class History(Callback):
         if time.monotonic() - self._drawn >= self.pause:
             self._draw()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Draws what was not drawn yet, however the training ended."""
-        if self._fresh:
-            self._draw()
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws what was not drawn yet."""
+        self._draw_rest()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Draws what was not drawn yet, where the training ends early."""
+        self._draw_rest()
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
@@ -112,6 +118,10 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over the rows of the checkpoint."""
         self.rows = [dict(row) for row in state_dict["rows"]]
+
+    def _draw_rest(self) -> None:
+        if self._fresh:
+            self._draw()
 
     def _draw(self) -> None:
         draw_curves(self.rows, self.out / "curves.png")

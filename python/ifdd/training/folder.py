@@ -23,7 +23,9 @@ def run_folder(out: Path, kept: str) -> Iterator[None]:
     except BaseException:
         if not (out / kept).exists():
             for path in set(out.iterdir()) - before:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(
+                    missing_ok=True
+                )
             with contextlib.suppress(OSError):
                 # Not empty: something else was put there meanwhile.
                 for folder in missing:

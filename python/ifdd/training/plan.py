@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ifdd.config import IFDDConfig
+from ifdd.text import printable
 from ifdd.training.config import TrainingConfig
 
 FEW_HELD_OUT = 30
@@ -24,8 +25,8 @@ class TrainingPlan:
     """A training in numbers.
 
     ``train_clips``, ``held_out_clips``: clips of both parts; ``parameters``: of the network; ``device``:
-    ``cpu`` or the name of the GPU; ``done``: epochs that a resumed training has behind it, else 0; ``planned``:
-    epochs it was last planned for, else None.
+    ``cpu`` or the name of the GPU; ``done``: epochs that a resumed training has behind it, else 0;
+    ``planned``: epochs it was last planned for, else None.
     """
 
     config: TrainingConfig
@@ -61,51 +62,48 @@ class TrainingPlan:
 
     def lines(self) -> list[str]:
         """A heading and its text for each line, aligned."""
-        data, optim, network = self.config.data, self.config.optim, self.network
-        held_out = f"{self.held_out_clips} held out to choose the best epoch"
+        data, network = self.config.data, self.network
         left_out = f", {self.left_out} of them left out of each epoch" if self.left_out else ""
+        held_out = f"{self.held_out_clips or 'none'} held out"
+        size = f"{network.clip_frames} frames of {network.image_size} x {network.image_size} pixels"
         rows = [
             ("data set", f"{data.name}{self._source()}"),
-            ("clips", f"{self.train_clips} for training{left_out}; {held_out if self.held_out_clips else 'none held out'}"),
-            ("classes", f"{len(self.class_names)}: {', '.join(self.class_names)}"),
-            (
-                "network",
-                f"{network.backbone}, {self.parameters / 1e6:.2f} million parameters, {network.clip_frames} frames of "
-                f"{network.image_size} x {network.image_size} pixels",
-            ),
+            ("clips", f"{self.train_clips} for training{left_out}; {held_out}"),
+            ("classes", f"{len(self.class_names)}: {', '.join(map(printable, self.class_names))}"),
+            ("network", f"{network.backbone}, {self.parameters / 1e6:.2f} million parameters, {size}"),
             ("start", self._start()),
             ("device", f"{self.device}, precision {self.config.precision}"),
             ("steps", self._steps()),
         ]
         if self.rates():
-            rows.append(("learning rate", self._rate(optim.learning_rate)))
+            rows.append(("learning rate", self._rate()))
         return [f"{heading:<14} {text}" for heading, text in rows]
 
     def warnings(self) -> list[str]:
         """What will probably not go as its author thinks, in the words of `ifdd fit`."""
-        data, optim = self.config.data, self.config.optim
+        data, optim, clips = self.config.data, self.config.optim, self.train_clips
         found = []
         if optim.warmup != "none" and optim.warmup_epochs >= optim.epochs:
             found.append(
-                f"the warm-up of {optim.warmup_epochs} epochs is not over when the training of {optim.epochs} ends: "
-                f"the learning rate stays below {max(self.rates(), default=0.0):.2g}; lower --warmup_epochs, or "
-                "--warmup none"
+                f"the warm-up of {optim.warmup_epochs} epochs is not over after the {optim.epochs} of this "
+                f"training: the learning rate gets no higher than {max(self.rates(), default=0.0):.2g}; "
+                "lower --warmup_epochs, or --warmup none"
             )
-        if data.batch_size > self.train_clips:
+        if data.batch_size > clips:
             found.append(
-                f"--batch_size {data.batch_size} is larger than the {self.train_clips} training clips: a step takes "
-                f"{self.train_clips}, at a learning rate meant for {data.batch_size}"
+                f"--batch_size {data.batch_size} is larger than the {clips} training clips: a step takes "
+                f"{clips}, at a learning rate meant for {data.batch_size}"
             )
-        if self.left_out >= LARGE_DROP * self.train_clips:
+        if self.left_out >= max(LARGE_DROP * clips, 1):
             found.append(
-                f"{self.left_out} of {self.train_clips} training clips, other ones each time, are left out of an "
-                f"epoch, because they do not fill a batch of {data.batch_size}; change --batch_size"
+                f"{self.left_out} of {clips} training clips, other ones each time, are left out of an epoch, "
+                f"because they do not fill a batch of {data.batch_size}; change --batch_size"
             )
         if 0 < self.held_out_clips < FEW_HELD_OUT and optim.select == "best":
             found.append(
-                f"with {self.held_out_clips} held-out clips the best epoch is chosen largely by chance: one clip is "
-                f"{100 / self.held_out_clips:.0f} % of the score; hold out more (--validation), or take the last "
-                "epoch (--select last)"
+                f"with {self.held_out_clips} held-out clips the best epoch is chosen largely by chance: one "
+                f"clip is {100 / self.held_out_clips:.0f} % of the score; hold out more (--validation), or "
+                "take the last epoch (--select last)"
             )
         if self.device.startswith("cpu") and self.network.image_size >= LARGE_FRAME:
             found.append(
@@ -130,29 +128,29 @@ class TrainingPlan:
         return f"{self.config.init}{part}"
 
     def _steps(self) -> str:
-        epochs, batch = self.config.optim.epochs, self.config.data.batch_size * self.config.optim.accumulate
-        left = max(epochs - self.done, 0)
+        optim = self.config.optim
+        batch = min(self.config.data.batch_size, self.train_clips) * min(optim.accumulate, self.batches)
+        left = optim.epochs - self.done
         text = f"{left} epochs of {self.steps} steps of {batch} clips: {left * self.steps} steps"
         if not self.done:
             return text
         if not left:
-            return f"none: {self.done} of {epochs} epochs are done"
-        before = "" if self.planned in (None, epochs) else f", planned for {self.planned} before"
-        return f"epochs {self.done + 1} to {epochs} ({self.done} done{before}); {text}"
+            return f"none: {self.done} of {optim.epochs} epochs are done"
+        before = "" if self.planned in (None, optim.epochs) else f", planned for {self.planned} before"
+        return f"epochs {self.done + 1} to {optim.epochs} ({self.done} done{before}); {text}"
 
-    def _rate(self, stated: float) -> str:
-        rates = self.rates()
-        data, optim = self.config.data, self.config.optim
-        batch = data.batch_size * optim.accumulate
+    def _rate(self) -> str:
+        rates, optim = self.rates(), self.config.optim
         peak = max(rates)
         course = [f"{rates[0]:.2g}"]
         if rates[0] < peak:
             course.append(f"up to {peak:.2g} in epoch {self.done + rates.index(peak) + 1}")
         if rates[-1] < peak:
             course.append(f"down to {rates[-1]:.2g}")
-        base = optim.schedule(data.batch_size).base
-        scaled = "" if batch == 32 else f" (--learning_rate {stated:g} at a batch of 32 is {base:.2g} at {batch})"
-        return ", ".join(course) + scaled
+        stated, base = optim.learning_rate, optim.schedule(self.config.data.batch_size).base
+        batch = self.config.data.batch_size * optim.accumulate
+        scaled = f" (--learning_rate {stated:g} for a batch of 32 is {base:.3g} for {batch})"
+        return ", ".join(course) + ("" if base == stated else scaled)
 
 
 def device_name(config: TrainingConfig) -> str:

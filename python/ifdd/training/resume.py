@@ -64,4 +64,6 @@ def check_same_data(
             f"{numbers.get('train', 0)} training and {numbers.get('validation', 0)} held-out clips"
             for numbers in (record.clips, clips)
         )
-        raise ValueError(f"cannot resume {folder}: the data set has {now}, the training was started with {before}")
+        raise ValueError(
+            f"cannot resume {folder}: the data set has {now}, the training was started with {before}"
+        )

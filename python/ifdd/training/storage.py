@@ -81,5 +81,5 @@ def training_record(content: dict[str, Any], path: Path) -> TrainingRecord:
 
 def remove_partial_files(folder: Path) -> None:
     """Deletes what a killed writer left behind."""
-    for part in folder.glob(".*.ckpt.*.part"):
+    for part in folder.glob(".*.[0-9]*.part"):
         part.unlink(missing_ok=True)
