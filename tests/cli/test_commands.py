@@ -48,7 +48,7 @@ def test_the_help_of_all_lists_the_commands(ifdd: Run) -> None:
         (("--debug", "doctor"), "ifdd: error: "),
         (("fit",), "missing --out"),
         (("fit", "--out", "x"), "--data is missing"),
-        (("test", "--checkpoint", "README.md"), "--data is missing"),
+        (("test", "--checkpoint", __file__), "--data is missing"),
         (("fit", "--out", "x", "--epoch", "2"), "unknown --epoch 2; did you mean --epochs?"),
         (("fit", "--out", "x", "--train-lists", "a"), "did you mean --train_list?"),
         (

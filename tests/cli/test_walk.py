@@ -158,7 +158,7 @@ def test_train_longer_with_the_data_elsewhere(ifdd: Run, videos: Path, run: Path
         *("--root", moved, "--train-list", moved / "train.csv", "--progress", "false"),
     )
     assert longer.code == 0, longer.err
-    assert "epochs 3 to 3 (2 done, planned for 2 before); 1 epochs of" in longer.out
+    assert "epochs 3 to 3 (2 done, planned for 2 before); 1 epoch of" in longer.out
     assert [row["epoch"] for row in rows(here)] == ["1", "2", "3"]
     last = float(rows(here)[-1]["held_out_uar"])
     chosen = load_checkpoint(here / "best.ckpt").extra

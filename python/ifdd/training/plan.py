@@ -131,7 +131,9 @@ class TrainingPlan:
         optim = self.config.optim
         batch = min(self.config.data.batch_size, self.train_clips) * min(optim.accumulate, self.batches)
         left = optim.epochs - self.done
-        text = f"{left} epochs of {self.steps} steps of {batch} clips: {left * self.steps} steps"
+        text = f"{_count(left, 'epoch')} of {_count(self.steps, 'step')} of {_count(batch, 'clip')}"
+        if left * self.steps > 1:
+            text += f": {left * self.steps} steps"
         if not self.done:
             return text
         if not left:
@@ -151,6 +153,10 @@ class TrainingPlan:
         batch = self.config.data.batch_size * optim.accumulate
         scaled = f" (--learning_rate {stated:g} for a batch of 32 is {base:.3g} for {batch})"
         return ", ".join(course) + ("" if base == stated else scaled)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def device_name(config: TrainingConfig) -> str:
