@@ -82,5 +82,6 @@ def test_what_makes_it_less_odd_is_no_warning() -> None:
     assert plan(optim={"epochs": 2, "warmup": "none"}).warnings() == []
     assert plan(held_out=2, optim={"select": "last"}).warnings() == []
     assert plan(held_out=0).warnings() == []
+    assert plan(clips=11, held_out=2, size=224, done=40).warnings() == [], "nothing is left to do"
     assert plan(clips=641).warnings() == [], "one clip of 641"
     assert replace(plan(size=224), device="NVIDIA H200").warnings() == []

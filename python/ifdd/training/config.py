@@ -24,7 +24,7 @@ CHANGEABLE = frozenset(
     {
         *("device", "init", "init_part", "optim.epochs", "optim.select"),
         *("data.root", "data.train_list", "data.test_list", "data.test_size", "data.on_error"),
-        *("data.workers", "data.eval_batch_size"),
+        *("data.strip_prefix", "data.path_map", "data.workers", "data.eval_batch_size"),
     }
 )
 """Settings that a resumed training may have otherwise than the one it goes on with."""

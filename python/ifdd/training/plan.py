@@ -82,11 +82,13 @@ class TrainingPlan:
     def warnings(self) -> list[str]:
         """What will probably not go as its author thinks, in the words of `ifdd fit`."""
         data, optim, clips = self.config.data, self.config.optim, self.train_clips
-        found = []
+        found: list[str] = []
+        if not self.rates():
+            return found
         if optim.warmup != "none" and optim.warmup_epochs >= optim.epochs:
             found.append(
                 f"the warm-up of {optim.warmup_epochs} epochs is not over after the {optim.epochs} of this "
-                f"training: the learning rate gets no higher than {max(self.rates(), default=0.0):.2g}; "
+                f"training: the learning rate gets no higher than {max(self.rates()):.2g}; "
                 "lower --warmup_epochs, or --warmup none"
             )
         if data.batch_size > clips:
