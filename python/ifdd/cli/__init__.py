@@ -1,4 +1,4 @@
-"""The `ifdd` command: fit, test, predict, explain, convert, doctor."""
+"""The `ifdd` command: fit, test, predict, explain, convert, doctor, completion."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             # By its own parser: its complaints name an option as it was typed, without the command in front.
-            options = _command_parser(arguments[0]).parse_args(arguments[1:])
-            return int(_command(arguments[0]).run(options))
+            command, parser = _command(arguments[0]), _command_parser(arguments[0])
+            parse = getattr(command, "parse", type(parser).parse_args)
+            return int(command.run(parse(parser, arguments[1:])))
         # Without a command in front there is only help, the version or a complaint, and each of them exits.
         build_parser().parse_args(arguments)
         return EXIT_USAGE

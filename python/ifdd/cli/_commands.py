@@ -15,5 +15,6 @@ COMMANDS = {
     "explain": "explain",
     "convert": "convert",
     "doctor": "doctor",
+    "completion": "completion",
 }
 """Name of a command -> the module that holds it."""

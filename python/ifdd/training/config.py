@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from ifdd.config import IFDDConfig
 from ifdd.training.schedule import Schedule, Warmup, scaled_rate
 
 DatasetName = Literal["synthetic", "dfew", "ferv39k", "mafw", "list"]
@@ -17,6 +18,16 @@ Select = Literal["best", "last"]
 OnError = Literal["raise", "skip"]
 InitPart = Literal["all", "backbone"]
 LiftingReduction = Literal["sum", "mean"]
+
+
+CHANGEABLE = frozenset(
+    {
+        *("device", "init", "init_part", "optim.epochs", "optim.select"),
+        *("data.root", "data.train_list", "data.test_list", "data.test_size", "data.on_error"),
+        *("data.strip_prefix", "data.path_map", "data.workers", "data.eval_batch_size"),
+    }
+)
+"""Settings that a resumed training may have otherwise than the one it goes on with."""
 
 
 class SettingError(ValueError):
@@ -116,19 +127,19 @@ class OptimConfig:
     epochs: int = 100
     """passes over the training set"""
     learning_rate: float = 1e-4
-    """rate at a batch of 32; it is scaled by batch / 32"""
+    """learning rate for a batch of 32; the rate used is this times batch_size / 32"""
     weight_decay: float = 1e-3
     """AdamW weight decay, on all parameters"""
     warmup_epochs: int = 10
-    """epochs of warm-up before the cosine"""
+    """epochs in which the learning rate climbs, before it falls along a cosine"""
     warmup: Warmup = "original"
-    """original: climbs toward 9.80e-5 whatever the rate, as published; standard: climbs to the rate; none"""
+    """original: as published, climbs to 9.8e-5 whatever the learning rate; standard: climbs to it; none"""
     mixup: float = 0.8
-    """MixUp alpha; 0 switches it off"""
+    """strength (alpha) of MixUp, which blends two clips; 0: off"""
     cutmix: float = 1.0
-    """CutMix alpha; 0 switches it off"""
+    """strength (alpha) of CutMix, which pastes a part of another clip; 0: off"""
     label_smoothing: float = 0.1
-    """part of the target spread over all classes"""
+    """part of the target that is spread over all classes, from 0 to below 1"""
     lifting_weight: float = 0.1
     """factor of the lifting loss"""
     lifting_reduction: LiftingReduction = "sum"
@@ -136,11 +147,11 @@ class OptimConfig:
     accumulate: int = 1
     """batches whose gradients are added before a step"""
     gradient_clip: float | None = None
-    """largest gradient norm; default: no clipping, as published"""
+    """largest norm of the gradient; default: no limit, as published"""
     select: Select = "best"
-    """exported weights: those of the best epoch on the held-out part, or of the last epoch"""
+    """weights written at the end: those of the best epoch on the held-out clips, or of the last epoch"""
     ema_decay: float | None = None
-    """keep a moving average of the weights with this decay and evaluate it; default: off"""
+    """keep a moving average of the weights with this decay, e.g. 0.999, and evaluate that; default: off"""
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
@@ -218,13 +229,28 @@ class TrainingConfig:
             data=DataConfig(**values.pop("data", {})), optim=OptimConfig(**values.pop("optim", {})), **values
         )
 
-    def differences(self, other: TrainingConfig) -> list[str]:
-        """Names of the settings that differ and would change the weights: what a resume must not alter."""
-        free = {"device", "data.workers", "data.eval_batch_size"}
-        mine, theirs = _flatten(self.to_dict()), _flatten(other.to_dict())
-        return sorted(
-            k for k in mine.keys() | theirs.keys() if k not in free and mine.get(k) != theirs.get(k)
-        )
+    def differences(self, before: TrainingConfig) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ and would change the weights: what a resume must not alter.
+
+        Places, devices, loaders, what is exported and the number of epochs may differ. Settings that one of
+        both leaves at its default count with that default.
+
+        Returns:
+            dotted name -> (value before, value now), sorted by name.
+        """
+        theirs, mine = before._settings(), self._settings()
+        return {
+            name: (theirs.get(name), mine.get(name))
+            for name in sorted(theirs.keys() | mine.keys())
+            if theirs.get(name) != mine.get(name)
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the weights of an epoch, flat, with the network's defaults filled in."""
+        network = IFDDConfig.from_dict(self.model).to_dict()
+        del network["num_classes"]
+        flat = _flatten({**self.to_dict(), "model": network})
+        return {name: value for name, value in flat.items() if name not in CHANGEABLE}
 
     def with_epochs(self, epochs: int) -> TrainingConfig:
         """The same training with another number of epochs."""

@@ -172,6 +172,11 @@ class RecognitionData(pl.LightningDataModule):
             self._datasets[split] = OneFrame(clips, self.config.seed) if self.config.data.one_frame else clips
         return self._datasets[split]
 
+    def clips(self) -> dict[str, int]:
+        """Number of clips of the training and of the held-out part (0 without one)."""
+        held_out = len(self.dataset("validation")) if self.config.data.validation > 0 else 0
+        return {"train": len(self.dataset("train")), "validation": held_out}
+
     def require_classes(self, class_names: tuple[str, ...]) -> None:
         """Refuses a test set whose labels mean something else than a checkpoint's logits.
 
