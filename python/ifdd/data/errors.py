@@ -9,3 +9,7 @@ class VideoError(ValueError):
 
 class DatasetError(ValueError):
     """A data set that is not laid out as expected; the message names the files and what was expected."""
+
+
+class DatasetWarning(UserWarning):
+    """Something about a data set that is worth knowing: one line, like an error."""

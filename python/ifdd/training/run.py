@@ -76,7 +76,7 @@ def fit(
     (out / "config.yaml").write_text(yaml.safe_dump(config.to_options(), sort_keys=False))
 
     pl.seed_everything(config.seed, verbose=False)
-    data = RecognitionData(config)
+    data = RecognitionData(config, skipped=out / "skipped.csv")
     model = build_model(config, data.class_names)
     module = Recogniser(model, config, data.class_names)
     monitored = config.data.validation > 0
