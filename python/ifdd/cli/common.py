@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_pa
 
 from ifdd.cli._commands import EXIT_USAGE, UsageError
 from ifdd.config import IFDDConfig
+from ifdd.text import one_line
 from ifdd.training.config import (
     DataConfig,
     DatasetName,
@@ -58,11 +59,6 @@ class Parser(ArgumentParser):
         prog = self.prog.replace(" [options]", "")
         print(f"{prog}: error: {one_line(message)} (see `{prog} --help`)", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
-
-
-def one_line(message: object) -> str:
-    """The text of an error without line breaks."""
-    return " ".join(str(message).split()) or type(message).__name__
 
 
 def add_data_options(parser: ArgumentParser) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import EXIT_FAILED
-from ifdd.cli.common import add_device_option, choose_device, one_line, wide_console
+from ifdd.cli.common import add_device_option, choose_device, wide_console
+from ifdd.text import one_line
 
 SUMMARY = "check the installation"
 USAGE = "[options]"

@@ -21,11 +21,11 @@ from ifdd.cli._commands import EXIT_FAILED, UsageError
 from ifdd.cli.common import (
     add_device_option,
     choose_device,
-    one_line,
     parent_exists,
     usage_errors,
     wide_console,
 )
+from ifdd.text import one_line
 
 if TYPE_CHECKING:
     from ifdd.prediction import VideoPrediction
