@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from ifdd.text import printable
+
 from .errors import DatasetError
 from .labels import FirstLabel, Label, indexes, numbering, parse_label, unknown_label
 from .tables import SEPARATORS, Row, Table, read_table
-from .textfile import shown
 
 ListFormat = Literal["auto", "folder_label", "folder_count_label", "csv"]
 
@@ -33,8 +34,8 @@ _EXPECTED = {
 class Entry(NamedTuple):
     """One line of a list: the video as it is named there, and its label, an index into the class names.
 
-    `readings` holds other ways to read the name, for lines that can be taken in several (`a/clip 2 0`: the folder
-    `a/clip` of two frames, or the folder `a/clip 2`): the first that exists is meant.
+    `readings` holds other ways to read the name, for lines that can be taken in several (`a/clip 2 0`: the
+    folder `a/clip` of two frames, or the folder `a/clip 2`): the first that exists is meant.
     """
 
     name: str
@@ -55,10 +56,14 @@ def read_list(
     class_names: Sequence[str],
     format: ListFormat = "auto",
     first_label: FirstLabel = "auto",
-    **columns: str | None,
+    *,
+    path_column: str | None = None,
+    label_column: str | None = None,
 ) -> list[Entry]:
     """The entries of `read_listing`."""
-    return read_listing(path, class_names, format, first_label, **columns).entries
+    return read_listing(
+        path, class_names, format, first_label, path_column=path_column, label_column=label_column
+    ).entries
 
 
 def read_listing(
@@ -78,23 +83,24 @@ def read_listing(
     - `<frames> <sound> <label>` (audio-visual projects): the sound is left aside;
     - CSV with commas, semicolons, tabs or bars, names in quotes or not (S2D, pandas, Excel).
 
-    UTF-8 and UTF-16, any line ends; blank lines and lines that begin with # are left out. A label is a class name
-    or a number.
+    UTF-8 and UTF-16, any line ends; blank lines and lines that begin with # are left out. A label is a class
+    name or a number.
 
     Args:
         path: the list.
         class_names: names in label order.
         format: "auto" for any of the above; "csv" for separated columns, "folder_label" and
             "folder_count_label" for white space, where a list could be taken for another form.
-        first_label: 0 or 1, the number of the first class; "auto": 0 if it occurs, 1 if it does not but K, the
-            number of classes, does.
-        path_column, label_column: name in the header, or number (1 is the first, -1 the last); by default the
-            columns that the header calls so (`path`, `video_name`, `label`, `emotion`, ...), or the first and the
-            last.
+        first_label: 0 or 1, the number of the first class; "auto": 0 if it occurs, 1 if it does not but K,
+            the number of classes, does.
+        path_column: name in the header, or number (1 is the first, -1 the last); by default the column that
+            the header calls so (`path`, `video_name`, ...), or the first.
+        label_column: likewise; by default the one called `label`, `emotion` or so, or the last.
         companions: lists of the same data set, whose numbers tell "auto" more.
 
     Raises:
-        DatasetError: an unreadable line, a label that is none of the classes (named with its line), or numbers that
+        DatasetError: an unreadable line, a label that is none of the classes (named with its line), or
+        numbers that
             may count from 0 as well as from 1.
         ValueError: an unknown format or first label.
     """
@@ -106,16 +112,18 @@ def read_listing(
     remarks: list[str] = []
     parts = _split(path, class_names, format, remarks, **columns)
     labels = [(part.where, part.label) for part in parts]
-    first = first_label
-    if first == "auto":
+    if first_label == "auto":
         numbers = [label.value for _, label in labels if not label.named]
         for other in companions:
             numbers += _numbers(other, class_names, format, **columns) if numbers else []
-        first = numbering(shown(path), numbers, len(class_names))
+        first = numbering(printable(path), numbers, len(class_names))
         if first == 1:
             remarks.append(
-                f"{shown(path)}: labels count from 1: 1 is {class_names[0]}, {len(class_names)} is {class_names[-1]}"
+                f"{printable(path)}: labels count from 1: 1 is {class_names[0]}, {len(class_names)} is "
+                f"{class_names[-1]}"
             )
+    else:
+        first = first_label
     found = indexes(labels, class_names, first)
     return Listing(
         [Entry(part.name, label, part.readings) for part, label in zip(parts, found, strict=True)],
@@ -144,7 +152,7 @@ def _split(
     parse = partial(parse_label, class_names=class_names)
     table = read_table(path, _SEPARATORS[format], parse, label_column, phrases)
     if table.comments:
-        remarks.append(f"{shown(path)}: {table.comments} lines that begin with # are left out")
+        remarks.append(f"{printable(path)}: {table.comments} lines that begin with # are left out")
     label_place = table.label_column(label_column, path)
     plain = label_place == -1 and path_column is None and table.header is None
     naming = _naming(table, format, remarks, path) if plain else None
@@ -166,7 +174,7 @@ def _split(
 
 def _numbers(path: Path, class_names: Sequence[str], format: ListFormat, **columns: str | None) -> list[int]:
     try:
-        parts = _split(path, class_names, format, [], **columns)  # type: ignore[arg-type]
+        parts = _split(path, class_names, format, [], **columns)
     except DatasetError:
         # It may not be there yet, and is complained of when it is used.
         return []
@@ -174,7 +182,8 @@ def _numbers(path: Path, class_names: Sequence[str], format: ListFormat, **colum
 
 
 Naming = Callable[[Row], "tuple[list[str], str | None]"]
-"""The ways to read the name in a row, the likeliest first, and the text of its label (None: there is none)."""
+"""The ways to read the name in a row, the likeliest first, and the text of its label (None: there is
+none)."""
 
 
 def _naming(table: Table, format: ListFormat, remarks: list[str], path: Path) -> Naming:
@@ -186,10 +195,13 @@ def _naming(table: Table, format: ListFormat, remarks: list[str], path: Path) ->
     if format == "folder_count_label" or (len(counted) == everywhere and format != "folder_label"):
         return partial(_counted, separator=table.separator)
     if len(heard) == everywhere and format != "folder_label":
-        remarks.append(f"{shown(path)}: lines name frames and sound: the sound is left aside")
+        remarks.append(f"{printable(path)}: lines name frames and sound: the sound is left aside")
         return partial(_heard, separator=table.separator)
     if table.separator != " " and len(wide) == everywhere:
-        remarks.append(f"{shown(path)}: of {len(wide[0].fields)} columns, the first is the path and the last the label")
+        remarks.append(
+            f"{printable(path)}: of {len(wide[0].fields)} columns, the first is taken for the path and the last "
+            "for the label"
+        )
         return partial(_first, separator=table.separator)
     return partial(_whole, separator=table.separator)
 
@@ -246,7 +258,9 @@ def _before(row: Row, behind: int, separator: str) -> str:
 
 
 def _unquoted(name: str) -> str:
-    """Without quotes around the whole name, which lists that are separated by blanks have for names with blanks."""
+    """Without quotes around the whole name, which lists that are separated by blanks have for names with
+    blanks.
+    """
     return name[1:-1] if len(name) > 2 and name[0] == name[-1] and name[0] in "\"'" else name
 
 

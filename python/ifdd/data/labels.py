@@ -41,7 +41,8 @@ class Label(NamedTuple):
 
 
 def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
-    """Class names in label order, from "A,B,C", from the name of a benchmark (dfew, ferv39k, mafw) or as a list.
+    """Class names in label order, from "A,B,C", from the name of a benchmark (dfew, ferv39k, mafw) or as a
+    list.
 
     Raises:
         ValueError: fewer than two names, an empty one, or one that is there twice (in any case).
@@ -106,6 +107,6 @@ def numbering(path: str, numbers: Sequence[int], classes: int) -> int:
     if max(numbers) >= classes:
         return 1
     raise DatasetError(
-        f"{path}: labels {min(numbers)} to {max(numbers)} for {classes} classes: neither 0 nor {classes} is among "
-        "them, so they may count from 0 or from 1: say which with --first_label"
+        f"{path}: labels {min(numbers)} to {max(numbers)} for {classes} classes: neither 0 nor {classes} occurs, "
+        "so they may count from 0 or from 1: say which with --first_label"
     )

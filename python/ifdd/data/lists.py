@@ -11,10 +11,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ifdd.text import printable
+
 from .errors import DatasetError
 from .foreign_lists import Entry, ListFormat, read_list
-from .labels import DFEW_CLASSES, FERV39K_CLASSES, MAFW_CLASSES, FirstLabel, Label, indexes, parse_label, unknown_label
-from .textfile import decoded, read_lines, shown
+from .labels import (
+    DFEW_CLASSES,
+    FERV39K_CLASSES,
+    MAFW_CLASSES,
+    FirstLabel,
+    Label,
+    indexes,
+    parse_label,
+    unknown_label,
+)
+from .textfile import decoded, read_lines
 
 __all__ = [
     "DFEW_CLASSES",
@@ -63,8 +74,8 @@ def read_dfew(path: Path, first_label: FirstLabel = "auto") -> DFEWList:
     _refuse_empty(path, entries)
     if first_label == "auto" and dropped and all(entry.label < len(DFEW_CLASSES) - 1 for entry in entries):
         raise DatasetError(
-            f"{shown(path)}: labels 0 to 6 and none of 7: if they count from 0, say so with --first_label 0; if 0 means "
-            "no single emotion, with --first_label 1"
+            f"{printable(path)}: labels 0 to 6 and none of 7: if they count from 0, say so with --first_label 0; "
+            "if 0 means no single emotion, with --first_label 1"
         )
     return DFEWList(entries, dropped)
 
@@ -83,7 +94,7 @@ def read_dfew_votes(path: Path) -> dict[int, tuple[float, ...]]:
     wanted = [f"{number}{name.lower()}" for number, name in enumerate(DFEW_CLASSES, 1)]
     missing = [name for name in (*wanted, "order") if name not in header]
     if missing:
-        raise DatasetError(f"{shown(path)}: columns {missing} are missing, the header is {header}")
+        raise DatasetError(f"{printable(path)}: columns {missing} are missing, the header is {header}")
     columns = [header.index(name) for name in wanted]
     order = header.index("order")
     votes: dict[int, tuple[float, ...]] = {}
@@ -174,4 +185,4 @@ def _emotion(text: str, class_names: Sequence[str], where: str) -> int:
 
 def _refuse_empty(path: Path, entries: Sequence[Entry]) -> None:
     if not entries:
-        raise DatasetError(f"{shown(path)}: the list is empty")
+        raise DatasetError(f"{printable(path)}: the list is empty")

@@ -8,14 +8,33 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .foreign_lists import Entry
-from .textfile import shown
+from ifdd.text import printable
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv", ".ts", ".gif")
+from .foreign_lists import Entry
+
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".avi",
+    ".mkv",
+    ".mov",
+    ".webm",
+    ".mpg",
+    ".mpeg",
+    ".m4v",
+    ".flv",
+    ".wmv",
+    ".ts",
+    ".gif",
+)
 """Tried behind a name without a suffix, in this order."""
 
 _SAMPLE = 200
 """Missing videos looked at for advice."""
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there; a name that is too long, or not allowed, is not."""
+    return os.path.exists(path)  # noqa: PTH110  (pathlib raises for such names)
 
 
 def path_map(values: str | Sequence[str] | None) -> tuple[tuple[str, str], ...]:
@@ -41,8 +60,8 @@ class Locator:
         base: folder that relative names start from.
         list_folder: folder of the list, named in advice if the videos are found from there.
         strip_prefix: taken off the beginning of names.
-        path_map: pairs (old, new): names that begin with the folder `old` begin with `new` instead; the first that
-            fits counts.
+        path_map: pairs (old, new): names that begin with the folder `old` begin with `new` instead; the first
+            that fits counts.
     """
 
     base: Path
@@ -56,23 +75,24 @@ class Locator:
         for name in (entry.name, *entry.readings):
             for place in self._places(self._rewritten(name)):
                 first = first or place
-                # os.path, since pathlib raises for names that are too long.
-                if os.path.exists(place):
+                if exists(place):
                     return place
         assert first is not None
         return first
 
     def advice(self, entries: Sequence[Entry]) -> str:
-        """How the missing ones would be found, or what was tried: words to follow on "missing", or nothing."""
+        """How the missing ones would be found, or what was tried: words to follow on "missing", or
+        nothing.
+        """
         sample = entries[:_SAMPLE]
         if self.strip_prefix and not any(self._stripped(name) != name for name, *_ in sample):
-            return f"; --strip_prefix {shown(self.strip_prefix)} is the beginning of none of their names"
+            return f"; --strip_prefix {printable(self.strip_prefix)} is the beginning of none of their names"
         cuts: Counter[int] = Counter()
         prefixes: dict[int, Counter[str]] = {}
         for entry in sample:
             parts = _parts(self._rewritten(entry.name))
             for count in range(1, len(parts)):
-                if any(os.path.exists(place) for place in self._places("/".join(parts[count:]))):
+                if any(exists(place) for place in self._places("/".join(parts[count:]))):
                     cuts[count] += 1
                     separator = "\\" if "\\" in entry.name and "/" not in entry.name else "/"
                     prefix = separator.join(parts[:count]) + separator
@@ -83,14 +103,15 @@ class Locator:
             prefix, same = prefixes[count].most_common(1)[0]
             of = f"{found} of {len(sample)}" + (" looked for" if len(sample) < len(entries) else "")
             if same == found and not self.strip_prefix and not self.path_map:
-                return f"; {of} are found with --strip_prefix {shown(prefix)}"
-            new = "" if self.base == Path(".") else f"{self.base}/"
-            return f"; {of} are found below {self.base} without their first {count} folders: --path_map {shown(prefix)}={new}"
+                return f"; {of} are found with --strip_prefix {printable(prefix)}"
+            new = "" if self.base == Path() else f"{self.base}/"
+            below = f"{of} are found below {printable(self.base)} without their first {count} folders"
+            return f"; {below}: --path_map {printable(prefix)}={printable(new)}"
         for folder in dict.fromkeys((self.list_folder, Path())):
             other = Locator(folder, folder, self.strip_prefix, self.path_map)
-            found = sum(os.path.exists(other.find(entry)) for entry in sample)
+            found = sum(exists(other.find(entry)) for entry in sample)
             if found and folder != self.base:
-                return f"; {found} of {len(sample)} are found with --root {shown(folder)}"
+                return f"; {found} of {len(sample)} are found with --root {printable(folder)}"
         return ""
 
     def _rewritten(self, name: str) -> str:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ifdd.text import printable
+
 from .errors import DatasetError
 from .labels import Label
-from .textfile import at, read_text, shown
+from .textfile import at, read_text
 
 ParseLabel = Callable[[str], "Label | None"]
 
@@ -92,8 +94,8 @@ class Table:
     comments: int
 
     def label_column(self, chosen: str | None, path: Path) -> int:
-        """Place of the label among the columns: the one chosen by name or number, the one that the header calls
-        so, or the last.
+        """Place of the label among the columns: the one chosen by name or number, the one that the header
+        calls so, or the last.
 
         Raises:
             DatasetError: no such column.
@@ -118,7 +120,7 @@ class Table:
             if re.fullmatch(r"-?[0-9]{1,4}", chosen) and 1 <= abs(int(chosen)) <= width:
                 return int(chosen) - 1 if int(chosen) > 0 else int(chosen)
             columns = f"columns {', '.join(self.header)}" if self.header else f"{width} columns and no header"
-            raise DatasetError(f"{shown(path)}: --{option} {chosen}: the list has {columns}")
+            raise DatasetError(f"{printable(path)}: --{option} {chosen}: the list has {columns}")
         for word in words:
             if self.header is not None and word in self.header:
                 return self.header.index(word)
@@ -134,8 +136,8 @@ def read_table(
 ) -> Table:
     """Splits a list into columns.
 
-    Of the separators that are allowed, the one is taken that gives most lines a label where one is expected, so
-    that a comma in a name does not make a table of a list that is separated by spaces.
+    Of the separators that are allowed, the one is taken that gives most lines a label where one is expected,
+    so that a comma in a name does not make a table of a list that is separated by spaces.
 
     Args:
         path: the list.
@@ -157,7 +159,7 @@ def read_table(
             problem = problem or error
             continue
         if not rows:
-            raise DatasetError(f"{shown(path)}: the list is empty")
+            raise DatasetError(f"{printable(path)}: the list is empty")
         rows = _without_empty_columns(rows)
         if separator != " " and all(len(row.fields) < 2 for row in rows):
             continue
@@ -172,7 +174,7 @@ def read_table(
             f"got {text.lstrip().partition(chr(10))[0][:80]!r}"
         )
     if not best[1].rows:
-        raise DatasetError(f"{shown(path)}: the list is empty but for its header")
+        raise DatasetError(f"{printable(path)}: the list is empty but for its header")
     return best[1]
 
 
@@ -189,7 +191,7 @@ def _split(path: Path, text: str, separator: str, phrases: Sequence[str]) -> tup
     source = _Source(text)
     # strict: a quote that is never closed is an error, and not a name of many lines.
     reader = csv.reader(source, delimiter=separator, skipinitialspace=True, strict=True)
-    rows = []
+    rows: list[Row] = []
     while True:
         first = source.start_row()
         try:
@@ -268,9 +270,7 @@ def _csv_problem(error: csv.Error) -> str:
     return text
 
 
-def _header(
-    rows: Sequence[Row], parse: ParseLabel, label_column: str | None
-) -> tuple[str, ...] | None:
+def _header(rows: Sequence[Row], parse: ParseLabel, label_column: str | None) -> tuple[str, ...] | None:
     """The names of the columns, if the first line has any."""
     names = tuple(re.sub(r"[^\w]+", "_", field.lower()).strip("_") for field in rows[0].fields)
     plain = tuple(field.lower() for field in rows[0].fields)
@@ -283,16 +283,14 @@ def _header(
             name if name in (*_LABEL_WORDS, *_PATH_WORDS) else text
             for name, text in zip(names, plain, strict=True)
         )
-    # Of numbers everywhere else, one cannot be misspelt as a word: that is a name for the column. Among class names
-    # it may be a misspelt one, and stays a line like others.
+    # Of numbers everywhere else, one cannot be misspelt as a word: that is a name for the column. Among class
+    # names it may be a misspelt one, and stays a line like others.
     labels = [parse(row.fields[-1]) for row in rows[1:]]
     numbers = bool(labels) and len(plain) > 1 and all(label and not label.named for label in labels)
     return plain if numbers and label_column is None else None
 
 
-def _share_of_labels(
-    table: Table, parse: ParseLabel, chosen: str | None, path: Path
-) -> float:
+def _share_of_labels(table: Table, parse: ParseLabel, chosen: str | None, path: Path) -> float:
     try:
         column = table.label_column(chosen, path)
     except DatasetError:

@@ -1,15 +1,16 @@
 """The text of list files, whatever program wrote them.
 
-Lines are split as bytes and decoded field by field where a list has fields in no single encoding; a name that is
-not UTF-8 keeps its bytes (as Python keeps those of file names), so that it still finds its file.
+Lines are split as bytes and decoded field by field where a list has fields in no single encoding; a name that
+is not UTF-8 keeps its bytes (as Python keeps those of file names), so that it still finds its file.
 """
 
 from __future__ import annotations
 
 import codecs
-import os
 from pathlib import Path
 from typing import NamedTuple
+
+from ifdd.text import printable
 
 from .errors import DatasetError
 
@@ -42,17 +43,17 @@ def read_bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise DatasetError(f"{shown(path)}: too large for a list ({size >> 20} MiB)")
+            raise DatasetError(f"{printable(path)}: too large for a list ({size >> 20} MiB)")
         content = path.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, DatasetError):
             raise
         reason = getattr(error, "strerror", None) or str(error)
-        raise DatasetError(f"{shown(path)}: cannot read the list ({reason})") from None
+        raise DatasetError(f"{printable(path)}: cannot read the list ({reason})") from None
     content = _as_utf8(path, content)
     if b"\0" in content:
         kind = "an Excel workbook or another archive" if content.startswith(b"PK") else "no text file"
-        raise DatasetError(f"{shown(path)}: {kind}: a list is a text or CSV file")
+        raise DatasetError(f"{printable(path)}: {kind}: a list is a text or CSV file")
     content = content.replace(b"\r\n", b"\n")
     # Alone, "\r" ends a line only in files of old Macintosh programs, which have no other line ends.
     return content if b"\n" in content else content.replace(b"\r", b"\n")
@@ -84,27 +85,20 @@ def decoded(field: bytes, where: str) -> str:
 
 def at(path: Path, number: int) -> str:
     """`file, line n`."""
-    return f"{shown(path)}, line {number}"
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path for messages: one line, and printable whatever bytes the name has."""
-    text = os.fspath(path)
-    return text if text.isprintable() else text.encode("unicode_escape", "surrogatepass").decode("ascii")
+    return f"{printable(path)}, line {number}"
 
 
 def _as_utf8(path: Path, content: bytes) -> bytes:
-    for mark, encoding in _MARKS:
-        if content.startswith(mark):
-            break
-    else:
-        mark, encoding = b"", _unmarked(content)
+    found = [(mark, encoding) for mark, encoding in _MARKS if content.startswith(mark)]
+    mark, encoding = found[0] if found else (b"", _unmarked(content))
     if encoding == "utf-8":
         return content.removeprefix(mark)
     try:
         return content[len(mark) :].decode(encoding).encode("utf-8")
     except UnicodeError:
-        raise DatasetError(f"{shown(path)}: damaged text ({encoding.upper()} by its first bytes)") from None
+        raise DatasetError(
+            f"{printable(path)}: damaged text ({encoding.upper()} by its first bytes)"
+        ) from None
 
 
 def _unmarked(content: bytes) -> str:

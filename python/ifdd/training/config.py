@@ -48,8 +48,8 @@ class DataConfig:
     """dataset: dfew, ferv39k, mafw, list (your own list files), folder (a folder of videos for each class) or
     synthetic (drawn faces, needs no files)"""
     root: str | None = None
-    """folder of the dataset; for `list` the folder that the paths in the list files start from (default: that of the
-    list)"""
+    """folder of the dataset; for `list` the folder that the paths in the list files start from (default: that
+    of the list)"""
     fold: int = 1
     """cross-validation fold, 1 to 5 (dfew and mafw)"""
     train_list: str | None = None
@@ -57,20 +57,23 @@ class DataConfig:
     test_list: str | None = None
     """list file of test videos (only for `list`)"""
     classes: list[str] | str | None = None
-    """class names in label order: A,B,C (needed for `list`; otherwise another order of the dataset's own), or dfew,
-    ferv39k or mafw for theirs"""
+    """class names in label order: A,B,C (needed for `list`; otherwise another order of the dataset's own), or
+    dfew, ferv39k or mafw for theirs"""
     format: ListFormat = "auto"
-    """form of the list files: folder_label, folder_count_label (white space), csv, or auto (only for `list`)"""
+    """form of the list files: folder_label, folder_count_label (white space), csv, or auto (only for
+    `list`)"""
     path_column: str | None = None
     """column of the videos in the list files, by name or number from 1 (only for `list`)"""
     label_column: str | None = None
     """column of the labels, likewise; -1 is the last (only for `list`)"""
     first_label: FirstLabel = "auto"
-    """number of the first class in the list files, 0 or 1; auto finds out, or says that it cannot (list and dfew)"""
+    """number of the first class in the list files, 0 or 1; auto finds out, or says that it cannot (list and
+    dfew)"""
     strip_prefix: str = ""
     """beginning of the names in the list files that is to be left away (only for `list`)"""
     path_map: list[str] | str | None = None
-    """OLD=NEW: names in the list files that begin with the folder OLD begin with NEW instead (only for `list`)"""
+    """OLD=NEW: names in the list files that begin with the folder OLD begin with NEW instead (only for
+    `list`)"""
     stride: int | None = None
     """step between the frames of a window; default: what the dataset's recipe uses"""
     short: Short | None = None
@@ -84,8 +87,8 @@ class DataConfig:
     soft_labels: bool = False
     """train on the annotators' votes (only dfew)"""
     on_error: OnError = "raise"
-    """a training video that is missing or cannot be read stops the training (raise) or is left out with a warning
-    (skip); test sets always stop"""
+    """a training video that is missing or cannot be read stops the training (raise) or is left out with a
+    warning (skip); test sets always stop"""
     validation: float = 0.1
     """part of the training set held out to choose the best epoch (never the test fold)"""
     batch_size: int = 32
@@ -140,7 +143,9 @@ class DataConfig:
                 object.__setattr__(self, "classes", list(class_list(self.classes)))
             except ValueError as error:
                 raise SettingError("data.classes", str(error)) from None
-        _check(self.format in get_args(ListFormat), "data.format", f"one of {get_args(ListFormat)}", self.format)
+        _check(
+            self.format in get_args(ListFormat), "data.format", f"one of {get_args(ListFormat)}", self.format
+        )
         firsts = get_args(FirstLabel)
         _check(self.first_label in firsts, "data.first_label", f"one of {firsts}", self.first_label)
         numbered = self.first_label == "auto" or self.name in ("list", "dfew")

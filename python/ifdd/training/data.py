@@ -96,8 +96,8 @@ def make_dataset(
         options["clips"] = data.clips
     if data.name == "dfew":
         soft = data.soft_labels and split == "train"
-        official = {"class_names": names, "first_label": data.first_label, "soft_labels": soft}
-        return DFEW(root, data.fold, cast(Split, split), **official, **options)
+        options |= {"class_names": names, "first_label": data.first_label, "soft_labels": soft}
+        return DFEW(root, data.fold, cast(Split, split), **options)
     if data.name == "ferv39k":
         return FERV39k(root, cast(Split, split), class_names=names, **options)
     if data.name == "mafw":
@@ -120,7 +120,8 @@ def make_dataset(
 
 
 class OneFrame:
-    """Clips without motion: one frame of each clip, drawn from (seed, epoch, number of the clip), in the place of all.
+    """Clips without motion: one frame of each clip, drawn from (seed, epoch, number of the clip), in the
+    place of all.
 
     A network trained and tested on these shows how much a data set gives away in single frames.
     """

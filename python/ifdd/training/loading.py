@@ -1,7 +1,7 @@
 """A loader whose workers report: what they left out, what went wrong in one line, and batches that fit.
 
-Plain loaders of PyTorch turn an error of a worker into another error with the worker's traceback for its text, and
-wait for ever where a batch does not fit into shared memory.
+Plain loaders of PyTorch turn an error of a worker into another error with the worker's traceback for its
+text, and wait for ever where a batch does not fit into shared memory.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ class _Parcel(NamedTuple):
 class ClipLoader(DataLoader[Any]):
     """Batches of a data set of clips.
 
-    Errors of workers are raised as they were, their traceback as the cause. A batch that does not fit into free
-    shared memory comes through a pipe instead, which is slower, with one warning.
+    Errors of workers are raised as they were, their traceback as the cause. A batch that does not fit into
+    free shared memory comes through a pipe instead, which is slower, with one warning.
 
     Args:
         dataset: items (clip, label).
         collate: joins items to a batch, a tuple of tensors.
-        videos: the data set of videos below `dataset`, whose unreadable ones may be left out; None for others.
+        videos: the data set of videos below `dataset`, whose unreadable ones may be left out; None for
+            others.
         record: is told what was left out.
         options: of `torch.utils.data.DataLoader`.
 
@@ -153,7 +154,9 @@ def _failure(error: Exception) -> _Failure:
 
 
 def _for_sending(batch: Any, workers: int) -> tuple[Any, int]:
-    """The tensors of a batch in shared memory, or as arrays that go through the pipe, and then their bytes."""
+    """The tensors of a batch in shared memory, or as arrays that go through the pipe, and then their
+    bytes.
+    """
     size = sum(part.nbytes for part in batch if isinstance(part, Tensor))
     free = free_shared_memory()
     # All workers may ask at the same moment.
@@ -187,9 +190,9 @@ def free_shared_memory() -> int | None:
 def _shortage(size: int) -> str:
     free = (free_shared_memory() or 0) / 2**20
     return (
-        f"shared memory is short ({SHARED_MEMORY} has {free:.0f} MiB free, a batch takes {size / 2**20:.0f} MiB): batches "
-        "go through pipes, which is slower; containers get more with `docker run --shm-size`, and smaller batches "
-        "need less"
+        f"shared memory is short ({SHARED_MEMORY} has {free:.0f} MiB free, a batch takes {size / 2**20:.0f} MiB): "
+        "batches go through pipes, which is slower; containers get more with `docker run --shm-size`, and smaller "
+        "batches need less"
     )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ifdd.data.datasets.videos import LeftOut
-from ifdd.data.textfile import shown
+from ifdd.text import printable
 
 COLUMNS = ("split", "path", "label", "reason")
 
 
 class SkippedVideos:
-    """Counts what was left out, and writes it to a CSV file as it becomes known; without any there is no file.
+    """Counts what was left out, and writes it to a CSV file as it becomes known; without any there is no
+    file.
 
     A training that goes on keeps the lines that are there.
 
@@ -31,7 +32,7 @@ class SkippedVideos:
         self._read_once()
         rows = []
         for video, reason in videos:
-            key = (split, shown(video.path))
+            key = (split, printable(video.path))
             if key not in self._known:
                 self._known[key] = None
                 rows.append([*key, video.label, reason])
@@ -45,7 +46,7 @@ class SkippedVideos:
         """One line, if there were any."""
         if not self._known:
             return None
-        listed = "" if self.file is None else f", listed in {shown(self.file)}"
+        listed = "" if self.file is None else f", listed in {printable(self.file)}"
         return f"{len(self._known)} videos were left out{listed}"
 
     def _read_once(self) -> None:

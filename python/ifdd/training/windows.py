@@ -25,7 +25,8 @@ def collate_clips(items: Sequence[tuple[Tensor, Any]], classes: int) -> tuple[Te
     Raises:
         ValueError: a label outside 0..classes - 1. Here, since a training step on a GPU does not read labels.
     """
-    # Not default_collate: in a worker it takes shared memory before anybody has looked whether there is enough.
+    # Not default_collate: in a worker it takes shared memory before anybody has looked whether there is
+    # enough.
     clips = torch.stack([clip for clip, _ in items])
     given = [label for _, label in items]
     labels = torch.stack(given) if isinstance(given[0], Tensor) else torch.tensor(given, dtype=torch.int64)

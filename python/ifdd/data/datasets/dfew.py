@@ -12,7 +12,7 @@ from ifdd.data.datasets.layout import Split, SplitDataset
 from ifdd.data.datasets.videos import ClipOptions, Video
 from ifdd.data.errors import DatasetError
 from ifdd.data.labels import DFEW_CLASSES, FirstLabel
-from ifdd.data.textfile import shown
+from ifdd.text import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,8 +32,8 @@ class DFEW(SplitDataset):
         validation: part of each class held out from training, 0 to below 1.
         soft_labels: labels are the shares of the annotators' votes, float32 (7,), read from
             `Annotation/annotation.csv`.
-        first_label: what the first class is numbered in the lists: officially 1, with 0 for clips to leave out;
-            "auto" takes that, but refuses labels that look as if they counted from 0.
+        first_label: what the first class is numbered in the lists: officially 1, with 0 for clips to leave
+            out; "auto" takes that, but refuses labels that look as if they counted from 0.
         clip_frames: T; with the defaults here the published setting.
         options: see `VideoDataset`. `sampling` is "centre" for "16f" (the only window there is) and
             "consecutive" otherwise, as in the original.
@@ -83,7 +83,7 @@ class DFEW(SplitDataset):
             soft = None
             if soft_labels:
                 if number not in votes:
-                    raise DatasetError(f"{shown(file)}: clip {number} has no votes in the annotation")
+                    raise DatasetError(f"{printable(file)}: clip {number} has no votes in the annotation")
                 soft = tuple(votes[number][order.index(label)] for label in range(len(names)))
             name = f"{number}.mp4" if clips == "original" else f"{number:05d}"
             videos.append(Video(base / name, order[entry.label], soft))

@@ -12,8 +12,8 @@ from ifdd.data.datasets.layout import Split, SplitDataset
 from ifdd.data.datasets.videos import ClipOptions, Video
 from ifdd.data.errors import DatasetError
 from ifdd.data.locate import VIDEO_SUFFIXES
-from ifdd.data.textfile import shown
 from ifdd.data.video import IMAGE_SUFFIXES
+from ifdd.text import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -24,13 +24,13 @@ _PARTS = ("train", "test")
 class FolderDataset(SplitDataset):
     """Videos in one folder for each class: `root/happy/a.mp4`, `root/sad/b/0001.jpg` (a folder of frames).
 
-    Folders in between are allowed (`root/happy/person/a.mp4`). If `root` holds the folders `train` and `test`, each
-    has the folders of the classes; otherwise both splits are all videos of `root`.
+    Folders in between are allowed (`root/happy/person/a.mp4`). If `root` holds the folders `train` and
+    `test`, each has the folders of the classes; otherwise both splits are all videos of `root`.
 
     Args:
         root: the folder.
-        split: "train" (random windows, augmentation) or "test"; "validation" is the part that `validation` holds
-            out of the training videos.
+        split: "train" (random windows, augmentation) or "test"; "validation" is the part that `validation`
+            holds out of the training videos.
         class_names: the classes in label order; by default the names of the folders, sorted.
         validation: part of each class held out from training.
         clip_frames: T.
@@ -56,16 +56,20 @@ class FolderDataset(SplitDataset):
         divided = bool(train and test)
         top = root / part if divided else root
         # Of all splits together: a label must mean the same in each.
-        found = sorted({folder.name for folder in (*train, *test)} if divided else {f.name for f in _folders(root)})
+        found = sorted(
+            {folder.name for folder in (*train, *test)} if divided else {f.name for f in _folders(root)}
+        )
         names = tuple(found if class_names is None else class_names)
         if class_names is not None and (unknown := [name for name in found if name not in names]):
             raise DatasetError(
-                f"{shown(root)}: folder {unknown[0]!r} is none of the classes {', '.join(names)}"
+                f"{printable(root)}: folder {unknown[0]!r} is none of the classes {', '.join(names)}"
             )
         if len(names) < 2:
-            raise DatasetError(f"{shown(root)}: expected a folder of videos for each class, found {len(names)}")
+            raise DatasetError(
+                f"{printable(root)}: expected a folder of videos for each class, found {len(names)}"
+            )
         videos = []
-        remarks = [f"{shown(top)}: both splits are all of its videos (no folders train and test)"]
+        remarks = [f"{printable(top)}: both splits are all of its videos (no folders train and test)"]
         if divided or split != "test":
             remarks = []
         for label, name in enumerate(names):
@@ -74,9 +78,9 @@ class FolderDataset(SplitDataset):
             if not paths:
                 flat = (top / name).is_dir() and _holds_frames(top / name)
                 why = "images, and no folder of frames for each video" if flat else "no video of this class"
-                remarks.append(f"{shown(top / name)}: {why}")
+                remarks.append(f"{printable(top / name)}: {why}")
         if not videos:
-            raise DatasetError(f"no videos: {'; '.join(remarks[-len(names):])}")
+            raise DatasetError(f"no videos: {'; '.join(remarks[-len(names) :])}")
         super().__init__(videos, names, split, validation, clip_frames, remarks, **options)
 
 
@@ -93,7 +97,7 @@ def _videos(folder: Path) -> Iterator[Path]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise DatasetError(f"{shown(folder)}: cannot list the folder ({error.strerror})") from None
+        raise DatasetError(f"{printable(folder)}: cannot list the folder ({error.strerror})") from None
     for path in paths:
         if path.is_dir():
             if _holds_frames(path):

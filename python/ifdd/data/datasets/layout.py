@@ -11,7 +11,7 @@ from ifdd.data.datasets.videos import ClipOptions, Video, VideoDataset
 from ifdd.data.errors import DatasetError, DatasetWarning
 from ifdd.data.lists import hold_out
 from ifdd.data.sampling import SamplingPolicy
-from ifdd.data.textfile import shown
+from ifdd.text import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -86,7 +86,7 @@ def folder(root: str | Path) -> Path:
     """The root of a data set, which must exist."""
     root = Path(root)
     if not root.is_dir():
-        raise DatasetError(f"{shown(root)}: no such folder")
+        raise DatasetError(f"{printable(root)}: no such folder")
     return root
 
 
@@ -95,7 +95,7 @@ def first_of(root: Path, places: Sequence[str]) -> Path:
     for place in places:
         if (root / place).exists():
             return root / place
-    raise DatasetError(f"{shown(root)}: found none of {', '.join(places)}")
+    raise DatasetError(f"{printable(root)}: found none of {', '.join(places)}")
 
 
 def check_fold(fold: int) -> None:
@@ -108,7 +108,7 @@ def clip_number(name: str, file: Path) -> int:
     """The number of a clip, however it is padded and whether or not it has a suffix."""
     stem = Path(name).stem
     if not (stem.isascii() and stem.isdigit()):
-        raise DatasetError(f"{shown(file)}: clip names are numbers, got {name!r}")
+        raise DatasetError(f"{printable(file)}: clip names are numbers, got {name!r}")
     return int(stem)
 
 

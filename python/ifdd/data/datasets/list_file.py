@@ -24,11 +24,12 @@ class ListDataset(SplitDataset):
         list_file: see `ifdd.data.foreign_lists.read_listing` for the forms.
         class_names: names in label order.
         root: folder that relative names start from; without it, the folder of the list. A name that is only
-            digits is also looked for padded to five, one without suffix also as a video file, one of a video also
-            as a folder of frames without the suffix, and one with backslashes also with slashes.
+            digits is also looked for padded to five, one without suffix also as a video file, one of a video
+            also as a folder of frames without the suffix, and one with backslashes also with slashes.
         split: "train" (random windows, augmentation) or "test"; "validation" is the part that `validation`
             holds out of a training list.
-        format, first_label, path_column, label_column, companions: see `ifdd.data.foreign_lists.read_listing`.
+        format, first_label, path_column, label_column, companions: see
+            `ifdd.data.foreign_lists.read_listing`.
         strip_prefix: taken off the names, for lists with the absolute paths of another machine.
         path_map: "OLD=NEW", one or several: names that begin with the folder OLD begin with NEW instead.
         validation: part of each class held out from training.

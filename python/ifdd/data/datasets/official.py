@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ifdd.data.textfile import shown
+from ifdd.text import printable
 
 CLIPS: dict[str, dict[str, tuple[int, ...]]] = {
     "DFEW": {"train": (9356, 9356, 9357, 9358, 9361), "test": (2341, 2341, 2340, 2339, 2336)},
@@ -17,12 +17,14 @@ CLIPS: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def subset_remark(name: str, part: str, fold: int, listed: int, file: Path) -> list[str]:
-    """A line where a list holds another number of clips than the official one: its score is no benchmark result."""
+    """A line where a list holds another number of clips than the official one: its score is no benchmark
+    result.
+    """
     expected = CLIPS[name][part][fold - 1]
     if listed == expected:
         return []
     numbered = f" fold {fold}" if len(CLIPS[name][part]) > 1 else ""
     return [
-        f"{shown(file)}: {listed} clips, the official {part} list of {name}{numbered} holds {expected}: scores cannot be "
-        "compared with those of the benchmark"
+        f"{printable(file)}: {listed} clips, the official {part} list of {name}{numbered} holds {expected}: "
+        "scores cannot be compared with those of the benchmark"
     ]

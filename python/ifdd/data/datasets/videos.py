@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,12 @@ from torch.utils.data import Dataset
 
 from ifdd.data.errors import DatasetError, DatasetWarning, VideoError
 from ifdd.data.face import CropBox, parse_crop
+from ifdd.data.locate import exists
 from ifdd.data.resize import frames_to_clip
 from ifdd.data.sampling import Sampling, Short
-from ifdd.data.textfile import shown
 from ifdd.data.transforms import ClipAugment
 from ifdd.data.video import count_frames, locate_face, read_video
+from ifdd.text import printable
 
 SHOWN = 5
 """How many of many missing files an error names."""
@@ -57,15 +58,17 @@ class ClipOptions(TypedDict, total=False):
     must_exist: bool
 
 
-TEST_IS_WHOLE = "on_error skip leaves out training videos only: a test set without this would have another score"
+TEST_IS_WHOLE = (
+    "on_error skip leaves out training videos only: a test set without this would have another score"
+)
 
 
 class VideoDataset(Dataset[tuple[Tensor, Any]]):
     """Clips of a list of videos.
 
-    Everything random is drawn from (seed, epoch, number of the video) and nothing else: the same for any number of
-    workers, any order of access, and whether or not other videos are left out. `set_epoch` reaches workers that
-    are kept alive between epochs, too.
+    Everything random is drawn from (seed, epoch, number of the video) and nothing else: the same for any
+    number of workers, any order of access, and whether or not other videos are left out. `set_epoch` reaches
+    workers that are kept alive between epochs, too.
 
     Args:
         videos: what to read.
@@ -81,12 +84,12 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         augment: True for `ClipAugment(image_size)`, False for none, or one of your own; only in training.
         seed: of windows and augmentation, at least 0.
         crop: region of every frame to keep, "x,y,w,h" or a CropBox; "auto" finds the face of each video once.
-        on_error: what becomes of a training video that is missing or cannot be read: "raise", or "skip". A missing
-            one is left out from the beginning (`left_out`); in the place of one that turns out to be unreadable
-            comes the next readable one, with a warning, and `skipped` counts it. Test sets always raise, since
-            leaving out a video would change the score.
-        held_out: whether these were held out of a training set: with "skip", missing ones are left out, and whoever
-            reads them may `leave_out` more.
+        on_error: what becomes of a training video that is missing or cannot be read: "raise", or "skip". A
+            missing one is left out from the beginning (`left_out`); in the place of one that turns out to be
+            unreadable comes the next readable one, with a warning, and `skipped` counts it. Test sets always
+            raise, since leaving out a video would change the score.
+        held_out: whether these were held out of a training set: with "skip", missing ones are left out, and
+            whoever reads them may `leave_out` more.
         numbers: number of each video, which its random numbers depend on; by default its place in `videos`.
         must_exist: False looks for no video in advance.
 
@@ -164,7 +167,9 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
             try:
                 return self._load(index, index)
             except VideoError as error:
-                raise VideoError(f"{error}; {TEST_IS_WHOLE}" if self.on_error == "skip" else str(error)) from None
+                raise VideoError(
+                    f"{error}; {TEST_IS_WHOLE}" if self.on_error == "skip" else str(error)
+                ) from None
         if not self.training:
             return self._load(index, index)
         for step in range(len(self)):
@@ -176,7 +181,7 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
             except VideoError as error:
                 self.leave_out(place, error)
         raise VideoError(
-            f"{shown(self.videos[index].path)}: like all {len(self)} videos of the data set, unreadable"
+            f"{printable(self.videos[index].path)}: like all {len(self)} videos of the data set, unreadable"
         )
 
     @property
@@ -220,13 +225,12 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         name = type(self).__name__
         if not videos:
             raise DatasetError(f"{name}: no videos")
-        # os.path: a name that is too long, or not allowed, is missing like others.
-        there = [place for place, video in enumerate(videos) if os.path.exists(video.path)]
+        there = [place for place, video in enumerate(videos) if exists(video.path)]
         missing = [videos[place] for place in sorted(set(range(len(videos))) - set(there))]
         if not missing:
             return there
         more = ", ..." if len(missing) > SHOWN else ""
-        names = ", ".join(shown(video.path) for video in missing[:SHOWN])
+        names = ", ".join(printable(video.path) for video in missing[:SHOWN])
         text = f"{name}: {len(missing)} of {len(videos)} videos are missing: {names}{more}"
         if not self.skips or not there:
             hint = f"; {TEST_IS_WHOLE}" if self.on_error == "skip" and not self.skips else ""
@@ -269,7 +273,6 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
 
 def _shared(tensor: Tensor) -> Tensor:
     """In shared memory, where the system has any: without it there are no workers that could share it."""
-    try:
-        return tensor.share_memory_()
-    except (RuntimeError, OSError):
-        return tensor
+    with contextlib.suppress(RuntimeError, OSError):
+        tensor.share_memory_()
+    return tensor
