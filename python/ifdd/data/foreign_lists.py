@@ -199,8 +199,8 @@ def _naming(table: Table, format: ListFormat, remarks: list[str], path: Path) ->
         return partial(_heard, separator=table.separator)
     if table.separator != " " and len(wide) == everywhere:
         remarks.append(
-            f"{printable(path)}: of {len(wide[0].fields)} columns, the first is taken for the path and the last "
-            "for the label"
+            f"{printable(path)}: of {len(wide[0].fields)} columns, the first is taken for the path and the "
+            "last for the label"
         )
         return partial(_first, separator=table.separator)
     return partial(_whole, separator=table.separator)

@@ -107,6 +107,6 @@ def numbering(path: str, numbers: Sequence[int], classes: int) -> int:
     if max(numbers) >= classes:
         return 1
     raise DatasetError(
-        f"{path}: labels {min(numbers)} to {max(numbers)} for {classes} classes: neither 0 nor {classes} occurs, "
-        "so they may count from 0 or from 1: say which with --first_label"
+        f"{path}: labels {min(numbers)} to {max(numbers)} for {classes} classes: neither 0 nor {classes} "
+        "occurs, so they may count from 0 or from 1: say which with --first_label"
     )

@@ -74,8 +74,8 @@ def read_dfew(path: Path, first_label: FirstLabel = "auto") -> DFEWList:
     _refuse_empty(path, entries)
     if first_label == "auto" and dropped and all(entry.label < len(DFEW_CLASSES) - 1 for entry in entries):
         raise DatasetError(
-            f"{printable(path)}: labels 0 to 6 and none of 7: if they count from 0, say so with --first_label 0; "
-            "if 0 means no single emotion, with --first_label 1"
+            f"{printable(path)}: labels 0 to 6 and none of 7: if they count from 0, say so with "
+            "--first_label 0; if 0 means no single emotion, with --first_label 1"
         )
     return DFEWList(entries, dropped)
 

@@ -190,9 +190,9 @@ def free_shared_memory() -> int | None:
 def _shortage(size: int) -> str:
     free = (free_shared_memory() or 0) / 2**20
     return (
-        f"shared memory is short ({SHARED_MEMORY} has {free:.0f} MiB free, a batch takes {size / 2**20:.0f} MiB): "
-        "batches go through pipes, which is slower; containers get more with `docker run --shm-size`, and smaller "
-        "batches need less"
+        f"shared memory is short ({SHARED_MEMORY} has {free:.0f} MiB free, a batch takes "
+        f"{size / 2**20:.0f} MiB): batches go through pipes, which is slower; containers get more with "
+        "`docker run --shm-size`, and smaller batches need less"
     )
 
 

@@ -163,14 +163,12 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} videos")
         index %= len(self)
-        if not self.skips:
+        if self.on_error == "skip" and not self.skips:
             try:
                 return self._load(index, index)
             except VideoError as error:
-                raise VideoError(
-                    f"{error}; {TEST_IS_WHOLE}" if self.on_error == "skip" else str(error)
-                ) from None
-        if not self.training:
+                raise VideoError(f"{error}; {TEST_IS_WHOLE}") from None
+        if not (self.training and self.skips):
             return self._load(index, index)
         for step in range(len(self)):
             place = (index + step) % len(self)
