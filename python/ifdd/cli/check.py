@@ -206,7 +206,7 @@ class Report:
         if len(self.findings) > SHOWN:
             yield f"... and {len(self.findings) - SHOWN} more videos with faults; --csv FILE lists all"
         if skipped := self.unusable("train"):
-            yield f"--on_error skip would leave out {skipped} training videos; without it training stops there"
+            yield f"--on_error skip would leave out {skipped} training videos; otherwise training stops there"
         if stopping := self.unusable("test"):
             yield f"`ifdd test` would stop: {stopping} test videos cannot be read"
         clips = sum(

@@ -24,7 +24,7 @@ _SEPARATORS = {
     "folder_count_label": (" ",),
 }
 _EXPECTED = {
-    "auto": "a path and a label",
+    "auto": "a path and a label, separated by a space or a comma",
     "csv": "a path and a label in columns",
     "folder_label": "a path and a label",
     "folder_count_label": "a path, a number of frames and a label",
@@ -240,7 +240,10 @@ def _by_columns(row: Row, table: Table, path_place: int, label_place: int) -> tu
         )
         fields = (*fields[:path_place], joined, *fields[path_place + surplus + 1 :])
     try:
-        return [_unquoted(fields[path_place])], fields[label_place]
+        name = _unquoted(fields[path_place])
+        # Columns come without the blanks around them.
+        spaced = [name.replace(table.separator, f"{table.separator} ")] if surplus > 0 else []
+        return [name, *spaced], fields[label_place]
     except IndexError:
         return [], None
 

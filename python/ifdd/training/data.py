@@ -211,7 +211,8 @@ class RecognitionData(pl.LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Says how many videos a training left out."""
         if stage == "fit" and (summary := self.skipped.summary()):
-            warnings.warn(summary, DatasetWarning, stacklevel=2)
+            # Not the caller's place: remarks of the training library are silenced.
+            warnings.warn(summary, DatasetWarning, stacklevel=1)
 
     def _videos(self, split: str) -> VideoDataset | None:
         clips = self.dataset(split)
