@@ -1,11 +1,11 @@
 """Reading face videos: files through PyAV, folders of numbered images through Pillow.
 
-`open_video` gives one frame after the other and holds none; `read_video` collects frames in an array. Frames are
-resized while decoding, so a long video never lies in memory at full size. Whatever goes wrong is a `VideoError`
-of one line with the path and the reason.
+`open_video` gives one frame after the other and holds none; `read_video` collects frames in an array. Frames
+are resized while decoding, so a long video never lies in memory at full size. Whatever goes wrong is a
+`VideoError` of one line with the path and the reason.
 
-What can be decoded counts, not what a header says. Damaged frames are left out with all that build on them, and
-reading goes on behind them, as a player does; `VideoStream.damage` says so, and `strict=True` refuses.
+What can be decoded counts, not what a header says. Damaged frames are left out with all that build on them,
+and reading goes on behind them, as a player does; `VideoStream.damage` says so, and `strict=True` refuses.
 """
 
 from __future__ import annotations
@@ -329,8 +329,8 @@ def read_video(
                 held += kept[frame.number].nbytes
                 if held > max_bytes:
                     raise VideoError(
-                        f"{printable(path)}: more than {max_bytes / 2**30:.3g} GiB of {target[1]}x{target[0]} "
-                        "frames; pass size= to resize while decoding, or max_frames="
+                        f"{printable(path)}: more than {max_bytes / 2**30:.3g} GiB of "
+                        f"{target[1]}x{target[0]} frames; pass size= to resize while decoding, or max_frames="
                     )
             if limit is not None and frame.number + 1 >= limit:
                 break
