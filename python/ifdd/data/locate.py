@@ -10,23 +10,8 @@ from pathlib import Path
 
 from ifdd.text import printable
 
+from .folder import VIDEO_SUFFIXES
 from .foreign_lists import Entry
-
-VIDEO_SUFFIXES = (
-    ".mp4",
-    ".avi",
-    ".mkv",
-    ".mov",
-    ".webm",
-    ".mpg",
-    ".mpeg",
-    ".m4v",
-    ".flv",
-    ".wmv",
-    ".ts",
-    ".gif",
-)
-"""Tried behind a name without a suffix, in this order."""
 
 _SAMPLE = 200
 """Missing videos looked at for advice."""

@@ -11,8 +11,7 @@ from ifdd.data.datasets import layout
 from ifdd.data.datasets.layout import Split, SplitDataset
 from ifdd.data.datasets.videos import ClipOptions, Video
 from ifdd.data.errors import DatasetError
-from ifdd.data.locate import VIDEO_SUFFIXES
-from ifdd.data.video import IMAGE_SUFFIXES
+from ifdd.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from ifdd.text import printable
 
 if TYPE_CHECKING:
