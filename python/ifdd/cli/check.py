@@ -219,7 +219,7 @@ def _listed(data: DataConfig, network: IFDDConfig, report: Report) -> Iterator[L
     """The videos of both lists; faults and notes of the lists go to the report."""
     import warnings
 
-    from ifdd.data.datasets import VideoDataset
+    from ifdd.data.datasets import FolderDataset, VideoDataset
     from ifdd.data.errors import DatasetError, DatasetWarning
     from ifdd.data.inspection import Listed
     from ifdd.training.data import make_dataset
@@ -234,6 +234,8 @@ def _listed(data: DataConfig, network: IFDDConfig, report: Report) -> Iterator[L
                 clips = make_dataset(replace(data, validation=0.0), split, network, 0, must_exist=False)
         except DatasetError as error:
             report.list_faults.append(str(error))
+            continue
+        if split == "test" and isinstance(clips, FolderDataset) and not clips.divided:
             continue
         report.class_names = clips.class_names
         if not isinstance(clips, VideoDataset):

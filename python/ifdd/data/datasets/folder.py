@@ -52,7 +52,8 @@ class FolderDataset(SplitDataset):
         root = layout.folder(root)
         part = layout.list_part(split)
         train, test = (_folders(root / name) for name in _PARTS)
-        divided = bool(train and test)
+        #: Whether the splits have folders of their own.
+        self.divided = divided = bool(train and test)
         top = root / part if divided else root
         # Of all splits together: a label must mean the same in each.
         found = sorted(
