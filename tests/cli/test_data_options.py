@@ -35,8 +35,8 @@ def test_forms_of_the_class_list(words: list[str]) -> None:
 
 
 def test_options_of_lists() -> None:
-    words = "--data list --classes mafw --format csv --first_label 1 --strip_prefix /x/ --path_map a=b --label_column 2"
-    data = parsed(*words.split(), "--short", "repeat_each")
+    words = "--data list --classes mafw --format csv --first_label 1 --strip_prefix /x/ --path_map a=b"
+    data = parsed(*words.split(), "--label_column", "2", "--short", "repeat_each")
     assert (data.format, data.first_label, data.strip_prefix) == ("csv", 1, "/x/")
     assert (data.path_map, data.label_column, data.short) == (["a=b"], "2", "repeat_each")
     assert data.classes[0] == "anger"
@@ -62,10 +62,13 @@ def test_wrong_options_are_one_line(ifdd: Run, words: list[str], text: str) -> N
 
 def test_no_error_about_data_advises_an_option_that_does_not_exist() -> None:
     parsers = []
+    every_command = {"--debug"}
     for add in (add_training_options, add_test_options):
         parser = Parser(prog="test")
         add(parser)
-        parsers.append({option for action in parser._actions for option in action.option_strings})
+        parsers.append(
+            every_command | {option for action in parser._actions for option in action.option_strings}
+        )
     advised = set()
     files = [
         *SOURCES.glob("data/**/*.py"),

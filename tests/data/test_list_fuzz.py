@@ -60,7 +60,7 @@ def mutated(numbers: random.Random) -> bytes:
 
 
 def outcome(read: Callable[[Path], object], file: Path) -> str:
-    """ "" where the list can be read, else the error's text; any other exception is a failure."""
+    """The text of the error, nothing where the list can be read; any other exception is a failure."""
     try:
         read(file)
     except DatasetError as error:
