@@ -12,6 +12,8 @@ from ifdd.data.datasets import ListDataset
 from ifdd.data.errors import DatasetError
 from ifdd.data.lists import read_dfew, read_dfew_votes, read_ferv39k, read_mafw
 
+pytestmark = pytest.mark.filterwarnings("ignore::ifdd.data.errors.DatasetWarning")
+
 NAMES = ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear")
 VOTES = "1happy,2sad,3neutral,4angry,5surprise,6disgust,7fear,order,label"
 LISTS = [

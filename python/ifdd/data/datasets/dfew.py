@@ -90,4 +90,7 @@ class DFEW(SplitDataset):
         if options.get("sampling") is None:
             options["sampling"] = "centre" if clips == "16f" else "consecutive"
         remarks = official.subset_remark("DFEW", part, fold, len(videos), file)
+        if listed.dropped:
+            text = f"{listed.dropped} clips without a single emotion (label 0) are left out"
+            remarks.append(f"{printable(file)}: {text}")
         super().__init__(videos, names, split, validation, clip_frames, remarks, **options)
