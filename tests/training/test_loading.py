@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 
 from ifdd.config import IFDDConfig
+from ifdd.data.datasets import LeftOut, Video
 from ifdd.data.errors import DatasetError, DatasetWarning, VideoError
 from ifdd.data.lists import hold_out
 from ifdd.training import loading
 from ifdd.training.config import DataConfig, TrainingConfig
 from ifdd.training.data import RecognitionData, sampling_policy
 from ifdd.training.loading import WorkerTraceback
+from ifdd.training.skipped import SkippedVideos
 from ifdd.training.windows import WindowBatch
 
 NETWORK = {"backbone": "mvit_nano", "image_size": 32, "clip_frames": 8, "split_pool": 2}
@@ -197,3 +199,14 @@ def test_settings_of_lists() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             DataConfig(**options)  # type: ignore[arg-type]
+
+
+def test_the_list_of_skipped_videos_waits_for_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "skipped.csv"
+    skipped = SkippedVideos(file)
+    skipped.add("train", [LeftOut(Video(tmp_path / "a,\n\udcff", 0), "missing")])
+    file.parent.mkdir()
+    skipped.add("train", [LeftOut(Video(tmp_path / "b", 1), "missing")])
+    rows = list(csv.DictReader(file.open(encoding="utf-8")))
+    assert [row["path"] for row in rows] == [f"{tmp_path}/a,\\n\\xff", f"{tmp_path}/b"]
+    assert skipped.summary() == f"2 videos were left out, listed in {file}"

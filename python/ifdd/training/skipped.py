@@ -25,22 +25,24 @@ class SkippedVideos:
     def __init__(self, file: Path | None) -> None:
         self.file = file
         self._known: dict[tuple[str, str], None] = {}
+        self._pending: list[list[object]] = []
         self._read = False
 
     def add(self, split: str, videos: Sequence[LeftOut]) -> None:
         """Writes down the videos of a split that are not there yet."""
         self._read_once()
-        rows = []
         for video, reason in videos:
             key = (split, printable(video.path))
             if key not in self._known:
                 self._known[key] = None
-                rows.append([*key, video.label, reason])
-        if not rows or self.file is None:
+                self._pending.append([*key, video.label, reason])
+        # The folder of a training may be made later than its data is looked at.
+        if not self._pending or self.file is None or not self.file.parent.is_dir():
             return
-        new = not self.file.exists()
+        header = [] if self.file.exists() else [COLUMNS]
         with self.file.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            csv.writer(file, lineterminator="\n").writerows([*([COLUMNS] if new else []), *rows])
+            csv.writer(file, lineterminator="\n").writerows([*header, *self._pending])
+        self._pending.clear()
 
     def summary(self) -> str | None:
         """One line, if there were any."""
