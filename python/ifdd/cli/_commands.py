@@ -11,6 +11,7 @@ class UsageError(ValueError):
 COMMANDS = {
     "fit": "fit",
     "test": "evaluate",
+    "check": "check",
     "predict": "predict",
     "explain": "explain",
     "convert": "convert",

@@ -64,7 +64,8 @@ def add_data_options(parser: ArgumentParser) -> None:
         "--data",
         type=DatasetName,
         default="synthetic",
-        help="dfew, ferv39k, mafw, list (your own list files) or synthetic (drawn faces, needs no files)",
+        help="dfew, ferv39k, mafw, list (your own list files), folder (a folder of videos for each class) or "
+        "synthetic (drawn faces, needs no files)",
     )
     parser.add_class_arguments(DataConfig, skip={"name"}, as_group=True)
 

@@ -94,14 +94,9 @@ def _network_of(path: Path, stated: IFDDConfig, options: dict[str, Any]) -> IFDD
 
 def class_list(text: str) -> tuple[str, ...]:
     """Class names from a data set's name or a comma-separated list."""
-    from ifdd.data.lists import DFEW_CLASSES, FERV39K_CLASSES, MAFW_CLASSES
+    from ifdd.data.labels import class_list as parsed
 
-    known = {"dfew": DFEW_CLASSES, "ferv39k": FERV39K_CLASSES, "mafw": MAFW_CLASSES}
-    if text.lower() in known:
-        return tuple(known[text.lower()])
-    names = tuple(part.strip() for part in text.split(","))
-    if len(names) < 2 or not all(names) or len(set(names)) != len(names):
-        raise UsageError(
-            f"--classes: give distinct names separated by commas, or one of {', '.join(known)}; got {text!r}"
-        )
-    return names
+    try:
+        return parsed(text)
+    except ValueError as error:
+        raise UsageError(f"--classes: {error}") from None

@@ -66,8 +66,8 @@ def run(options: Namespace) -> int:
     from ifdd.training.run import evaluate
 
     checkpoint = load_checkpoint(checkpoint_path)
-    if options.data == "list" and not options.classes:
-        # The labels of list files are numbers; whose, the checkpoint knows.
+    if options.data in ("list", "folder") and not options.classes:
+        # The labels of list files are numbers, a folder of a class may be missing: the checkpoint knows them all.
         options.classes = list(checkpoint.class_names)
     data = data_config(options)
     print(f"data set     {_data_set(data)}")

@@ -84,7 +84,7 @@ def fit(
     record = record_to_resume(config, last) if resume else None
 
     pl.seed_everything(config.seed, verbose=False)
-    data = RecognitionData(config)
+    data = RecognitionData(config, skipped=out / "skipped.csv")
     clips = data.clips()
     if record is not None:
         check_same_data(record, out, data.class_names, clips)
