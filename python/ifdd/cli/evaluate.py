@@ -67,7 +67,7 @@ def run(options: Namespace) -> int:
 
     checkpoint = load_checkpoint(checkpoint_path)
     if options.data in ("list", "folder") and not options.classes:
-        # The labels of list files are numbers, a folder of a class may be missing: the checkpoint knows them all.
+        # The labels of lists are numbers, a class may have no folder: the checkpoint knows them all.
         options.classes = list(checkpoint.class_names)
     data = data_config(options)
     print(f"data set     {_data_set(data)}")
