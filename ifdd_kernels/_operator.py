@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd import forward_ad
 
-from ifdd_kernels import _check
+from ifdd_kernels import _check, recording
 from ifdd_kernels._guard import ArgumentTypes, guard, guard_of
 from ifdd_kernels._schema import NAMESPACE, Signature, Wiring, by_name, outputs_of
 
@@ -103,6 +103,8 @@ class Operator:
         if backend in self.compositions:
             args = tuple(_under_autocast(args, _Casts.of(self)))
             self.check(*args)
+            if recording.active:
+                recording.note(self.name, backend, args)
             return self.compositions[backend](*args)
         if torch.compiler.is_compiling():
             self.check(*args)
