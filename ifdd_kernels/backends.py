@@ -107,7 +107,9 @@ def _step_support(op: str, backend: str, args: Sequence[Any]) -> Support:
 def composed(operator: Operator, device: str, backend: str) -> bool:
     """Whether the public function calls the op's parts: off the CPU, in Triton, and under autocast."""
     return bool(operator.parts) and (
-        device != "cpu" or "triton" in (backend, backend == "auto" and _preferred.chosen) or torch.is_autocast_enabled("cpu")
+        device != "cpu"
+        or "triton" in (backend, backend == "auto" and _preferred.chosen)
+        or torch.is_autocast_enabled("cpu")
     )
 
 

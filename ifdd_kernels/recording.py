@@ -125,12 +125,11 @@ def record() -> Iterator[Recording]:
 
     Public functions, ``torch.ops.ifdd``, those inside modules and loaded TorchScript programs are seen, and
     backward ops that run inside (PyTorch runs those on a GPU in threads of its own; they count as this one).
-    An op that is composed of others is seen as those; one that is PyTorch's own function under that
-    (``F.linear``; ``"sdpa"``), whose backward is PyTorch's and not seen. Nothing is paid outside of it.
+    An op that is composed of others is seen as those. One that is PyTorch's own function is seen as that
+    (``F.linear``, ``"sdpa"``) where the public function is called outside of compilers; its backward is
+    PyTorch's and not seen. Nothing is paid where nothing is recorded.
 
-    A compiled function or module is not recorded while it is compiled; PyTorch runs it uncompiled inside
-    of a recording that was entered before its first call, and with its compiled ops otherwise, if at all. To
-    learn what a network runs, record it before it is compiled.
+    Ops in compiled functions are seen as well: inside of a recording PyTorch may run these uncompiled.
     """
     global active
     recording = Recording()

@@ -56,7 +56,7 @@ def save_checkpoint(
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, IFDD):
         raise TypeError(f"save_checkpoint: model must be an ifdd.IFDD; got {type(model).__name__}")
-    names = _class_names(class_names, model.config.num_classes)
+    names = checked_names(class_names, model.config.num_classes)
     try:
         extra_json = json.dumps(dict(extra or {}), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -104,16 +104,18 @@ def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Check
         )
     try:
         config = IFDDConfig.from_dict(json.loads(header["config"]))
-        names = _class_names(json.loads(header["class_names"]), config.num_classes)
+        names = checked_names(json.loads(header["class_names"]), config.num_classes)
         extra = json.loads(header["extra"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint metadata: {error}") from error
     model = IFDD(config)
     load_weights(model, weights, str(path))
+    model.class_names = names
     return Checkpoint(model.to(device).eval(), config, names, extra)
 
 
-def _class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+def checked_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """The names of the classes, or a ValueError that says what is wrong with them."""
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names must be a sequence of strings; got {names!r}")
     if len(names) != num_classes or len(set(names)) != len(names):
