@@ -132,8 +132,8 @@ def default_scale(op: str, query: Tensor) -> float:
     if len(sizes) < 1 or sizes[-1] < 1:
         raise ValueError(f"{op}: query must have shape (B, M, h, d), got {tuple(sizes)}")
     # Sizes are tensors to torch.jit.trace, and a scale is none.
-    width: Any = int(sizes[-1]) if isinstance(sizes[-1], Tensor) else sizes[-1]
-    scale: float = width**-0.5
+    width: Any = sizes[-1]
+    scale: float = (int(width) if isinstance(width, Tensor) else width) ** -0.5
     return scale
 
 

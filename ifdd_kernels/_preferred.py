@@ -20,9 +20,9 @@ class use_backend:  # noqa: N801 - used as a function
     itself, ``backend="native"``, runs on that. ``torch.ops.ifdd.<op>`` is the native op with the reference
     where there is no native kernel, and is not switched.
 
-    Ops that were never written for a backend stay with ``"auto"``: ``"triton"`` leaves products and pooling to
-    PyTorch (docs/triton.md), as ``"native"`` does on GPUs, and ``"sdpa"`` is ``pooled_attention`` alone. An op
-    that was, and cannot run here, raises the error that it raises for ``backend=``.
+    Ops that were never written for a backend stay with ``"auto"``: ``"triton"`` leaves products and pooling
+    to PyTorch (docs/triton.md), as ``"native"`` does on GPUs, and ``"sdpa"`` is ``pooled_attention`` alone.
+    An op that was, and cannot run here, raises the error that it raises for ``backend=``.
 
     Args:
         backend: a name in :data:`ifdd_kernels.backends.BACKENDS`; ``"auto"`` ends it.

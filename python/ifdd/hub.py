@@ -1,7 +1,7 @@
-"""Networks in folders and in repositories of the Hugging Face Hub: `IFDD.from_pretrained` and its counterparts.
+"""Networks in folders and in repositories of the Hugging Face Hub: `IFDD.from_pretrained` and the like.
 
-A folder holds `config.json` (configuration and class names), `model.safetensors` (a checkpoint of this package)
-and a model card, `README.md`.
+A folder holds `config.json` (configuration and class names), `model.safetensors` (a checkpoint of this
+package) and a model card, `README.md`.
 """
 
 from __future__ import annotations
@@ -181,9 +181,8 @@ tags:
 
 # IFDD for facial expressions in video
 
-A network of the architecture IFDD (Wang & Chai, "Lifting Scheme-Based Implicit Disentanglement of Emotion-Related
-Facial Dynamics in the Wild", AAAI 2025, arXiv:2412.13168) for the package
-ifdd-kernels.
+A network of the architecture IFDD (Wang & Chai, "Lifting Scheme-Based Implicit Disentanglement of
+Emotion-Related Facial Dynamics in the Wild", AAAI 2025, arXiv:2412.13168) for the package ifdd-kernels.
 
 ```python
 from ifdd import IFDD
@@ -205,12 +204,12 @@ Not stated. Whoever publishes this network should name the data, the protocol an
 
 ## Licence
 
-The code of ifdd-kernels is under the MIT licence. That says nothing about these weights: their licence is to be stated by
-whoever publishes them, and the data sets of the field allow research only.
+The code of ifdd-kernels is under the MIT licence. That says nothing about these weights: whoever publishes
+them should state their licence, and the data sets of the field allow research only.
 
 ## Limits
 
-The network sorts visible expressions into the classes above. It does not know what a person feels, and must not be used
-to decide about people. Faces, cameras, cultures and expressions unlike those of its training data are recognised worse,
-and every face gets one of the classes. Probabilities are not calibrated.
+The network sorts visible expressions into the classes above. It does not know what a person feels, and must
+not be used to decide about people. Faces, cameras, cultures and expressions unlike those of its training data
+are recognised worse, and every face gets one of the classes. Probabilities are not calibrated.
 """

@@ -115,7 +115,7 @@ class IFDD(nn.Module):
         )
 
     def forward_features(self, clips: torch.Tensor) -> torch.Tensor:
-        """Clips (B, 3, T_in, S, S) -> the tokens (B, T*N, C) of `config.lifting_grid` that are split and lifted.
+        """Clips (B, 3, T_in, S, S) -> the tokens (B, T*N, C) that are split and lifted.
 
         `ifdd.create_model(..., features_only=True)` returns the maps of the single stages.
 
@@ -138,7 +138,7 @@ class IFDD(nn.Module):
         return self.head.classifier
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Puts a fresh classifier of another number of classes in place, in the dtype and on the device of the old.
+        """Puts a fresh classifier of another number of classes in the place of the old one.
 
         Raises:
             ValueError: fewer than one class.

@@ -116,7 +116,8 @@ def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Check
 
 def checked_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
     """The names of the classes, or a ValueError that says what is wrong with them."""
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    several = isinstance(names, Sequence) and not isinstance(names, str)
+    if not several or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names must be a sequence of strings; got {names!r}")
     if len(names) != num_classes or len(set(names)) != len(names):
         raise ValueError(
