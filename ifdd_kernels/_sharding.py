@@ -45,6 +45,8 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "gelu_linear": ("weight", "bias"),
 }
 
+#: The axis of the batch where it is not the first.
+BATCH = {("static_dynamic_split", "tokens"): 1}
 #: The axis of the heads in arguments and results, where each head is computed by itself.
 HEADS: dict[str, dict[str, int]] = {
     "lifting_attention": {"query": 2, "key": 2, "value": 2, "out": 2, "log_sum": 1},
@@ -62,7 +64,7 @@ def _placement(operator: Operator, name: str, axis: int | None, result: bool) ->
     whole = plain in PARAMETERS.get(operator.name, ()) or (operator.name, plain) == ("lifting_loss", "loss")
     if whole:
         return Partial() if result else Replicate()
-    return Shard(HEADS[operator.name][plain] if axis else 0)
+    return Shard(HEADS[operator.name][plain] if axis else BATCH.get((operator.name, plain), 0))
 
 
 def _register(operator: Operator, overloads: Sequence[Any], signature: Signature) -> None:
