@@ -32,7 +32,8 @@ from ifdd_kernels.ops import (
 )
 from ifdd_kernels.recording import record
 
-# The schemas above come first: the library only adds kernels to ops that exist, FlopCounterMode counts them and DTensor splits them.
+# The schemas above come first: the library only adds kernels to ops that exist, FlopCounterMode counts them
+# and DTensor splits them.
 _library.load()
 _flops.register_all()
 _sharding.register_all()

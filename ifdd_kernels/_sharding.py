@@ -1,7 +1,7 @@
 """How DTensor may run the ops: each is independent in its batch, and the attentions in their heads.
 
-A sharded batch stays sharded through forward and backward; gradients of parameters are partial sums then, which
-DTensor adds where they are needed. So is the scalar of ``lifting_loss``, where it is a sum and no mean.
+A sharded batch stays sharded through forward and backward; gradients of parameters are partial sums then,
+which DTensor adds where they are needed. So is the scalar of ``lifting_loss``, where it is a sum and no mean.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ HEADS: dict[str, dict[str, int]] = {
 
 
 def _placement(operator: Operator, name: str, axis: int | None, result: bool) -> Any:
-    """Where an argument or result of an op, or of its backward op, may be split; an axis of None is nowhere."""
+    """Where an argument or result of an op or its backward op may be split; an axis of None is nowhere."""
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     if axis is None:

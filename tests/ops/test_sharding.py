@@ -1,4 +1,4 @@
-"""Ops on DTensors: two processes with half of the batch or of the heads have the values and gradients of one."""
+"""Ops on DTensors: two processes with half of the batch or the heads have values and gradients of one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ifdd_kernels._schema import outputs_of
 from ifdd_kernels._sharding import HEADS, PARAMETERS
 from ifdd_kernels.registry import REGISTRY, Entry, Maker
 
+FEW = ("static_dynamic_split", "lifting_attention", "lifting_loss")
 #: Ops that decompose are their parts.
 NAMES = tuple(name for name, entry in REGISTRY.items() if entry.operator is not None)
 
@@ -34,7 +35,7 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def compare(rank: int, store: str) -> None:
+def compare(rank: int, store: str, names: tuple[str, ...]) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -42,7 +43,7 @@ def compare(rank: int, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     try:
-        for name in NAMES:
+        for name in names:
             entry = REGISTRY[name]
             samples = entry.samples(Maker(torch.float64))
             sample = next(s for s in samples if s.args[0].shape[0] >= 2 and s.args[0].numel())
@@ -72,5 +73,6 @@ def compare(rank: int, store: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path: Path) -> None:
-    mp.spawn(compare, args=(str(tmp_path / "store"),), nprocs=2)  # type: ignore[no-untyped-call]
+@pytest.mark.parametrize("names", [FEW, pytest.param(NAMES, marks=pytest.mark.nightly)], ids=["few", "all"])
+def test_two_processes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    mp.spawn(compare, args=(str(tmp_path / "store"), names), nprocs=2)  # type: ignore[no-untyped-call]
