@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Literal, get_args
 
 from ifdd_kernels._operator import OPERATORS
 
+Backend = Literal["auto", "native", "triton", "sdpa", "reference"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
 #: Ops whose work is a library's product or pooling, and stays one on GPUs.
 LIBRARY_OPS = frozenset({"gelu_linear", "linear", "max_pool_tokens"})
 #: What ``"auto"`` means, in all threads. Compilers guard on it: another one compiles anew.
@@ -33,8 +36,6 @@ class use_backend:  # noqa: N801 - used as a function
 
     def __init__(self, backend: str) -> None:
         global chosen
-        from ifdd_kernels.backends import BACKENDS
-
         if backend not in BACKENDS:
             raise ValueError(f"use_backend: unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
         self.backend, self._before = backend, chosen

@@ -18,7 +18,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +26,10 @@ from torch import Tensor
 from ifdd_kernels import _library, _measured, _preferred, triton
 from ifdd_kernels._constant import constant_result
 from ifdd_kernels._operator import OPERATORS, Operator
+from ifdd_kernels._preferred import BACKENDS as BACKENDS
 from ifdd_kernels._preferred import LIBRARY_OPS as LIBRARY_OPS
+from ifdd_kernels._preferred import Backend as Backend
 
-Backend = Literal["auto", "native", "triton", "sdpa", "reference"]
-BACKENDS: tuple[str, ...] = get_args(Backend)
 _LIBRARY = "PyTorch's library kernels run it on GPUs, by design (docs/triton.md)"
 _OPEN = "they have limits on sizes, and not all sizes of a call were given"
 _CPU = torch.device("cpu")

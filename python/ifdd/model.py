@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from typing_extensions import Self
 
 from ifdd.config import EMBEDDED_FRAMES, IFDDConfig
 from ifdd.initialisation import start_at_unit_gain
@@ -18,6 +18,9 @@ from ifdd.modules.embedding import ConvEmbedding, S3DEmbedding
 from ifdd.modules.head import ClassHead
 from ifdd.modules.ladm import LADM, ConvLifting, Lifted, Lifting, NoLifting
 from ifdd.modules.pyramid import PyramidAggregation
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class IFDDOutput(NamedTuple):
@@ -175,10 +178,10 @@ class IFDD(nn.Module):
                 or do not fit.
             ImportError: a repository, and huggingface_hub is not installed. Folders need no package.
         """
-        from ifdd.hub import load_folder, repository_files
-
-        found = repository_files(name, revision, cache_dir, local_files_only, token)
-        return load_folder(cls, *found)
+        hub = _hub()
+        found = hub.repository_files(name, revision, cache_dir, local_files_only, token)
+        network: Self = hub.load_folder(cls, *found)
+        return network
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, class_names: Sequence[str] | None = None
@@ -196,9 +199,7 @@ class IFDD(nn.Module):
             ValueError: names that do not fit.
             OSError: a file that cannot be written.
         """
-        from ifdd.hub import save_folder
-
-        save_folder(self, folder, class_names)
+        _hub().save_folder(self, folder, class_names)
 
     def push_to_hub(
         self,
@@ -226,9 +227,8 @@ class IFDD(nn.Module):
             ImportError: huggingface_hub is not installed.
             OSError: the Hub refuses, or cannot be reached.
         """
-        from ifdd.hub import upload
-
-        return upload(self, repo_id, class_names, private, revision, commit_message, token)
+        address: str = _hub().upload(self, repo_id, class_names, private, revision, commit_message, token)
+        return address
 
     def _check(self, clips: torch.Tensor) -> None:
         size = self.config.image_size
@@ -241,6 +241,11 @@ class IFDD(nn.Module):
             )
         if not clips.is_floating_point():
             raise ValueError(f"IFDD: clips must be floating point RGB in [0, 1]; got {clips.dtype}")
+
+
+def _hub() -> Any:
+    """`ifdd.hub`, which is made of checkpoints and so of this module."""
+    return importlib.import_module("ifdd.hub")
 
 
 def _make_lifting(config: IFDDConfig) -> Lifting:
