@@ -4,8 +4,9 @@ Importing never builds anything and never touches a GPU. Without the native libr
 definitions in plain PyTorch; :func:`build_info` says what is missing and how to get it.
 """
 
-from ifdd_kernels import _flops, _library, backends, reference
+from ifdd_kernels import _flops, _library, _sharding, backends, reference
 from ifdd_kernels._library import build_info
+from ifdd_kernels._preferred import use_backend
 from ifdd_kernels._version import __version__
 from ifdd_kernels.grids import LiveTokens, live_tokens, pooled_grid
 from ifdd_kernels.ops import (
@@ -29,10 +30,13 @@ from ifdd_kernels.ops import (
     static_dynamic_split,
     topk_split_index,
 )
+from ifdd_kernels.recording import record
 
-# The schemas above come first: the library only adds kernels to ops that exist, FlopCounterMode counts them.
+# The schemas above come first: the library only adds kernels to ops that exist, FlopCounterMode counts them
+# and DTensor splits them.
 _library.load()
 _flops.register_all()
+_sharding.register_all()
 
 __all__ = [
     "LiveTokens",
@@ -56,9 +60,11 @@ __all__ = [
     "pool_tokens",
     "pooled_attention",
     "pooled_grid",
+    "record",
     "reference",
     "split_frames",
     "split_index",
     "static_dynamic_split",
     "topk_split_index",
+    "use_backend",
 ]

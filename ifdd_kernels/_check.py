@@ -131,7 +131,9 @@ def default_scale(op: str, query: Tensor) -> float:
     sizes = query.shape
     if len(sizes) < 1 or sizes[-1] < 1:
         raise ValueError(f"{op}: query must have shape (B, M, h, d), got {tuple(sizes)}")
-    scale: float = sizes[-1] ** -0.5
+    # Sizes are tensors to torch.jit.trace, and a scale is none.
+    width: Any = sizes[-1]
+    scale: float = (int(width) if isinstance(width, Tensor) else width) ** -0.5
     return scale
 
 

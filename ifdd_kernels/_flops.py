@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
-import sys
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,6 +10,7 @@ import torch
 from ifdd_kernels import _costs
 from ifdd_kernels._operator import OPERATORS, Operator, forward_arguments
 from ifdd_kernels._schema import NAMESPACE, Signature, by_name
+from ifdd_kernels._when_imported import when_imported
 
 COUNTER = "torch.utils.flop_counter"
 
@@ -69,33 +65,9 @@ def register_all() -> None:
     At once where PyTorch's counter is loaded, else when somebody imports it: it brings Triton, which costs
     every import that counts nothing a tenth of a second.
     """
-    if COUNTER not in sys.modules:
-        sys.meta_path.insert(0, _WhenImported())
-        return
+    when_imported(COUNTER, _register_each)
+
+
+def _register_each() -> None:
     for operator in OPERATORS.values():
         register(operator)
-
-
-class _WhenImported(importlib.abc.MetaPathFinder):
-    """Finds the counter as everybody does, and has the FLOPs registered behind its import."""
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if fullname != COUNTER or self not in sys.meta_path:
-            return None
-        place = sys.meta_path.index(self)
-        sys.meta_path.remove(self)
-        try:
-            spec = importlib.util.find_spec(COUNTER)
-        finally:
-            sys.meta_path.insert(place, self)  # who looks for a module need not import it
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module: ModuleType) -> None:
-                execute(module)
-                if self in sys.meta_path:
-                    sys.meta_path.remove(self)
-                register_all()
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec

@@ -75,6 +75,10 @@ class Guard:
         else:
             types.check_numbers(args)
         try:
+            if torch._C._get_tracing_state() is not None:
+                # Recorded by torch.jit.trace is the op, and not the Python function of its gradients.
+                with torch._C._AutoDispatchBelowAutograd():
+                    return self.call(*args, **kwargs)
             return self.call(*args, **kwargs)
         except RuntimeError:
             # PyTorch takes None for a tensor, and of tensors without strides it says nothing but its own key.

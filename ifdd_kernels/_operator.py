@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd import forward_ad
 
-from ifdd_kernels import _check
+from ifdd_kernels import _check, recording
 from ifdd_kernels._guard import ArgumentTypes, guard, guard_of
 from ifdd_kernels._schema import NAMESPACE, Signature, Wiring, by_name, outputs_of
 
@@ -31,6 +31,7 @@ AUTOCAST_DEVICES = ("cpu", "cuda")
 # Asked on every call: a name of this module is found faster than an attribute of an attribute.
 _transforms_active = torch._C._are_functorch_transforms_active
 _autocast_enabled = torch._C._is_any_autocast_enabled
+_tracing_state = torch._C._get_tracing_state
 
 _AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
     torch._C.DispatchKey.AutocastCUDA
@@ -102,6 +103,8 @@ class Operator:
         if backend in self.compositions:
             args = tuple(_under_autocast(args, _Casts.of(self)))
             self.check(*args)
+            if recording.active:
+                recording.note(self.name, backend, args)
             return self.compositions[backend](*args)
         if torch.compiler.is_compiling():
             self.check(*args)
@@ -611,6 +614,10 @@ def _eager(
             return _transformed(*args)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             return _run(call, *args)
+        if _tracing_state() is not None:
+            # The traced program holds the op, which has gradients of its own, and no Python function.
+            with torch._C._AutoDispatchBelowAutograd():
+                return call(*args)
         if _autocast_enabled():
             # Before the rule for gradients, as in the dispatcher: the lowered call is the one that is saved.
             args = tuple(_under_autocast(args, cast))

@@ -7,6 +7,9 @@
 - ``"reference"``: the definition in plain PyTorch (:mod:`ifdd_kernels.reference`), everywhere.
 - ``"auto"``: on a CPU native, else the reference; on a GPU what was measured as the fastest on this device
   nearest to these sizes (:mod:`ifdd_kernels._measured`), else native, else Triton, else the reference.
+
+:func:`ifdd_kernels.use_backend` chooses another one for every call that leaves it at ``"auto"``;
+:func:`ifdd_kernels.record` tells what ran.
 """
 
 from __future__ import annotations
@@ -15,19 +18,18 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ifdd_kernels import _library, _measured, triton
+from ifdd_kernels import _library, _measured, _preferred, triton
 from ifdd_kernels._constant import constant_result
 from ifdd_kernels._operator import OPERATORS, Operator
+from ifdd_kernels._preferred import BACKENDS as BACKENDS
+from ifdd_kernels._preferred import LIBRARY_OPS as LIBRARY_OPS
+from ifdd_kernels._preferred import Backend as Backend
 
-Backend = Literal["auto", "native", "triton", "sdpa", "reference"]
-BACKENDS: tuple[str, ...] = get_args(Backend)
-#: Ops whose work is a library's product or pooling, and stays one on GPUs.
-LIBRARY_OPS = frozenset({"gelu_linear", "linear", "max_pool_tokens"})
 _LIBRARY = "PyTorch's library kernels run it on GPUs, by design (docs/triton.md)"
 _OPEN = "they have limits on sizes, and not all sizes of a call were given"
 _CPU = torch.device("cpu")
@@ -76,9 +78,12 @@ def can_run(op: str, backend: str, *args: Any, raise_error: bool = False) -> Sup
 def _op_support(op: str, backend: str, args: Sequence[Any]) -> Support:
     """What :func:`can_run` says of a registered op."""
     operator = OPERATORS[op]
+    device = next((arg.device for arg in args if isinstance(arg, Tensor)), _CPU)
+    if backend == "auto" and (meant := _preferred.meant(op, device.type)) != "auto":
+        support = _op_support(op, meant, args)
+        return Support(support.ok, f"chooses {meant}, as use_backend says: {support.reason}")
     if backend == "auto" and operator.instead is not None and (instead := operator.instead(*args)):
         return Support(True, f"chooses {instead}")
-    device = next((arg.device for arg in args if isinstance(arg, Tensor)), _CPU)
     if composed(operator, device.type, backend):
         return _composed_support(operator, backend, device, args)
     return _answer(operator, backend, device, args)
@@ -102,7 +107,9 @@ def _step_support(op: str, backend: str, args: Sequence[Any]) -> Support:
 def composed(operator: Operator, device: str, backend: str) -> bool:
     """Whether the public function calls the op's parts: off the CPU, in Triton, and under autocast."""
     return bool(operator.parts) and (
-        device != "cpu" or backend == "triton" or torch.is_autocast_enabled("cpu")
+        device != "cpu"
+        or "triton" in (backend, backend == "auto" and _preferred.chosen)
+        or torch.is_autocast_enabled("cpu")
     )
 
 
@@ -314,6 +321,8 @@ def select(op: str, backend: str, *args: Any) -> str:
     except AttributeError:
         OPERATORS[op].check(*args)
         raise
+    if backend == "auto" and _preferred.chosen != "auto":
+        backend = _preferred.meant(op, kind)
     if backend == "auto":
         if kind != "cuda":
             return "native"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ifdd_kernels import _check, _library, reference
+from ifdd_kernels import _check, _library, _preferred, recording, reference
 from ifdd_kernels._constant import constant_result
 from ifdd_kernels._operator import AUTOCAST_DEVICES, Backward, register
 from ifdd_kernels.backends import run
@@ -131,7 +131,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     """
     if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):
         OPERATOR.check(x, weight, bias)  # type: ignore[unreachable]
+    if backend == "auto" and _preferred.chosen != "auto":
+        backend = _preferred.meant("linear", x.device.type)
     if backend == "auto" and _is_library(x, weight):
-        return _library_linear(x, weight, bias)
+        out = _library_linear(x, weight, bias)
+        if recording.active:
+            recording.note("linear", "F.linear", (x, weight, bias))
+        return out
     result: Tensor = run(OPERATOR, backend, x, weight, bias)
     return result

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from ifdd.config import IFDDConfig
 from ifdd.factory import create_model, list_models
+from ifdd.features import FeatureExtractor
 from ifdd.model import IFDD, IFDDFeatures, IFDDOutput
 
-__all__ = ["IFDD", "IFDDConfig", "IFDDFeatures", "IFDDOutput", "create_model", "list_models"]
+__all__ = [
+    "IFDD",
+    "FeatureExtractor",
+    "IFDDConfig",
+    "IFDDFeatures",
+    "IFDDOutput",
+    "create_model",
+    "list_models",
+]

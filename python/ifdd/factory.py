@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, overload
 
 from ifdd.checkpoint import load_pretrained
 from ifdd.config import IFDDConfig
+from ifdd.features import FeatureExtractor
 from ifdd.model import IFDD
 
 logger = logging.getLogger(__name__)
@@ -24,13 +26,38 @@ def list_models() -> list[str]:
     return sorted(_MODELS)
 
 
+@overload
+def create_model(
+    name: str = ...,
+    *,
+    pretrained: str | os.PathLike[str] | None = ...,
+    reset_head: bool = ...,
+    features_only: Literal[False] = ...,
+    **overrides: Any,
+) -> IFDD: ...
+
+
+@overload
+def create_model(
+    name: str = ...,
+    *,
+    pretrained: str | os.PathLike[str] | None = ...,
+    reset_head: bool = ...,
+    features_only: Literal[True],
+    out_indices: Sequence[int] = ...,
+    **overrides: Any,
+) -> FeatureExtractor: ...
+
+
 def create_model(
     name: str = "ifdd_xs",
     *,
     pretrained: str | os.PathLike[str] | None = None,
     reset_head: bool = False,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
     **overrides: Any,
-) -> IFDD:
+) -> IFDD | FeatureExtractor:
     """An IFDD network by name.
 
     Args:
@@ -38,6 +65,9 @@ def create_model(
         pretrained: a weights file: a checkpoint of this package, the original implementation's weights, or
             torchvision's `mvit_v2_s` weights (embedding and backbone only). Which one was found is logged.
         reset_head: keep the fresh classifier where the file's has another number of classes.
+        features_only: return embedding and backbone alone, an `ifdd.features.FeatureExtractor` of the maps of
+            the stages.
+        out_indices: the stages whose maps it returns, from 0 to 3 or from -4 to -1; all by default.
         **overrides: fields of `IFDDConfig`, except `backbone`, which the name fixes.
 
     Raises:
@@ -48,8 +78,12 @@ def create_model(
         raise ValueError(f"unknown model {name!r}; known models are {list_models()}")
     if "backbone" in overrides:
         raise ValueError(f"the name {name!r} fixes the backbone; choose another name from {list_models()}")
+    if out_indices is not None and not features_only:
+        raise ValueError(f"create_model: out_indices={out_indices!r} needs features_only=True")
     model = IFDD(IFDDConfig.from_dict({**_MODELS[name], **overrides}))
     if pretrained is not None:
         report = load_pretrained(model, pretrained, reset_head=reset_head)
         logger.info("%s", report)
+    if features_only:
+        return FeatureExtractor(model) if out_indices is None else FeatureExtractor(model, out_indices)
     return model

@@ -64,7 +64,7 @@ def save_checkpoint(
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, IFDD):
         raise TypeError(f"save_checkpoint: model must be an ifdd.IFDD; got {type(model).__name__}")
-    names = _class_names(class_names, model.config.num_classes)
+    names = checked_names(class_names, model.config.num_classes)
     try:
         extra_json = json.dumps(dict(extra or {}), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -107,6 +107,7 @@ def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Check
         raise CheckpointError(f"{file.path}: not an IFDD checkpoint: {_what_is_missing(file)}")
     model = IFDD(own.config)
     load_weights(model, file.weights, str(file.path))
+    model.class_names = own.class_names
     return Checkpoint(model.to(device).eval(), own.config, own.class_names, own.extra, own.origin)
 
 
@@ -130,7 +131,7 @@ def settings_of(file: WeightsFile) -> Settings | None:
         if file.training is not None:
             record = TrainingRecord.of(file.training)
             config, names, extra = record.network, record.class_names, record.extra()
-            names = _class_names(names, config.num_classes)
+            names = checked_names(names, config.num_classes)
         elif file.header.get("format") == FORMAT:
             version = file.header.get("format_version")
             if version != str(FORMAT_VERSION):
@@ -138,7 +139,7 @@ def settings_of(file: WeightsFile) -> Settings | None:
                     f"{file.path}: checkpoint format version {version}; this package reads {FORMAT_VERSION}"
                 )
             config = IFDDConfig.from_dict(json.loads(file.header["config"]))
-            names = _class_names(json.loads(file.header["class_names"]), config.num_classes)
+            names = checked_names(json.loads(file.header["class_names"]), config.num_classes)
             extra = dict(json.loads(file.header["extra"]))
         else:
             return None
@@ -160,8 +161,10 @@ def _what_is_missing(file: WeightsFile) -> str:
     )
 
 
-def _class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+def checked_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """The names of the classes, or a ValueError that says what is wrong with them."""
+    several = isinstance(names, Sequence) and not isinstance(names, str)
+    if not several or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names must be a sequence of strings; got {names!r}")
     if len(names) != num_classes or len(set(names)) != len(names):
         raise ValueError(

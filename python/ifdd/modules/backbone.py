@@ -5,6 +5,7 @@ Source: Li et al., "MViTv2: Improved Multiscale Vision Transformers" (CVPR 2022)
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -234,6 +235,17 @@ class MultiscaleBlock(nn.Module):
         with norm_again(self.mlp_norm, tokens, normed):
             hidden = apply_linear(self.mlp_expand, normed)
         return tokens + self.drop_path(self._contract(hidden)), self.out_grid
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As `nn.Module.compile`, with a limit of recompilations for each block.
+
+        PyTorch counts the programs of a function (8 by default), and all blocks share one: those of other
+        widths and grids, each for a fixed and a varying batch, would be more. PyTorch before 2.13 has no
+        such limits; there `torch._dynamo.config.recompile_limit` must allow for all blocks.
+        """
+        if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+            kwargs.setdefault("isolate_recompiles", True)
+        super().compile(*args, **kwargs)
 
     def _contract(self, hidden: torch.Tensor) -> torch.Tensor:
         """The second half of the MLP: (B, N, 4*C) -> (B, N, C)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -13,21 +15,48 @@ class DropPath(nn.Module):
     (2016).
 
     Args:
-        rate: probability in [0, 1) that a sample loses the branch.
+        rate: probability in [0, 1) that a sample loses the branch; it may be set later.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        self.rate = rate
+
+    @property
+    def rate(self) -> float:
+        """The probability that a sample loses the branch."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"DropPath: rate must be in [0, 1); got {rate}")
-        self.rate = rate
+        self._rate, self._drops = rate, rate > 0.0
+        self._find_keep(self._keep.device if "_keep" in self.__dict__ else torch.device("cpu"))
+
+    def _find_keep(self, device: torch.device) -> torch.Tensor:
+        # A tensor, for compilers take a number for a constant of the program: blocks that differ by nothing
+        # but their rates share one. No buffer: it is never cast, and no state of the network.
+        with torch.inference_mode(False):
+            self._keep = torch.tensor(1.0 - self._rate, dtype=torch.float64, device=device)
+        return self._keep
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DropPath:
+        super()._apply(fn, recurse)
+        device = fn(torch.empty(0, device=self._keep.device)).device
+        if device != self._keep.device:
+            self._find_keep(device)
+        return self
 
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
         """(B, ...) -> (B, ...), same dtype."""
-        if not self.training or self.rate == 0.0:
+        if not (self.training and self._drops):
             return branch
-        keep = 1.0 - self.rate
-        mask = branch.new_empty((branch.shape[0],) + (1,) * (branch.ndim - 1)).bernoulli_(keep)
+        keep = self._keep
+        if keep.device != branch.device:
+            keep = self._find_keep(branch.device)
+        keep = keep.to(branch.dtype)
+        mask = torch.bernoulli(keep.expand((branch.shape[0],) + (1,) * (branch.ndim - 1)))
         return branch * (mask / keep)
 
     def extra_repr(self) -> str:

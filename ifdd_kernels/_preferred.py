@@ -1,0 +1,72 @@
+"""One switch for the backend of everything that leaves it open."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Literal, get_args
+
+from ifdd_kernels._operator import OPERATORS
+
+Backend = Literal["auto", "native", "triton", "sdpa", "reference"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+#: Ops whose work is a library's product or pooling, and stays one on GPUs.
+LIBRARY_OPS = frozenset({"gelu_linear", "linear", "max_pool_tokens"})
+#: What ``"auto"`` means, in all threads. Compilers guard on it: another one compiles anew.
+chosen = "auto"
+
+
+class use_backend:  # noqa: N801 - used as a function
+    """Makes ``backend`` what ``"auto"`` means for every op, until it is set again or a ``with`` ends.
+
+    ``ifdd_kernels.use_backend("reference")`` holds from there on; ``with use_backend("reference"):`` for a
+    block, also in the backward pass of what ran in it. It holds in all threads. A call that names a backend
+    itself, ``backend="native"``, runs on that. ``torch.ops.ifdd.<op>`` is the native op with the reference
+    where there is no native kernel, and is not switched.
+
+    Ops that were never written for a backend stay with ``"auto"``: ``"triton"`` leaves products and pooling
+    to PyTorch (docs/triton.md), as ``"native"`` does on GPUs, and ``"sdpa"`` is ``pooled_attention`` alone.
+    An op that was, and cannot run here, raises the error that it raises for ``backend=``.
+
+    Args:
+        backend: a name in :data:`ifdd_kernels.backends.BACKENDS`; ``"auto"`` ends it.
+
+    Raises:
+        ValueError: another name.
+    """
+
+    def __init__(self, backend: str) -> None:
+        global chosen
+        if backend not in BACKENDS:
+            raise ValueError(f"use_backend: unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+        self.backend, self._before = backend, chosen
+        chosen = backend
+
+    def __enter__(self) -> use_backend:
+        global chosen
+        chosen = self.backend
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        global chosen
+        chosen = self._before
+
+    def __repr__(self) -> str:
+        return f"use_backend({self.backend!r})"
+
+
+def meant(op: str, device: str) -> str:
+    """The backend that ``"auto"`` means for an op on a type of device; ``"auto"`` where nobody chose one."""
+    operator = OPERATORS[op]
+    if chosen == "native":
+        return "auto" if device == "cuda" and op in LIBRARY_OPS else chosen
+    if chosen == "triton":
+        written = (operator, *(OPERATORS[part] for part in operator.parts))
+        return chosen if any(chosen in each.backends for each in written) else "auto"
+    if chosen == "sdpa":
+        return chosen if chosen in operator.compositions else "auto"
+    return chosen
