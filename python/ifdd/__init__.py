@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ifdd.acceleration import accelerate
 from ifdd.config import IFDDConfig
 from ifdd.factory import create_model, list_models
 from ifdd.model import IFDD, IFDDFeatures, IFDDOutput
 
-__all__ = ["IFDD", "IFDDConfig", "IFDDFeatures", "IFDDOutput", "create_model", "list_models"]
+__all__ = ["IFDD", "IFDDConfig", "IFDDFeatures", "IFDDOutput", "accelerate", "create_model", "list_models"]
