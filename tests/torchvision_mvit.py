@@ -50,7 +50,11 @@ def small(version: int, **options: Any) -> nn.Module:
     from torchvision.models.video.mvit import MSBlockConfig, MViT
 
     three = [3, 3, 3]
-    rows = [(1, 8, 16, [1, 1, 1], [1, 4, 4]), (2, 16, 32, [1, 2, 2], [1, 2, 2]), (2, 32, 32, [1, 1, 1], [1, 1, 1])]
+    rows = [
+        (1, 8, 16, [1, 1, 1], [1, 4, 4]),
+        (2, 16, 32, [1, 2, 2], [1, 2, 2]),
+        (2, 32, 32, [1, 1, 1], [1, 1, 1]),
+    ]
     if version == 2:
         rows = [(1, 16, 16, *rows[0][3:]), rows[1], rows[2]]
     setting = [
@@ -84,6 +88,8 @@ def small(version: int, **options: Any) -> nn.Module:
     return model
 
 
-def clips(batch: int = 2, frames: int = 4, height: int = 32, width: int = 48, dtype: Any = torch.float32) -> torch.Tensor:
+def clips(
+    batch: int = 2, frames: int = 4, height: int = 32, width: int = 48, dtype: Any = torch.float32
+) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, 3, frames, height, width, generator=generator, dtype=dtype)

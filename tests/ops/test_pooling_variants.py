@@ -43,9 +43,7 @@ def by_hand(
     """Every pair with its own row of every table."""
     q, k, v = (part.transpose(1, 2) for part in (query, key, value))
     scores = scale * q @ k.mT
-    at_q, at_k = (
-        torch.cartesian_prod(*(torch.arange(size) for size in grid)) for grid in (Q_GRID, K_GRID)
-    )
+    at_q, at_k = (torch.cartesian_prod(*(torch.arange(size) for size in grid)) for grid in (Q_GRID, K_GRID))
     for axis, table in zip(AXES, biases, strict=True):
         if table is not None:
             index = relative_index(Q_GRID[axis], K_GRID[axis], torch.device("cpu"))
@@ -107,9 +105,7 @@ def test_attention_refusals() -> None:
     with pytest.raises(RuntimeError, match="pooled_attention: backend 'native' cannot run: without tables"):
         K.pooled_attention(*inputs, None, None, None, Q_GRID, K_GRID, backend="native")
     with pytest.raises(RuntimeError, match="'native' cannot run: without the residual query"):
-        K.pooled_attention(
-            *inputs, *tables((True,) * 3), Q_GRID, K_GRID, residual=False, backend="native"
-        )
+        K.pooled_attention(*inputs, *tables((True,) * 3), Q_GRID, K_GRID, residual=False, backend="native")
     with pytest.raises(ValueError, match="pooled_attention: unknown backend 'fast'"):
         K.pooled_attention(*inputs, None, None, None, Q_GRID, K_GRID, backend="fast")
     with pytest.raises(ValueError, match="pooled_attention: key must have shape"):

@@ -148,9 +148,7 @@ class Attention(NamedTuple):
     backend: str
 
 
-def attend(
-    parts: tuple[Tensor, Tensor, Tensor], q_grid: Grid, k_grid: Grid, how: Attention
-) -> Tensor:
+def attend(parts: tuple[Tensor, Tensor, Tensor], q_grid: Grid, k_grid: Grid, how: Attention) -> Tensor:
     """Attention on pooled parts (B, 1 + N, h, d): (B, 1 + Nq, h*d)."""
     special = how.residual_of_class or not how.residual or all(table is None for table in how.tables)
     out = pooled_attention(
@@ -179,7 +177,9 @@ def same_positions(queries: int, keys: int, default: torch.dtype) -> bool:
     """
     with torch.device("cpu"), torch.inference_mode(False):
         q, k = torch.arange(queries), torch.arange(keys)
-        of_query, of_key = (torch.tensor(max(a / b, 1.0), dtype=default) for a, b in ((keys, queries), (queries, keys)))
+        of_query, of_key = (
+            torch.tensor(max(a / b, 1.0), dtype=default) for a, b in ((keys, queries), (queries, keys))
+        )
         places = q[:, None].to(default) * of_query - (k[None].to(default) + (1.0 - keys)) * of_key
         return torch.equal(places.long(), relative_index(queries, keys, torch.device("cpu")))
 

@@ -129,7 +129,13 @@ class SkipOnKernels(Accelerated):
         """(B, 1 + T*H*W, C) and (T, H, W) -> (B, 1 + T'*H'*W', C) and (T', H', W')."""
         me: Any = self
         stride = max_pool_stride(me.pool)
-        if stride is None or me.norm_act is not None or not is_untouched(me.pool) or not takes(x) or x.dim() != 3:
+        if (
+            stride is None
+            or me.norm_act is not None
+            or not is_untouched(me.pool)
+            or not takes(x)
+            or x.dim() != 3
+        ):
             return super().forward(x, thw)  # type: ignore[misc, no-any-return]
         grid: Grid = tuple(thw)
         out = max_pool_tokens(x, grid, stride, backend=backend_of(self, "max_pool_tokens"))
