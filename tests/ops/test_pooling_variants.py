@@ -1,4 +1,4 @@
-"""Options of the pooling ops that their schemas do not have: no tables, no residual query, unpooled queries."""
+"""Options of the pooling ops beyond their schemas: no tables, no residual query, unpooled queries."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_pooling_refusals() -> None:
 
     with pytest.raises(TypeError, match="pool_tokens: weight_q must be a tensor"):
         K.pool_tokens(qkv, None, *weights, norms[0], *norms, GRID, HEADS)
-    with pytest.raises(TypeError, match="pool_tokens: norm_q must be .weight, bias., got NoneType"):
+    with pytest.raises(TypeError, match=r"pool_tokens: norm_q must be .weight, bias., got NoneType"):
         K.pool_tokens(qkv, weights[0], *weights, None, *norms, GRID, HEADS)
     with pytest.raises(ValueError, match=r"stride_q must be \(1, 1, 1\) where weight_q is None"):
         call(stride_q=(1, 2, 2))
@@ -190,7 +190,7 @@ def test_pooling_refusals() -> None:
         call(weight=None)
     with pytest.raises(TypeError, match="pool_tokens: norm_k's bias must be a tensor"):
         call(norm=(norms[0][0], None))
-    with pytest.raises(ValueError, match="pool_tokens: qkv must have 1 [+] 48 tokens"):
+    with pytest.raises(ValueError, match=r"pool_tokens: qkv must have 1 [+] 48 tokens"):
         call(qkv[:, :5])
     with pytest.raises(ValueError, match="key_value_grid must equal grid"):
         call(key_value_grid=(1, 1, 1))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifdd.modules.backbone import Grid
@@ -167,14 +165,19 @@ def attend(parts: tuple[Tensor, Tensor, Tensor], q_grid: Grid, k_grid: Grid, how
     return out
 
 
+# The mark goes to a plain function: TorchDynamo looks through a cache.
 @constant_result
-@functools.cache
 def same_positions(queries: int, keys: int, default: torch.dtype) -> bool:
     """Whether the ratio of two sizes, in floats of a dtype, finds the rows of a table that integers find.
 
     MViTs compute places in a table in PyTorch's default dtype; where the ratio is not an integer, rounding
     may bring one to the row below.
     """
+    return _same_positions(queries, keys, default)
+
+
+@functools.cache
+def _same_positions(queries: int, keys: int, default: torch.dtype) -> bool:
     with torch.device("cpu"), torch.inference_mode(False):
         q, k = torch.arange(queries), torch.arange(keys)
         of_query, of_key = (

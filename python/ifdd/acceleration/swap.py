@@ -44,7 +44,7 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> Report:
         TypeError: a model that is no `nn.Module`. ValueError: an unknown backend.
 
     Second derivatives are refused in backward, as by all ops here. `torch.jit.script` takes no module whose
-    class was made at run time: undo first. Pickles need this package where they are loaded; state dicts do not.
+    class was made at run time: undo first. Pickles need this package where they are loaded.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -60,7 +60,7 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> Report:
             continue
         prefix = f"{name}." if name else ""
         done = [part for part, module in block.named_children() if is_accelerated(module)]
-        become, why = ({}, {part: "is accelerated already" for part in done}) if done else plan(block)
+        become, why = ({}, dict.fromkeys(done, "is accelerated already")) if done else plan(block)
         for part, mixin in become.items():
             module = getattr(block, part)
             swap(module, mixin, backend)

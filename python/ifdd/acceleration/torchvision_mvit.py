@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ifdd.acceleration.classes import Accelerated, backend_of, plain, takes
@@ -47,7 +46,7 @@ def _read(module: nn.Module | None) -> Pooling | None:
 class AttentionOnKernels(Accelerated):
     """`MultiscaleAttention`: pools by `pool_tokens`, the rest by `pooled_attention`.
 
-    The layers `qkv` (where its rows are split), `pool_q`, `pool_k` and `pool_v` are read; `project` is called.
+    `qkv` (where its rows are split), `pool_q`, `pool_k` and `pool_v` are read; `project` is called.
     """
 
     def forward(self, x: Tensor, thw: Any) -> Answer:
@@ -184,7 +183,7 @@ def _attention_reason(attention: Any) -> str:
             return f"{name} {wrong}"
     key_value, query = pair(_read(attention.pool_k), _read(attention.pool_v)), _read(attention.pool_q)
     if key_value is None or (query and query.eps != key_value.key.eps):
-        return "pools queries, keys and values with norms of several eps, or keys and values with several strides"
+        return "pools with norms of several eps, or keys and values with several strides"
     if attention.pool_q is None and key_value.stride != ONES and type(attention.qkv) is not nn.Linear:
         return f"qkv is a {type(attention.qkv).__name__}, not a Linear"
     return ""
