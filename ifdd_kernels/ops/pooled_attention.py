@@ -166,7 +166,7 @@ def pooled_attention(
     if scale is None:
         scale = _check.default_scale("pooled_attention", query)
     if type(residual) is not bool:
-        _check.number("pooled_attention", "residual", "bool", residual)
+        _check.number("pooled_attention", "residual", "bool", residual)  # type: ignore[unreachable]
     tables = [table_t, table_h, table_w]
     without_tables = all(table is None for table in tables)
     # Other grids than those of query and key go to the op's check: tables of their length may be huge.
@@ -201,13 +201,14 @@ def _zeros(query: Tensor, rows: int) -> Tensor:
 
 def _variant(arguments: tuple[Any, ...], without_tables: bool, residual: bool, backend: str) -> Tensor:
     """Attention without tables or without the query: PyTorch's fused attention, or the definition."""
-    query, key, value = arguments[:3]
+    query, key, value, table_h, table_w, table_t, q_grid, k_grid, scale = arguments
     if not torch.compiler.is_compiling():
         OPERATOR.check(*arguments)
     if backend == "reference":
         with sdpa.lowered(query, key, value) as parts:
-            tables = (arguments[5], arguments[3], arguments[4])
-            return reference.attention_of_parts(*parts, tables, *arguments[6:], residual)
+            q, k, v = parts
+            in_order = (table_t, table_h, table_w)
+            return reference.attention_of_parts(q, k, v, in_order, q_grid, k_grid, scale, residual)
     if backend not in ("auto", "sdpa"):
         select(OPERATOR.name, backend, *arguments)  # refuses names and devices in its own words
         what = "without tables" if without_tables else "without the residual query"
@@ -215,7 +216,7 @@ def _variant(arguments: tuple[Any, ...], without_tables: bool, residual: bool, b
             f"{OPERATOR.name}: backend {backend!r} cannot run: {what} it is PyTorch's"
             " scaled_dot_product_attention ('sdpa') or the reference"
         )
-    scale = arguments[-1]
     if without_tables:
         return sdpa.plain_attention(query, key, value, scale, residual)
-    return sdpa.pooled_attention(*arguments, residual=residual)[0]
+    tables = (table_h, table_w, table_t)
+    return sdpa.pooled_attention(query, key, value, *tables, q_grid, k_grid, scale, residual)[0]

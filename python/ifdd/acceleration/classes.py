@@ -24,9 +24,8 @@ class Accelerated(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # The class was made at run time: pickle finds it by what it was made of.
-        _, _, *state = super().__reduce_ex__(2)
-        mixin, original = type(self).__bases__
-        return (_empty, (mixin, original), *state)
+        found: Any = super().__reduce_ex__(2)
+        return (_empty, type(self).__bases__, *found[2:])
 
 
 def _empty(mixin: type[Accelerated], original: type[nn.Module]) -> nn.Module:
@@ -34,11 +33,16 @@ def _empty(mixin: type[Accelerated], original: type[nn.Module]) -> nn.Module:
     return made.__new__(made)
 
 
-@functools.cache
 def accelerated_class(mixin: type[Accelerated], original: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of `original` whose forward is that of `mixin`."""
+    """The subclass of `original` whose forward is that of `mixin`; the same one on every call."""
+    return _class((mixin, original))
+
+
+@functools.cache
+def _class(bases: tuple[Any, ...]) -> type[nn.Module]:
+    original = bases[1]
     names = {"__module__": original.__module__, "__doc__": original.__doc__}
-    return type(f"Accelerated{original.__name__}", (mixin, original), names)
+    return type(f"Accelerated{original.__name__}", bases, names)
 
 
 def is_accelerated(module: nn.Module) -> bool:

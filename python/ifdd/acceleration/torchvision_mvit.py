@@ -57,7 +57,7 @@ class AttentionOnKernels(Accelerated):
         query = _read(me.pool_q)
         unread = key_value is None or (me.pool_q is not None and query is None)
         if unread or not takes(x) or not plain(*tables) or (query and query.eps != key_value.key.eps):  # type: ignore[union-attr]
-            return super().forward(x, thw)  # type: ignore[misc, no-any-return]
+            return super().forward(x, thw)  # type: ignore[no-any-return]
         assert key_value is not None
         grid: Grid = tuple(thw)
         q_grid = grid if query is None else cells(grid, query.stride)
@@ -65,7 +65,7 @@ class AttentionOnKernels(Accelerated):
         if any(table is None for table in tables):  # then theirs adds none
             tables = (None, None, None)
         elif not same_grids(q_grid, k_grid):
-            return super().forward(x, thw)  # type: ignore[misc, no-any-return]
+            return super().forward(x, thw)  # type: ignore[no-any-return]
         projected = self._project(x, grid, key_value, query is None)
         parts = pool(projected, query, key_value, grid, me.num_heads, backend_of(self, "pool_tokens"))
         how = Attention(
@@ -116,7 +116,7 @@ class MLPOnKernels(Accelerated):
             and all(is_untouched(layer) and (layer.p == 0 or not layer.training) for layer in dropouts)
         )
         if not readable:
-            return super().forward(x)  # type: ignore[misc, no-any-return]
+            return super().forward(x)  # type: ignore[no-any-return]
         assert second is not None
         return gelu_linear(apply_linear(layers[0], x), *second, backend=backend_of(self, "gelu_linear"))
 
@@ -135,7 +135,7 @@ class SkipOnKernels(Accelerated):
             or not takes(x)
             or x.dim() != 3
         ):
-            return super().forward(x, thw)  # type: ignore[misc, no-any-return]
+            return super().forward(x, thw)  # type: ignore[no-any-return]
         grid: Grid = tuple(thw)
         out = max_pool_tokens(x, grid, stride, backend=backend_of(self, "max_pool_tokens"))
         return out, cells(grid, stride)
