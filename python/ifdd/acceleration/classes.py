@@ -66,9 +66,12 @@ def restore(module: nn.Module) -> None:
 def backend_of(module: nn.Module, op: str) -> str:
     """The backend of an op in a swapped module.
 
-    Ops that are a library's own product or pooling on GPUs have no others there to choose from.
+    Ops that are a library's own product or pooling on GPUs have no others there to choose from, and fused
+    attention is a backend of attention alone.
     """
     backend: str = getattr(module, _BACKEND)
+    if backend == "sdpa":
+        return backend if op == "pooled_attention" else "auto"
     return backend if backend == "reference" or op not in LIBRARY_OPS else "auto"
 
 
