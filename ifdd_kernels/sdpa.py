@@ -8,13 +8,15 @@ the biased scores as their products: exact, and never a matrix of queries by key
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ifdd_kernels._operator import AUTOCAST_DEVICES
 from ifdd_kernels.reference.pooled_attention import relative_index
 
 
@@ -57,6 +59,7 @@ def augmented_attention(
     q_grid: Sequence[int],
     scale: float,
     fixed: Layout,
+    residual: bool = True,
 ) -> Tensor:
     """softmax(scale q k^T + bias) v + residual query by one SDPA call.
 
@@ -68,6 +71,7 @@ def augmented_attention(
         q_grid: (T, H, W) of the queries.
         scale: of the products, not of the bias.
         fixed: what :func:`layout` returns for the grids, head size, device and dtype.
+        residual: whether the query is added.
 
     Returns:
         (B, h, 1 + Nq, d).
@@ -84,6 +88,11 @@ def augmented_attention(
     query = torch.cat((scale * q, F.pad(bias, (0, extra - columns, 1, 0))), dim=-1)
     key = torch.cat((k, fixed.hot.expand(batch, heads, -1, -1)), dim=-1)
     out = F.scaled_dot_product_attention(query, key, F.pad(v, (0, extra)), scale=1.0)[..., :head_dim]
+    return _with_query(out, q) if residual else out
+
+
+def _with_query(out: Tensor, q: Tensor) -> Tensor:
+    """out + q, the class token's row left out; both (B, h, 1 + Nq, d)."""
     return out + F.pad(q[:, :, 1:], (0, 0, 1, 0))
 
 
@@ -97,15 +106,36 @@ def pooled_attention(
     q_grid: Sequence[int],
     k_grid: Sequence[int],
     scale: float,
+    residual: bool = True,
 ) -> tuple[Tensor]:
-    """The arguments of ``torch.ops.ifdd.pooled_attention``; its first output, (B, 1 + Nq, h*d)."""
+    """The arguments of ``torch.ops.ifdd.pooled_attention``; its first output, (B, 1 + Nq, h*d).
+
+    Without `residual` the query is not added.
+    """
+    with lowered(query, key, value) as (q, k, v):
+        fixed = layout(q_grid, k_grid, q.shape[-1], q.device, q.dtype)
+        out = augmented_attention(q, k, v, (table_t, table_h, table_w), q_grid, scale, fixed, residual)
+        return (out.transpose(1, 2).flatten(2),)
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, residual: bool) -> Tensor:
+    """As :func:`pooled_attention` without tables: PyTorch's attention itself, (B, 1 + Nq, h*d)."""
+    with lowered(query, key, value) as (q, k, v):
+        out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+        out = _with_query(out, q) if residual else out
+        return out.transpose(1, 2).flatten(2)
+
+
+@contextmanager
+def lowered(query: Tensor, key: Tensor, value: Tensor) -> Iterator[list[Tensor]]:
+    """The three as (B, h, N, d) in autocast's dtype, and inside no autocast.
+
+    The casts are the op's: autocast would lower the products of float64 too.
+    """
     device = query.device.type
     parts = [query, key, value]
-    if torch.is_autocast_enabled(device) and query.dtype != torch.float64:
+    castable = device in AUTOCAST_DEVICES  # of others, such as meta, PyTorch refuses to say
+    if castable and torch.is_autocast_enabled(device) and query.dtype != torch.float64:
         parts = [part.to(torch.get_autocast_dtype(device)) for part in parts]
-    # The casts are the op's: autocast would lower the products of float64 too.
-    with torch.autocast(device, enabled=False):
-        q, k, v = (part.transpose(1, 2) for part in parts)
-        fixed = layout(q_grid, k_grid, q.shape[-1], q.device, q.dtype)
-        out = augmented_attention(q, k, v, (table_t, table_h, table_w), q_grid, scale, fixed)
-        return (out.transpose(1, 2).flatten(2),)
+    with torch.autocast(device, enabled=False) if castable else nullcontext():
+        yield [part.transpose(1, 2) for part in parts]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.rivals import network
 from benchmarks.rivals.contender import Contender, Gradients, Outputs
-from ifdd import IFDD, IFDDConfig
+from ifdd import IFDD, IFDDConfig, accelerate
 from ifdd.checkpoint import from_torchvision_mvit
 
 CONFIG = IFDDConfig(backbone="mvit_s", dropout=0.0, drop_path=0.0)
@@ -58,8 +58,15 @@ def _convert(theirs: nn.Module) -> nn.Module:
     return module
 
 
+def _accelerate(theirs: nn.Module) -> nn.Module:
+    module = copy.deepcopy(theirs)
+    accelerate(module)
+    return module
+
+
 def contenders() -> list[Contender]:
-    """torchvision's, compiled and not, and ours on its weights."""
+    """torchvision's, compiled and not, accelerated in place, and our own modules on its weights."""
     theirs = network.contender("torchvision", copy.deepcopy, _their_class_token, _rename, capturable=False)
     ours = replace(network.contender("ifdd", _convert, _our_class_token), ours=True)
-    return [theirs, theirs.compile(), ours]
+    in_place = network.contender("accelerate", _accelerate, _their_class_token, _rename, capturable=False)
+    return [theirs, theirs.compile(), replace(in_place, ours=True), ours]

@@ -70,6 +70,8 @@ def cpu(shorter: bool = False) -> Iterator[Task]:
     yield from _tasks(_eager(model[2]), ("fp32",), ("training",))
     yield from _tasks(_eager(issm[1] + issm[16] + ladm[1]), ("bf16",))
     yield from _tasks([case.only((case.anchor, "native")) for case in ops(1)], ("bf16",))
+    if vision.available():
+        yield from _tasks(_eager([cases.backbone_s(1)]), ("fp32",), ("inference",))
     if shorter:
         return
     yield from _tasks(_compiled(ladm[1], COMPILED), ("fp32",))

@@ -186,10 +186,10 @@ OPERATOR = register(
 
 def pool_tokens(
     qkv: Tensor,
-    weight_q: Tensor,
+    weight_q: Tensor | None,
     weight_k: Tensor,
     weight_v: Tensor,
-    norm_q: Norm,
+    norm_q: Norm | None,
     norm_k: Norm,
     norm_v: Norm,
     grid: Sequence[int],
@@ -219,6 +219,7 @@ def pool_tokens(
             token; float16, bfloat16, float32 or float64, any strides. Autocast casts it to its dtype.
             With `key_value`, the queries alone: (B, 1 + T*H*W, h*d).
         weight_q: (d, 1, 3, 3, 3), in qkv's dtype or float32 (float64 with float64), like every parameter.
+            None, with `norm_q`: queries are neither pooled nor normalised.
         weight_k: (d, 1, 3, 3, 3).
         weight_v: (d, 1, 3, 3, 3).
         norm_q: (weight, bias) of q's LayerNorm, each (d,).
@@ -236,7 +237,7 @@ def pool_tokens(
 
     Returns:
         query (B, 1 + Nq, h, d), key and value (B, 1 + Nk, h, d) in qkv's dtype, with the grids
-        ceil(size / stride); arithmetic in float32 (float64).
+        ceil(size / stride); arithmetic in float32 (float64). Without `weight_q` query is a view of qkv.
 
     Gradients flow to qkv, key_value and all parameters. Deterministic on the CPU; the reference on a GPU is
     as deterministic as PyTorch's convolution.
@@ -247,7 +248,17 @@ def pool_tokens(
     Source: Li et al., "MViTv2", CVPR 2022, arXiv:2112.01526 (pooling attention).
     """
     op = "pool_tokens"
+    if weight_q is None and norm_q is None:
+        return _without_query(
+            qkv,
+            key_value,
+            (weight_k, weight_v, norm_k, norm_v),
+            (grid, key_value_grid, num_heads, stride_q, stride_kv),
+            eps,
+            backend,
+        )
     _check.norms(op, norm_q=norm_q, norm_k=norm_k, norm_v=norm_v)
+    assert norm_q is not None
     if type(num_heads) is not int:
         _check.number(op, "num_heads", "int", num_heads)
     grid = _check.triple(op, "grid", grid)
@@ -269,3 +280,60 @@ def pool_tokens(
     )
     query, key, value = run(OPERATOR, backend, *arguments)[:3]
     return query, key, value
+
+
+def _without_query(
+    qkv: Tensor,
+    key_value: Tensor | None,
+    parameters: tuple[Tensor, Tensor, Norm, Norm],
+    sizes: tuple[Sequence[int], Sequence[int] | None, int, Sequence[int], Sequence[int]],
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Only keys and values: the op pools one query of zeros beside them, which nobody sees."""
+    op = OPERATOR.name
+    weight_k, weight_v, norm_k, norm_v = parameters
+    _check.norms(op, norm_k=norm_k, norm_v=norm_v)
+    grid, key_value_grid, heads, stride_q, stride_kv = sizes
+    grid = _check.triple(op, "grid", grid)
+    _check.number(op, "num_heads", "int", heads)
+    _check.positive(op, heads=heads)
+    if list(_check.triple(op, "stride_q", stride_q)) != [1, 1, 1]:
+        raise ValueError(f"{op}: stride_q must be (1, 1, 1) where weight_q is None, got {tuple(stride_q)}")
+    _check.tensor(op, "qkv", qkv)
+    channels = _check_packed(op, "qkv", qkv, 1 if key_value is not None else 3, "grid", grid, heads)
+    for name, weight in (("weight_k", weight_k), ("weight_v", weight_v)):
+        _check.tensor(op, name, weight)
+        _check.parameter(op, name, weight, (channels, 1, 3, 3, 3), "qkv", qkv)
+    for name, norm in (("norm_k", norm_k), ("norm_v", norm_v)):
+        for part, value in zip(("weight", "bias"), norm, strict=True):
+            _check.tensor(op, f"{name}'s {part}", value)
+            _check.parameter(op, f"{name}'s {part}", value, (channels,), "qkv", qkv)
+    query = qkv
+    if key_value is None:
+        if key_value_grid is not None and list(key_value_grid) != list(grid):
+            raise ValueError(
+                f"{op}: key_value_grid must equal grid {tuple(grid)} where key_value is not given,"
+                f" got {tuple(key_value_grid)}"
+            )
+        query, key_value = qkv.split((heads * channels, 2 * heads * channels), -1)
+    stand_in = qkv.new_zeros(qkv.shape[0], 2, heads * channels)
+    _, key, value = pool_tokens(
+        stand_in,
+        weight_k.detach(),
+        weight_k,
+        weight_v,
+        (norm_k[0].detach(), norm_k[1].detach()),
+        norm_k,
+        norm_v,
+        (1, 1, 1),
+        heads,
+        (1, 1, 1),
+        stride_kv,
+        key_value=key_value,
+        key_value_grid=grid if key_value_grid is None else key_value_grid,
+        eps=eps,
+        backend=backend,
+    )
+    # Autocast has cast keys and values.
+    return query.unflatten(-1, (heads, channels)).to(key.dtype), key, value

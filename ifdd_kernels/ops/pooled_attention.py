@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ifdd_kernels import _check, reference, sdpa
 from ifdd_kernels._operator import Backward, register
-from ifdd_kernels.backends import run
+from ifdd_kernels.backends import run, select
 from ifdd_kernels.grids import table_length
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
@@ -107,13 +108,14 @@ def pooled_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    table_h: Tensor,
-    table_w: Tensor,
-    table_t: Tensor,
+    table_h: Tensor | None,
+    table_w: Tensor | None,
+    table_t: Tensor | None,
     q_grid: Sequence[int],
     k_grid: Sequence[int],
     *,
     scale: float | None = None,
+    residual: bool = True,
     backend: str = "auto",
 ) -> Tensor:
     r"""Attention between pooled queries and pooled keys with a position bias per axis.
@@ -133,14 +135,18 @@ def pooled_attention(
         key: (B, 1 + Nk, h, d).
         value: (B, 1 + Nk, h, d).
         table_h: R^h, (2 max(Q, K) - 1, d) for the height; another length is interpolated linearly. In the
-            dtype of query or float32 (float64 with float64), like the other tables.
+            dtype of query or float32 (float64 with float64), like the other tables. None: no bias along
+            this axis, R = 0.
         table_w: R^w, the width's.
         table_t: R^t, the time's.
         q_grid: (T, H, W) of the queries.
         k_grid: (T, H, W) of the keys.
         scale: s; d^-1/2 if not given.
+        residual: whether the query is added, the last term of the formula.
         backend: see :mod:`ifdd_kernels.backends`. ``"sdpa"`` is one more of this op: the same function by
-            PyTorch's ``scaled_dot_product_attention``, in query's dtype, bias included.
+            PyTorch's ``scaled_dot_product_attention``, in query's dtype, bias included. It is what ``"auto"``
+            means without any table or without `residual`, on every device; there ``"reference"`` is the
+            other one that exists.
 
     Returns:
         (B, 1 + Nq, h*d) in query's dtype; scores and sums in float32 (float64).
@@ -150,6 +156,7 @@ def pooled_attention(
 
     Raises:
         ValueError: a shape, grid or device that does not fit. TypeError: a dtype that does not.
+        RuntimeError: a backend that cannot run the call.
 
     Source: Li et al., "MViTv2", CVPR 2022, arXiv:2112.01526 (decomposed relative position, residual
     pooling).
@@ -158,11 +165,19 @@ def pooled_attention(
     k_grid = _check.triple("pooled_attention", "k_grid", k_grid)
     if scale is None:
         scale = _check.default_scale("pooled_attention", query)
+    if type(residual) is not bool:
+        _check.number("pooled_attention", "residual", "bool", residual)  # type: ignore[unreachable]
     tables = [table_t, table_h, table_w]
+    without_tables = all(table is None for table in tables)
     # Other grids than those of query and key go to the op's check: tables of their length may be huge.
     if _has_grid(query, q_grid) and _has_grid(key, k_grid):
-        tables = [_fit(table, table_length(q, k)) for table, q, k in zip(tables, q_grid, k_grid, strict=True)]
-    arguments = (
+        tables = [
+            _zeros(query, table_length(q, k)) if table is None else _fit(table, table_length(q, k))
+            for table, q, k in zip(tables, q_grid, k_grid, strict=True)
+        ]
+    elif isinstance(query, Tensor):
+        tables = [query.new_zeros(1, 1) if table is None else table for table in tables]
+    arguments: tuple[Any, ...] = (
         query,
         key,
         value,
@@ -173,5 +188,35 @@ def pooled_attention(
         k_grid,
         scale,
     )
+    if without_tables or not residual:
+        return _variant(arguments, without_tables, residual, backend)
     out: Tensor = run(OPERATOR, backend, *arguments)[0]
     return out
+
+
+def _zeros(query: Tensor, rows: int) -> Tensor:
+    """The table of an axis without bias."""
+    return query.new_zeros(rows, query.shape[-1])
+
+
+def _variant(arguments: tuple[Any, ...], without_tables: bool, residual: bool, backend: str) -> Tensor:
+    """Attention without tables or without the query: PyTorch's fused attention, or the definition."""
+    query, key, value, table_h, table_w, table_t, q_grid, k_grid, scale = arguments
+    if not torch.compiler.is_compiling():
+        OPERATOR.check(*arguments)
+    if backend == "reference":
+        with sdpa.lowered(query, key, value) as parts:
+            q, k, v = parts
+            in_order = (table_t, table_h, table_w)
+            return reference.attention_of_parts(q, k, v, in_order, q_grid, k_grid, scale, residual)
+    if backend not in ("auto", "sdpa"):
+        select(OPERATOR.name, backend, *arguments)  # refuses names and devices in its own words
+        what = "without tables" if without_tables else "without the residual query"
+        raise RuntimeError(
+            f"{OPERATOR.name}: backend {backend!r} cannot run: {what} it is PyTorch's"
+            " scaled_dot_product_attention ('sdpa') or the reference"
+        )
+    if without_tables:
+        return sdpa.plain_attention(query, key, value, scale, residual)
+    tables = (table_h, table_w, table_t)
+    return sdpa.pooled_attention(query, key, value, *tables, q_grid, k_grid, scale, residual)[0]

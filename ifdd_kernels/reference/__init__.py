@@ -13,7 +13,11 @@ from ifdd_kernels.reference.lifting_residual import lifting_residual, lifting_re
 from ifdd_kernels.reference.linear import linear, linear_backward
 from ifdd_kernels.reference.max_pool_tokens import max_pool_tokens, max_pool_tokens_backward
 from ifdd_kernels.reference.pool_tokens import pool_tokens, pool_tokens_backward
-from ifdd_kernels.reference.pooled_attention import pooled_attention, pooled_attention_backward
+from ifdd_kernels.reference.pooled_attention import (
+    attention_of_parts,
+    pooled_attention,
+    pooled_attention_backward,
+)
 from ifdd_kernels.reference.split_frames import split_frames, split_frames_backward
 from ifdd_kernels.reference.split_index import split_index, split_index_backward
 from ifdd_kernels.reference.static_dynamic_split import (
@@ -23,6 +27,7 @@ from ifdd_kernels.reference.static_dynamic_split import (
 from ifdd_kernels.reference.topk_split_index import topk_split_index
 
 __all__ = [
+    "attention_of_parts",
     "frame_correlation",
     "frame_correlation_backward",
     "frame_tokens",

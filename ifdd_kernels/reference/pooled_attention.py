@@ -71,14 +71,44 @@ def pooled_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Heads joined (B, 1 + Nq, h*d), and the rows' log-sum-exp (B, h, 1 + Nq)."""
-    dtype = accumulator(query.dtype)
-    q, k, v = (part.to(dtype).transpose(1, 2) for part in (query, key, value))
-    tables = (table_t.to(dtype), table_h.to(dtype), table_w.to(dtype))
-    scores = _scores(q, k, tables, q_grid, k_grid, scale)
+    q, k, v = (part.transpose(1, 2) for part in (query, key, value))
+    return _attention(q, k, v, (table_t, table_h, table_w), q_grid, k_grid, scale)
+
+
+def attention_of_parts(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: tuple[Tensor, Tensor, Tensor],
+    q_grid: Triple,
+    k_grid: Triple,
+    scale: float,
+    residual: bool,
+) -> Tensor:
+    """As :func:`pooled_attention` of heads (B, h, 1 + N, d); the query is added only with `residual`."""
+    return _attention(q, k, v, tables, q_grid, k_grid, scale, residual)[0]
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: tuple[Tensor, Tensor, Tensor],
+    q_grid: Triple,
+    k_grid: Triple,
+    scale: float,
+    residual: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Heads joined, and the rows' log-sum-exp; ``tables`` are in the order t, h, w."""
+    out_dtype, dtype = q.dtype, accumulator(q.dtype)
+    q, k, v = (part.to(dtype) for part in (q, k, v))
+    rows = (tables[0].to(dtype), tables[1].to(dtype), tables[2].to(dtype))
+    scores = _scores(q, k, rows, q_grid, k_grid, scale)
     log_sum = scores.logsumexp(-1)
     out = scores.softmax(-1) @ v
-    out = out + F.pad(q[:, :, 1:], (0, 0, 1, 0))
-    return out.transpose(1, 2).flatten(2).to(query.dtype), log_sum
+    if residual:
+        out = out + F.pad(q[:, :, 1:], (0, 0, 1, 0))
+    return out.transpose(1, 2).flatten(2).to(out_dtype), log_sum
 
 
 def pooled_attention_backward(

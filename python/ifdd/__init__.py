@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ifdd.acceleration import accelerate
 from ifdd.config import IFDDConfig
 from ifdd.factory import create_model, list_models
 from ifdd.features import FeatureExtractor
@@ -13,6 +14,7 @@ __all__ = [
     "IFDDConfig",
     "IFDDFeatures",
     "IFDDOutput",
+    "accelerate",
     "create_model",
     "list_models",
 ]

@@ -1,0 +1,219 @@
+"""The parts of torchvision's MViT (`mvit_v1_b`, `mvit_v2_s` and others of its class `MViT`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ifdd.acceleration.classes import Accelerated, backend_of, plain, takes
+from ifdd.acceleration.pooling import (
+    ONES,
+    Attention,
+    KeyValuePools,
+    Pooling,
+    Projected,
+    attend,
+    cells,
+    live,
+    max_pool_stride,
+    pair,
+    pool,
+    read_pooling,
+    same_grids,
+    why_not_read,
+)
+from ifdd.modules.backbone import Grid
+from ifdd.modules.children import apply_linear, is_untouched, weight_and_bias, weights
+from ifdd_kernels import gelu_linear, max_pool_tokens
+
+Answer = tuple[Tensor, Any]
+
+
+def _parts_of_pool(module: Any) -> tuple[nn.Module | None, nn.Module | None]:
+    """The convolution and the norm of a `Pool`, where it does nothing else."""
+    if not is_untouched(module) or module.norm_before_pool or not isinstance(module.norm_act, nn.Sequential):
+        return None, None
+    layers = module.norm_act
+    alone = type(layers) is nn.Sequential and is_untouched(layers) and len(layers) == 1
+    return (module.pool, layers[0]) if alone else (None, None)
+
+
+def _read(module: nn.Module | None) -> Pooling | None:
+    return None if module is None else read_pooling(*_parts_of_pool(module))
+
+
+class AttentionOnKernels(Accelerated):
+    """`MultiscaleAttention`: pools by `pool_tokens`, the rest by `pooled_attention`.
+
+    `qkv` (where its rows are split), `pool_q`, `pool_k` and `pool_v` are read; `project` is called.
+    """
+
+    def forward(self, x: Tensor, thw: Any) -> Answer:
+        """(B, 1 + T*H*W, C) and (T, H, W) -> (B, 1 + T'*H'*W', C') and (T', H', W')."""
+        me: Any = self
+        tables = (me.rel_pos_h, me.rel_pos_w, me.rel_pos_t)
+        key_value = pair(_read(me.pool_k), _read(me.pool_v))
+        query = _read(me.pool_q)
+        unread = key_value is None or (me.pool_q is not None and query is None)
+        if unread or not takes(x) or not plain(*tables) or (query and query.eps != key_value.key.eps):  # type: ignore[union-attr]
+            return super().forward(x, thw)  # type: ignore[no-any-return]
+        assert key_value is not None
+        grid: Grid = tuple(thw)
+        q_grid = grid if query is None else cells(grid, query.stride)
+        k_grid = cells(grid, key_value.stride)
+        if any(table is None for table in tables):  # then theirs adds none
+            tables = (None, None, None)
+        elif not same_grids(q_grid, k_grid):
+            return super().forward(x, thw)  # type: ignore[no-any-return]
+        projected = self._project(x, grid, key_value, query is None)
+        parts = pool(projected, query, key_value, grid, me.num_heads, backend_of(self, "pool_tokens"))
+        how = Attention(
+            me.scaler,
+            tables,
+            me.residual_pool,
+            me.residual_with_cls_embed,
+            backend_of(self, "pooled_attention"),
+        )
+        out: Tensor = me.project(attend(parts, q_grid, k_grid, how))
+        return out, thw if query is None else q_grid
+
+    def _project(self, x: Tensor, grid: Grid, pools: KeyValuePools, apart: bool) -> Projected:
+        """Queries of all tokens; keys and values of those that their pools look at."""
+        me: Any = self
+        covered = live(grid, pools.stride, x.device)
+        found = weights(me.qkv, nn.Linear) if apart or covered is not None else None
+        if found is None:
+            return Projected(apply_linear(me.qkv, x), None, grid, pools.stride)
+        weight, bias = found
+        width = me.num_heads * me.head_dim
+        query = slice(None, width), slice(width, None)
+        first, rest = (
+            nn.functional.linear(tokens, weight[rows], None if bias is None else bias[rows])
+            for tokens, rows in zip(
+                (x, x if covered is None else x.index_select(1, covered.rows)), query, strict=True
+            )
+        )
+        if covered is None:
+            return Projected(first, rest, grid, pools.stride)
+        return Projected(first, rest, covered.grid, covered.stride)
+
+
+class MLPOnKernels(Accelerated):
+    """`MLP`: keeps only the argument of GELU for backward. All its layers are read."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C')."""
+        layers: Any = self
+        activation, *dropouts = (layers[place] for place in (1, 2, 4))
+        first, second = (weight_and_bias(layers[place], nn.Linear) for place in (0, 3))
+        readable = (
+            takes(x)
+            and first is not None
+            and second is not None
+            and is_untouched(activation)
+            and activation.approximate == "none"
+            and all(is_untouched(layer) and (layer.p == 0 or not layer.training) for layer in dropouts)
+        )
+        if not readable:
+            return super().forward(x)  # type: ignore[no-any-return]
+        assert second is not None
+        return gelu_linear(apply_linear(layers[0], x), *second, backend=backend_of(self, "gelu_linear"))
+
+
+class SkipOnKernels(Accelerated):
+    """`Pool` of a shortcut: its maximum, in the layout of tokens. Its `pool` is read."""
+
+    def forward(self, x: Tensor, thw: Any) -> Answer:
+        """(B, 1 + T*H*W, C) and (T, H, W) -> (B, 1 + T'*H'*W', C) and (T', H', W')."""
+        me: Any = self
+        stride = max_pool_stride(me.pool)
+        if (
+            stride is None
+            or me.norm_act is not None
+            or not is_untouched(me.pool)
+            or not takes(x)
+            or x.dim() != 3
+        ):
+            return super().forward(x, thw)  # type: ignore[no-any-return]
+        grid: Grid = tuple(thw)
+        out = max_pool_tokens(x, grid, stride, backend=backend_of(self, "max_pool_tokens"))
+        return out, cells(grid, stride)
+
+
+def plan(block: Any) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
+    """What each part of a `MultiscaleBlock` becomes, and why parts are left, by their names in it."""
+    become: dict[str, type[Accelerated]] = {"attn": AttentionOnKernels, "mlp": MLPOnKernels}
+    left: dict[str, str] = {}
+    reasons = {"attn": _attention_reason(block.attn), "mlp": _mlp_reason(block.mlp)}
+    if block.pool_skip is not None:
+        become["pool_skip"] = SkipOnKernels
+        reasons["pool_skip"] = _skip_reason(block.pool_skip)
+    for name, reason in reasons.items():
+        if reason:
+            left[name] = reason
+            del become[name]
+    return become, left
+
+
+def _own_class(module: nn.Module, package: str, name: str) -> str:
+    kind = type(module)
+    if (kind.__module__, kind.__qualname__) == (package, name):
+        return "" if "forward" not in module.__dict__ else "has a forward of its own"
+    return f"is a {kind.__module__}.{kind.__qualname__}, not torchvision's {name}"
+
+
+def _attention_reason(attention: Any) -> str:
+    wrong = _own_class(attention, "torchvision.models.video.mvit", "MultiscaleAttention")
+    if wrong:
+        return wrong
+    if attention.pool_k is None or attention.pool_v is None:
+        return "does not pool keys and values"
+    for name in ("pool_q", "pool_k", "pool_v"):
+        module = getattr(attention, name)
+        if module is None:
+            continue
+        wrong = _own_class(module, "torchvision.models.video.mvit", "Pool")
+        if wrong:
+            return f"{name} {wrong}"
+        convolution, norm = _parts_of_pool(module)
+        if convolution is None:
+            return f"{name} has hooks, or is not a convolution with one norm behind it"
+        if wrong := why_not_read(convolution, norm):
+            return f"{name} {wrong}"
+    key_value, query = pair(_read(attention.pool_k), _read(attention.pool_v)), _read(attention.pool_q)
+    if key_value is None or (query and query.eps != key_value.key.eps):
+        return "pools with norms of several eps, or keys and values with several strides"
+    if attention.pool_q is None and key_value.stride != ONES and type(attention.qkv) is not nn.Linear:
+        return f"qkv is a {type(attention.qkv).__name__}, not a Linear"
+    return ""
+
+
+def _mlp_reason(mlp: Any) -> str:
+    wrong = _own_class(mlp, "torchvision.ops.misc", "MLP")
+    if wrong:
+        return wrong
+    kinds = [nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout]
+    found = [type(layer) for layer in mlp]
+    if found != kinds:
+        return f"is made of {', '.join(kind.__name__ for kind in found)}"
+    if mlp[1].approximate != "none":
+        return f"has a GELU approximated by {mlp[1].approximate!r}"
+    if mlp[2].p > 0 or mlp[4].p > 0:
+        return f"has a dropout of {max(mlp[2].p, mlp[4].p)}"
+    if not all(is_untouched(layer) for layer in mlp) or not all(
+        weight_and_bias(mlp[place], nn.Linear) for place in (0, 3)
+    ):
+        return "has a hook, a tensor subclass or no bias in a layer whose weights would be read"
+    return ""
+
+
+def _skip_reason(skip: Any) -> str:
+    wrong = _own_class(skip, "torchvision.models.video.mvit", "Pool")
+    if wrong:
+        return wrong
+    if skip.norm_act is not None:
+        return "normalises what it pools"
+    if max_pool_stride(skip.pool) is None:
+        return "pools by something else than a maximum over windows of stride + 1 cells, the strides even"
+    return "" if is_untouched(skip.pool) else "has a hook on its pool, which would be skipped"
