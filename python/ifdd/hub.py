@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ifdd.checkpoint.files import CheckpointError, PathLike, load_weights, read_safetensors
+from ifdd.checkpoint.files import CheckpointError, PathLike, load_weights, read_weights
 from ifdd.checkpoint.format import checked_names, save_checkpoint
 from ifdd.config import IFDDConfig
 from ifdd.model import IFDD
@@ -71,9 +71,8 @@ def load_folder(kind: type[Model], config_path: Path, weights_path: Path) -> Mod
         CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
     """
     config, names = _read_config(config_path)
-    weights, _ = read_safetensors(weights_path)
     model = kind(config)
-    load_weights(model, weights, str(weights_path))
+    load_weights(model, read_weights(weights_path), str(weights_path))
     model.class_names = names
     return model.eval()
 

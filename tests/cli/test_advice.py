@@ -14,7 +14,7 @@ from ifdd.cli import COMMANDS, _command_parser
 
 SOURCES = Path(ifdd.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9_]*(?:[.-][a-z0-9_]+)*)(?![\w*])")
-OTHERS = re.compile(r"(pip|uv|cmake|git) [^;`]*|python -m ifdd\.demo[^;`]*")
+OTHERS = re.compile(r"(pip|uv|cmake|git|docker) [^;`]*|python -m ifdd\.demo[^;`]*")
 """Command lines of other programs."""
 
 
