@@ -138,12 +138,18 @@ class FileSource(Source):
             needed = max(entry.pos + entry.size for entry in entries)
             return f"the file has {size} of {needed} bytes" if needed > size else None
         problem = missing_bytes(self.path, self._container.format.name)
-        if problem is None or (self.announced is not None and self._packet_count >= self.announced):
-            return None
-        announced = _announced_seconds(self._container, self._stream)
-        if announced is not None and end is not None and end + 0.5 / self.fps >= announced:
+        if problem is None or self._complete(end):
             return None
         return problem
+
+    def _complete(self, end: float | None) -> bool:
+        """All the video that the header announces is there: what is missing lies behind it."""
+        if self._container.format.name == "avi":
+            return self.announced is not None and self._packet_count >= self.announced
+        if "matroska" in self._container.format.name and end is not None:
+            announced = _announced_seconds(self._container, self._stream)
+            return announced is not None and end + 0.5 / self.fps >= announced
+        return False
 
     def _packets(self) -> Iterator[Any]:
         failures = 0
