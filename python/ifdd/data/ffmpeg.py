@@ -224,5 +224,9 @@ def _length(frame: Any) -> float | None:
 
 def _convert(frame: Any, turned: Orientation) -> np.ndarray:
     pixels: np.ndarray = frame.to_ndarray(format="rgb24")
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV 18 gives no side data where it does not know one of the kinds, such as the EXIF of a JPEG.
+        return Orientation.of_rotation(str(-frame.rotation)).apply(pixels)
     return (turned if matrix is None else Orientation.of_matrix(bytes(matrix))).apply(pixels)
