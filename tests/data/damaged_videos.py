@@ -1,8 +1,8 @@
 """Reads videos, images and folders that were damaged at random, in a process of its own.
 
 `python damaged_videos.py FOLDER FIRST COUNT` damages the files in FOLDER/good: flips, cuts, splices, zeroes.
-Each must give frames or a `VideoError` of one line, within 60 seconds; the last line printed names the case that
-did not.
+Each must give frames or a `VideoError` of one line, within 60 seconds; the last line printed names the case
+that did not.
 """
 
 from __future__ import annotations
