@@ -73,12 +73,12 @@ def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
         digits = _NUMBER.findall(Path(name).stem)
         if not digits:
             raise VideoError(
-                f"{printable(folder)}: image {printable(name)!r} has no number in its name, "
+                f"{printable(folder)}: image '{printable(name)}' has no number in its name, "
                 "so its place among the frames is unknown"
             )
         number = int(digits[-1])
         if number in numbered:
-            both = f"{printable(numbered[number])!r} and {printable(name)!r}"
+            both = f"'{printable(numbered[number])}' and '{printable(name)}'"
             raise VideoError(
                 f"{printable(folder)}: frame {number} is there twice ({both}); "
                 "the last number in a name is the number of its frame"

@@ -199,6 +199,10 @@ class VideoStream:
             raise VideoError(f"{printable(self.path)}: {problem}")
         if loss is not None:
             self.damage = self._describe(loss)
+        elif self.frames_announced not in (None, self.frames_read):
+            self.remarks.append(
+                f"the header announces {self.frames_announced} frames, {self.frames_read} are shown"
+            )
 
     def _refuse(self) -> None:
         """Raises on damage, if so asked."""
@@ -206,14 +210,18 @@ class VideoStream:
         if not self._strict or loss is None:
             return
         if self.frames_read == 0:
-            raise VideoError(f"{printable(self.path)}: no frame could be decoded ({loss})")
-        raise VideoError(f"{printable(self.path)}: {self._describe(loss)}")
+            problem = f"no frame could be decoded ({loss})"
+        elif self._only:  # those before may not have been looked at: their number says nothing
+            problem = f"frame {self.frames_read} cannot be read ({loss})"
+        else:
+            problem = self._describe(loss)
+        raise VideoError(f"{printable(self.path)}: {problem}")
 
     def _describe(self, loss: str) -> str:
         text = f"damaged or cut off after {self._sound} readable frames ({loss})"
         behind = self.frames_read - self._sound
         if behind:
-            text += f"; {behind} readable frames behind the damage"
+            text += f"; {self._source.lost} left out, {behind} readable frames behind them"
         return text
 
     def _unchecked(self, picture: Picture) -> np.ndarray:
