@@ -168,7 +168,7 @@ def _read(
             recent.append(_Shown(image, frame.seconds, frame.stop_seconds))
             count += 1
             if only is not None:
-                if count == only + span:
+                if only >= 0 and count == only + span:
                     yield window(within)
                     break
             elif count % span == 0:
