@@ -1,42 +1,48 @@
 """Reading face videos: files through PyAV, folders of numbered images through Pillow.
 
-Frames are resized while decoding, so a long video never lies in memory at full size. Whatever goes wrong is a
-`VideoError` of one line with the path and the reason.
+`open_video` gives one frame after the other and holds none; `read_video` collects frames in an array. Frames are
+resized while decoding, so a long video never lies in memory at full size. Whatever goes wrong is a `VideoError`
+of one line with the path and the reason.
+
+What can be decoded counts, not what a header says. Damaged frames are left out with all that build on them, and
+reading goes on behind them, as a player does; `VideoStream.damage` says so, and `strict=True` refuses.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 import numpy as np
 
-from .errors import VideoError
+from .errors import VideoError, printable, reason
 from .face import CropBox, find_face, parse_crop
+from .ffmpeg import FileSource
+from .folder import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FolderSource, frame_files, list_videos
 from .resize import resize_frame
+from .source import Picture, PictureError, Source
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "Frame",
     "VideoError",
     "VideoFrames",
+    "VideoStream",
     "count_frames",
     "frame_files",
+    "list_videos",
     "locate_face",
+    "open_video",
     "read_video",
 ]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
 FACE_SAMPLES = 16
 """Most frames looked at to find the face of a video (`crop="auto"`)."""
-
-Loader = Callable[[], np.ndarray]
-"""Converts one frame to uint8 RGB (H, W, 3) when called; frames that are skipped are never converted."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class VideoFrames:
 
     Attributes:
         frames: uint8 RGB, (T, H, W, 3), T >= 1.
-        fps: frames per second; for a folder of images the `folder_fps` passed to `read_video`.
+        fps: frames per second on average; for a folder of images the `folder_fps` passed to `read_video`.
         path: where it came from.
     """
 
@@ -54,8 +60,213 @@ class VideoFrames:
     path: Path
 
 
-class _BrokenError(Exception):
-    """The stream ended before its announced end; the text says how."""
+class Frame:
+    """One frame of a video.
+
+    Attributes:
+        number: its place among the frames read, from 0.
+        seconds: when a player shows it, counted from the first frame, by the time stamps of the file.
+        stop_seconds: when the next one takes its place; of the last frame, when it ends.
+    """
+
+    __slots__ = ("_finish", "_load", "number", "seconds", "stop_seconds")
+
+    def __init__(
+        self,
+        number: int,
+        picture: Picture,
+        finish: Callable[[np.ndarray], np.ndarray],
+        load: Callable[[], np.ndarray],
+    ) -> None:
+        self.number = number
+        self.seconds = picture.start
+        self.stop_seconds = picture.stop
+        self._load = load
+        self._finish = finish
+
+    def image(self) -> np.ndarray:
+        """uint8 RGB (H, W, 3): upright, cut and resized as the stream was told; converted at every call.
+
+        Raises:
+            VideoError: the crop reaches outside; in a stream with `only`, the image of a folder is damaged.
+        """
+        return self._finish(self._load())
+
+
+class VideoStream:
+    """The frames of a video, one at a time; made by `open_video`. Iterate once; memory does not grow.
+
+    As a context manager it closes the file at the end of the block.
+
+    Attributes:
+        path: of the video.
+        frames_read: frames given so far.
+        end_seconds: end of the last of them, 0 before the first.
+        damage: one line when frames are missing because they are damaged or cut off, else None. Final when
+            the iteration has ended.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        box: CropBox | None,
+        size: tuple[int, int] | None,
+        strict: bool,
+        only: Collection[int] | None,
+    ) -> None:
+        self.path = source.path
+        self.frames_read = 0
+        self.end_seconds = 0.0
+        self.damage: str | None = None
+        self._source = source
+        self._box = box
+        self._size = size
+        self._strict = strict
+        self._only = only
+        self._frames: Generator[Frame, None, None] | None = None
+        self._sound = 0  # frames before the first damage
+
+    def __enter__(self) -> VideoStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; the iteration cannot go on."""
+        if self._frames is None:
+            self._frames = _nothing()
+        self._frames.close()
+        self._source.close()
+
+    @property
+    def fps(self) -> float:
+        """Average frames per second, to report; times of frames do not follow from it. For a folder, and for
+        files that state none, the `folder_fps` of `open_video`.
+        """
+        return self._source.fps
+
+    @property
+    def frames_announced(self) -> int | None:
+        """Frames that the header announces (a folder: its images), None if it does not say. Not reliable."""
+        return self._source.announced
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is odd about the file though nothing is missing, a line each. Complete after the iteration."""
+        return self._source.remarks
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The frames in the order they are shown.
+
+        Raises:
+            VideoError: see `open_video`.
+            RuntimeError: iterated before, or closed.
+        """
+        if self._frames is not None:
+            raise RuntimeError(f"{printable(self.path)}: a video stream can be iterated once")
+        self._frames = self._read()
+        return self._frames
+
+    def _read(self) -> Generator[Frame, None, None]:
+        for picture in self._source.pictures():
+            load = picture.load
+            if picture.fragile:
+                if self._only is None or self.frames_read in self._only:
+                    try:
+                        pixels = picture.load()
+                    except PictureError as error:
+                        self._source.lost += 1
+                        self._source.loss = self._source.loss or str(error)
+                        self._refuse()
+                        continue
+                    load = partial(_same, pixels)
+                else:
+                    load = partial(self._unchecked, picture)
+            self._refuse()
+            if self._source.loss is None:
+                self._sound += 1
+            number = self.frames_read
+            self.frames_read += 1
+            self.end_seconds = picture.stop
+            yield Frame(number, picture, self._finish, load)
+        self._refuse()
+        loss = self._source.loss
+        if self.frames_read == 0:
+            problem = "holds no frame" if loss is None else f"no frame could be decoded ({loss})"
+            raise VideoError(f"{printable(self.path)}: {problem}")
+        if loss is not None:
+            self.damage = self._describe(loss)
+
+    def _refuse(self) -> None:
+        """Raises on damage, if so asked."""
+        loss = self._source.loss
+        if not self._strict or loss is None:
+            return
+        if self.frames_read == 0:
+            raise VideoError(f"{printable(self.path)}: no frame could be decoded ({loss})")
+        raise VideoError(f"{printable(self.path)}: {self._describe(loss)}")
+
+    def _describe(self, loss: str) -> str:
+        text = f"damaged or cut off after {self._sound} readable frames ({loss})"
+        behind = self.frames_read - self._sound
+        if behind:
+            text += f"; {behind} readable frames behind the damage"
+        return text
+
+    def _unchecked(self, picture: Picture) -> np.ndarray:
+        try:
+            return picture.load()
+        except PictureError as error:
+            raise VideoError(f"{printable(self.path)}: {error}") from None
+
+    def _finish(self, pixels: np.ndarray) -> np.ndarray:
+        pixels = _cut(pixels, self._box, self.path)
+        return pixels if self._size is None else resize_frame(pixels, self._size)
+
+
+def open_video(
+    path: str | os.PathLike[str],
+    crop: str | CropBox | Sequence[int] | None = None,
+    *,
+    size: int | tuple[int, int] | None = None,
+    folder_fps: float = 25.0,
+    strict: bool = False,
+    only: Collection[int] | None = None,
+) -> VideoStream:
+    """Opens a video file, or a folder of numbered images, to read frame by frame.
+
+    Frames are upright: the display matrix of the file (rotations by 90 degrees and mirrorings) and the EXIF
+    orientation of images are applied. Pixels that are not square stay as they are stored: the plain resize
+    to the network's square does not keep the aspect ratio anyway. Interlaced frames are not separated, and
+    transparency is dropped.
+
+    Args:
+        path: a video file, an image, or a folder as `frame_files` takes it.
+        crop: region kept of every (upright) frame, before resizing: a `CropBox`, four integers, `"x,y,w,h"`,
+            or `"auto"` to find the face (`ifdd.data.face.find_face`; reads the video a second time).
+        size: side in pixels, or (height, width), that every frame is resized to: a plain resize (the aspect
+            ratio is not kept, as in the original pipeline), bicubic with antialiasing. Without it the frames
+            keep their size.
+        folder_fps: rate of folders of images, and of files that state none.
+        strict: raises on the first damage instead of leaving damaged frames out.
+        only: numbers of the frames whose image will be taken; images of a folder that are not among them are
+            never opened.
+
+    Raises:
+        VideoError: there is nothing, not a video, no video stream, no face. During the iteration: no frame
+            that can be decoded, and with `strict` any damage.
+        ValueError: `crop`, `size` or `folder_fps` is not usable.
+    """
+    path = Path(path)
+    if not 0 < folder_fps < float("inf"):
+        raise ValueError(f"folder_fps must be positive, got {folder_fps}")
+    target = _target_size(size)
+    region = parse_crop(crop)
+    box = _locate(path, None, strict) if region == "auto" else region
+    return VideoStream(_source(path, folder_fps), box, target, strict, only)
 
 
 def read_video(
@@ -69,21 +280,17 @@ def read_video(
     folder_fps: float = 25.0,
     max_bytes: int = 4 << 30,
 ) -> VideoFrames:
-    """Reads a video file, or a folder of numbered `.jpg`/`.png` frames.
+    """Reads a video file, or a folder of numbered images, into an array.
 
     Args:
-        path: a video file, or a folder whose images end in their frame number (`7.jpg`, `00012_00007.png`).
-        crop: region kept of every (upright) frame, before resizing: a `CropBox`, four integers, `"x,y,w,h"`,
-            or `"auto"` to find the face (`ifdd.data.face.find_face`; reads the video a second time).
-        size: side in pixels, or (height, width), that every frame is resized to while decoding: a plain
-            resize (the aspect ratio is not kept, as in the original pipeline), bicubic with antialiasing.
-            Without it the frames keep their size, and frames that differ are brought to the size of the first
-            one.
+        path: as `open_video`.
+        crop: as `open_video`.
+        size: as `open_video`; without it, frames that differ are brought to the size of the first one.
         indices: frames to keep, in this order, repetition allowed; only these are converted and held.
             Decoding stops at the largest.
         max_frames: reads at most that many frames from the beginning; not together with `indices`.
-        accept_partial: returns the frames before the break when decoding breaks in the middle; without effect
-            on `indices`, which must all be readable.
+        accept_partial: leaves damaged frames out instead of raising; without effect on `indices`, which must
+            all be readable.
         folder_fps: rate reported for folders of images, and for files that state none.
         max_bytes: refuses to hold more than this many bytes of frames.
 
@@ -91,62 +298,51 @@ def read_video(
         VideoFrames with frames uint8 (T, H, W, 3).
 
     Raises:
-        VideoError: nothing there, empty, not a video, no video stream, no frame, damaged or cut off (detected
-            by a decoding error, a damaged frame, fewer frames than the header announces or, where only a
-            duration is announced, an end more than max(0.5 s, 5 %) early), no face found, a crop outside the
-            image, too large, or an index beyond the end.
+        VideoError: nothing there, empty, not a video, no video stream, no frame, damaged or cut off (by an
+            error of the decoder, a damaged frame, or bytes that are proved to be missing; a header that
+            merely disagrees with the frames is no damage), no face found, a crop outside the image, too
+            large, or an index beyond the end.
         ValueError: `size`, `indices` or `max_frames` is not usable.
     """
-    path = Path(path)
-    target = _target_size(size)
     wanted = None if indices is None else _wanted_indices(indices)
     if max_frames is not None and (max_frames < 1 or wanted is not None):
         raise ValueError(
             f"max_frames must be at least 1 and not come together with indices, got {max_frames}"
         )
+    path = Path(path)
+    target = _target_size(size)
     region = parse_crop(crop)
-    box = (
-        locate_face(path, max_frames=max_frames, accept_partial=accept_partial)
-        if region == "auto"
-        else region
-    )
-    last = None if wanted is None else int(wanted.max())
-    limit = max_frames if last is None else last + 1
+    box = _locate(path, max_frames, not accept_partial) if region == "auto" else region
+    limit = max_frames if wanted is None else int(wanted.max()) + 1
     needed = None if wanted is None else set(wanted.tolist())
+    strict = not accept_partial or wanted is not None
 
-    stream = _open(path, folder_fps)
     kept: dict[int, np.ndarray] = {}
     held = 0
-    count = 0
-    try:
-        for load in stream.frames():
-            if needed is None or count in needed:
-                frame = _cut(load(), box, path)
+    with open_video(path, box, size=size, folder_fps=folder_fps, strict=strict, only=needed) as stream:
+        for frame in stream:
+            if needed is None or frame.number in needed:
+                image = frame.image()
                 if target is None:
-                    target = (frame.shape[0], frame.shape[1])
-                kept[count] = resize_frame(frame, target)
-                held += kept[count].nbytes
+                    target = (image.shape[0], image.shape[1])
+                kept[frame.number] = resize_frame(image, target)
+                held += kept[frame.number].nbytes
                 if held > max_bytes:
                     raise VideoError(
-                        f"{path}: more than {max_bytes / 2**30:.3g} GiB of {target[1]}x{target[0]} frames; "
-                        "pass size= to resize while decoding, or max_frames="
+                        f"{printable(path)}: more than {max_bytes / 2**30:.3g} GiB of {target[1]}x{target[0]} "
+                        "frames; pass size= to resize while decoding, or max_frames="
                     )
-            count += 1
-            if limit is not None and count >= limit:
+            if limit is not None and frame.number + 1 >= limit:
                 break
-    except _BrokenError as broken:
-        if wanted is not None:
-            # Frames that were not asked for may not have been looked at: their number says nothing.
-            raise VideoError(f"{path}: frame {count} cannot be read ({broken})") from None
-        _refuse_partial(path, count, broken, accept_partial)
-    if count == 0:
-        raise VideoError(f"{path}: holds no frame")
+        count = stream.frames_read
     if wanted is None:
         order: Sequence[int] = range(count)
     elif int(wanted.max()) < count:
         order = wanted.tolist()
     else:
-        raise VideoError(f"{path}: frame {int(wanted.max())} was asked for, but it has only {count} frames")
+        raise VideoError(
+            f"{printable(path)}: frame {int(wanted.max())} was asked for, but it has only {count} frames"
+        )
     return VideoFrames(np.stack([kept[i] for i in order]), stream.fps, path)
 
 
@@ -157,18 +353,10 @@ def count_frames(path: str | os.PathLike[str]) -> int:
     Raises:
         VideoError: as `read_video`.
     """
-    path = Path(path)
-    if path.is_dir():
-        return len(frame_files(path))
-    count = 0
-    try:
-        for _ in _open(path, 25.0).frames():
-            count += 1
-    except _BrokenError as broken:
-        _refuse_partial(path, count, broken, accept_partial=False)
-    if count == 0:
-        raise VideoError(f"{path}: holds no frame")
-    return count
+    with open_video(path, strict=True, only=()) as stream:
+        for _ in stream:
+            pass
+        return stream.frames_read
 
 
 def locate_face(
@@ -180,190 +368,51 @@ def locate_face(
     Raises:
         VideoError: as `read_video`.
     """
-    path = Path(path)
-    return find_face(_spread_frames(path, max_frames, accept_partial), name=str(path))
+    return _locate(Path(path), max_frames, not accept_partial)
 
 
-def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The images of a folder in the order of their frame numbers: the integer after the last `_` of the stem
-    (plain sorting would give 1, 10, 11, 2). Hidden files and other types are ignored.
-
-    Raises:
-        VideoError: no such folder, no image in it, an image without a frame number, or two with the same.
-    """
-    folder = Path(folder)
-    try:
-        files = sorted(folder.iterdir())
-    except OSError as error:
-        raise VideoError(f"{folder}: cannot list the folder ({error.strerror})") from None
-    numbered: dict[int, Path] = {}
-    for file in files:
-        if file.suffix.lower() not in IMAGE_SUFFIXES or file.name.startswith("."):
-            continue
-        tail = file.stem.rsplit("_", 1)[-1]
-        if not (tail.isascii() and tail.isdigit()):
-            raise VideoError(f"{folder}: image {file.name!r} does not end in a frame number")
-        number = int(tail)
-        if number in numbered:
-            both = f"{numbered[number].name!r} and {file.name!r}"
-            raise VideoError(f"{folder}: frame {number} is there twice ({both})")
-        numbered[number] = file
-    if not numbered:
-        raise VideoError(f"{folder}: no {'/'.join(IMAGE_SUFFIXES)} images in this folder")
-    return [numbered[number] for number in sorted(numbered)]
+def _locate(path: Path, max_frames: int | None, strict: bool) -> CropBox:
+    return find_face(_spread_frames(path, max_frames, strict), name=printable(path))
 
 
-class _Folder:
-    def __init__(self, path: Path, fps: float) -> None:
-        self.files = frame_files(path)
-        self.fps = fps
-
-    def frames(self) -> Iterator[Loader]:
-        for file in self.files:
-            yield partial(_read_image, file)
-
-
-class _File:
-    def __init__(self, path: Path, default_fps: float) -> None:
-        self.path = path
-        self.fps = default_fps
-
-    def frames(self) -> Iterator[Loader]:
-        try:
-            import av
-        except ImportError:
-            raise VideoError(_needs(self.path, "PyAV")) from None
-        try:
-            # Absolute, because FFmpeg takes "a:b.mp4" for a protocol named a.
-            container = av.open(os.fspath(self.path.absolute()))
-        except (av.FFmpegError, OSError, ValueError) as error:
-            raise VideoError(f"{self.path}: not a readable video ({_reason(error)})") from None
-        with container:
-            stream = _video_stream(container)
-            if stream is None:
-                raise VideoError(f"{self.path}: no video stream in this file")
-            rate = stream.average_rate or stream.guessed_rate
-            if rate:
-                self.fps = float(rate)
-            yield from self._decode(av, container, stream)
-
-    def _decode(self, av: Any, container: Any, stream: Any) -> Iterator[Loader]:
-        packets = 0
-        end: float | None = None
-        try:
-            for packet in container.demux(stream):
-                # The packet without a time stamp and content that ends the stream flushes the decoder.
-                if packet.dts is not None or packet.size:
-                    packets += 1
-                for frame in packet.decode():
-                    if frame.is_corrupt:
-                        raise _BrokenError("a damaged frame")
-                    if frame.time is not None:
-                        start = frame.time - float((stream.start_time or 0) * (stream.time_base or 0))
-                        end = max(end or 0.0, start + 1.0 / self.fps)
-                    yield partial(_upright, frame)
-        except (av.FFmpegError, OSError) as error:
-            raise _BrokenError(_reason(error)) from None
-        if stream.frames > packets:
-            raise _BrokenError(f"the header announces {stream.frames} frames")
-        announced = _announced_seconds(container, stream)
-        if stream.frames > 0 or announced is None or end is None:
-            return
-        if announced - end > max(0.5, 0.05 * announced):
-            raise _BrokenError(f"the header announces {announced:.2f} s, the frames end at {end:.2f} s")
-
-
-def _open(path: Path, folder_fps: float) -> _Folder | _File:
-    if path.is_dir():
-        return _Folder(path, folder_fps)
-    try:
-        empty = path.stat().st_size == 0
-    except OSError as error:
-        raise VideoError(f"{path}: {error.strerror}") from None
-    if empty:
-        raise VideoError(f"{path}: the file is empty")
-    return _File(path, folder_fps)
-
-
-def _video_stream(container: Any) -> Any | None:
-    from av.stream import Disposition
-
-    for stream in container.streams.video:
-        # The cover picture of an audio file is a video stream of one frame.
-        if not stream.disposition & Disposition.attached_pic:
-            return stream
-    return None
-
-
-def _announced_seconds(container: Any, stream: Any) -> float | None:
-    """Length of the video stream by the header; None where it only knows the longest of several streams."""
-    if "DURATION" in stream.metadata:  # Matroska and WebM, "00:00:01.600000000"
-        try:
-            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-            return float(Fraction(hours) * 3600 + Fraction(minutes) * 60 + Fraction(seconds))
-        except ValueError:
-            return None
-    if len(container.streams) == 1 and container.duration:
-        return float(container.duration) / 1e6
-    return None
-
-
-def _upright(frame: Any) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24")
-    # `rotation` is counter-clockwise in degrees, like rot90; phones store multiples of 90.
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
-
-
-def _read_image(path: Path) -> np.ndarray:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise VideoError(_needs(path, "Pillow")) from None
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise _BrokenError(f"{path.name}: pixels of mode {image.mode}, expected 8 bits a channel")
-            return np.array(image.convert("RGB"))
-    # Pillow reports damaged files with any of these.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _BrokenError(f"{path.name}: {_reason(error)}") from None
-
-
-def _spread_frames(path: Path, max_frames: int | None, accept_partial: bool) -> list[np.ndarray]:
+def _spread_frames(path: Path, max_frames: int | None, strict: bool) -> list[np.ndarray]:
     """At most FACE_SAMPLES frames, evenly spread, in one pass without knowing the length: whenever the list
     is full every other one is dropped and the step doubles.
     """
-    samples: list[Loader] = []
-    frames: list[np.ndarray] = []
+    samples: list[Frame] = []
     step = 1
-    count = 0
-    try:
-        for load in _open(path, 25.0).frames():
-            if count % step == 0:
-                samples.append(load)
+    with open_video(path, strict=strict) as stream:
+        for frame in stream:
+            if frame.number % step == 0:
+                samples.append(frame)
                 if len(samples) > FACE_SAMPLES:
                     del samples[1::2]
                     step *= 2
-            count += 1
-            if max_frames is not None and count >= max_frames:
+            if max_frames is not None and frame.number + 1 >= max_frames:
                 break
-    except _BrokenError as broken:
-        _refuse_partial(path, count, broken, accept_partial)
-    if not samples:
-        raise VideoError(f"{path}: holds no frame")
+    return [frame.image() for frame in samples]
+
+
+def _same(pixels: np.ndarray) -> np.ndarray:
+    return pixels
+
+
+def _nothing() -> Generator[Frame, None, None]:
+    yield from ()
+
+
+def _source(path: Path, fps: float) -> Source:
+    if path.is_dir():
+        return FolderSource(path, fps)
     try:
-        frames.extend(load() for load in samples)
-    except _BrokenError as broken:
-        _refuse_partial(path, len(frames), broken, accept_partial)
-    return frames
-
-
-def _refuse_partial(path: Path, count: int, broken: _BrokenError, accept_partial: bool) -> None:
-    if count == 0:
-        raise VideoError(f"{path}: no frame could be decoded ({broken})") from None
-    if not accept_partial:
-        raise VideoError(f"{path}: damaged or cut off after {count} readable frames ({broken})") from None
+        empty = path.stat().st_size == 0
+    except OSError as error:
+        raise VideoError(f"{printable(path)}: {reason(error)}") from None
+    if empty:
+        raise VideoError(f"{printable(path)}: the file is empty")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return FolderSource(path, fps)
+    return FileSource(path, fps)
 
 
 def _cut(frame: np.ndarray, box: CropBox | None, path: Path) -> np.ndarray:
@@ -371,7 +420,7 @@ def _cut(frame: np.ndarray, box: CropBox | None, path: Path) -> np.ndarray:
         return frame
     height, width = frame.shape[:2]
     if box.x + box.width > width or box.y + box.height > height:
-        raise VideoError(f"{path}: crop {box} reaches outside the {width}x{height} frame")
+        raise VideoError(f"{printable(path)}: crop {box} reaches outside the {width}x{height} frame")
     return frame[box.y : box.y + box.height, box.x : box.x + box.width]
 
 
@@ -389,12 +438,3 @@ def _wanted_indices(indices: Sequence[int] | np.ndarray) -> np.ndarray:
     if wanted.ndim != 1 or wanted.size == 0 or wanted.dtype.kind not in "iu" or wanted.min() < 0:
         raise ValueError(f"indices must be a non-empty row of integers >= 0, got {indices!r}")
     return wanted
-
-
-def _needs(path: Path, package: str) -> str:
-    return f"{path}: needs {package}, which the extra `video` brings: pip install 'ifdd-kernels[video]'"
-
-
-def _reason(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())

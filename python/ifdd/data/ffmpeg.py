@@ -1,0 +1,172 @@
+"""Decoding video files through PyAV (FFmpeg).
+
+What a header says about number and times of the frames is not trusted: frames that can be decoded count. A
+header that disagrees is a remark; only an error of the decoder, or bytes that the file itself proves to be
+missing (`ifdd.data.truncation`), are damage.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import VideoError, printable, reason
+from .folder import MAX_PIXELS
+from .orientation import UPRIGHT, Orientation
+from .source import Picture, Source, needs
+from .timing import Clock
+
+__all__ = ["FileSource"]
+
+READ_ATTEMPTS = 8
+"""Failing reads in a row before the rest of a damaged file is given up."""
+
+
+class FileSource(Source):
+    """A video file. Damaged pictures are left out, with all that builds on them: up to the next key frame."""
+
+    def __init__(self, path: Path, default_fps: float) -> None:
+        super().__init__(path, default_fps)
+        try:
+            import av
+        except ImportError:
+            raise VideoError(needs(path, "PyAV")) from None
+        options = {"max_pixels": str(MAX_PIXELS)}
+        try:
+            # Absolute, because FFmpeg takes "a:b.mp4" for a protocol named a. Only files: a playlist must not
+            # reach for the network. Titles in another encoding are no reason to refuse.
+            self._container = av.open(
+                os.fspath(path.absolute()),
+                options={**options, "protocol_whitelist": "file"},
+                metadata_errors="replace",
+            )
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise VideoError(f"{printable(path)}: not a readable video ({reason(error)})") from None
+        self._errors = (av.FFmpegError, OSError)
+        stream = _video_stream(self._container)
+        if stream is None or stream.codec_context is None:
+            self.close()
+            raise VideoError(
+                f"{printable(path)}: no video stream in this file"
+                if stream is None
+                else f"{printable(path)}: FFmpeg has no decoder for the video in this file"
+            )
+        stream.codec_context.options = options
+        self._stream: Any = stream
+        rate = stream.average_rate or stream.guessed_rate
+        if rate:
+            self.fps = float(rate)
+        self.announced = stream.frames or None
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._container.close()
+
+    def pictures(self) -> Iterator[Picture]:
+        """See `Source.pictures`. A picture ends where the next one starts, so each waits for the next."""
+        clock = Clock(self.fps)
+        turned = _turned(self._stream)
+        waiting: tuple[float, Any] | None = None
+        for frame in self._decoded():
+            start = clock.start(_stamp(frame, self._stream))
+            if waiting is not None:
+                yield Picture(waiting[0], start, partial(_convert, waiting[1], turned))
+            waiting = start, frame
+        if waiting is not None:
+            start, frame = waiting
+            yield Picture(start, clock.stop(start, _length(frame)), partial(_convert, frame, turned))
+        self.remarks += clock.remarks()
+
+    def _decoded(self) -> Iterator[Any]:
+        """The undamaged frames in the order they are shown."""
+        inside: set[int] = set()  # time stamps of the packets that the decoder has and has not answered yet
+        sound: set[int] = set()  # those of them that were sent before the last damage
+        broken = False  # until the next key frame
+        for packet in self._packets():
+            frames, problem = self._decode(packet)
+            if problem is not None:
+                self._lose(problem)
+                if packet is None or not getattr(packet, "is_disposable", False):
+                    broken, sound = True, set(inside)
+            elif packet is not None and packet.pts is not None:
+                inside.add(packet.pts)
+            for frame in frames:
+                inside.discard(frame.pts)
+                if frame.is_corrupt:
+                    self._lose("a damaged frame")
+                    broken, sound = True, set(inside)
+                elif not broken or frame.key_frame:
+                    broken = False
+                    yield frame
+                elif frame.pts in sound:
+                    yield frame
+                else:
+                    self.lost += 1
+
+    def _packets(self) -> Iterator[Any]:
+        failures = 0
+        while True:
+            try:
+                for packet in self._container.demux(self._stream):
+                    failures = 0
+                    yield packet
+                break
+            except self._errors as error:
+                self._lose(reason(error))
+                failures += 1
+                if failures >= READ_ATTEMPTS:
+                    yield None
+                    break
+
+    def _decode(self, packet: Any) -> tuple[list[Any], str | None]:
+        """Frames, and what was wrong with the packet; None asks for the frames the decoder still has."""
+        try:
+            return (self._stream.decode(None) if packet is None else packet.decode()), None
+        except self._errors as error:
+            return [], reason(error)
+
+    def _lose(self, why: str) -> None:
+        self.lost += 1
+        self.loss = self.loss or why
+
+
+def _video_stream(container: Any) -> Any | None:
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        # The cover picture of an audio file is a video stream of one frame.
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    return None
+
+
+def _turned(stream: Any) -> Orientation:
+    for key, value in stream.metadata.items():
+        if key.lower() == "rotate":
+            return Orientation.of_rotation(value)
+    return UPRIGHT
+
+
+def _stamp(frame: Any, stream: Any) -> float | None:
+    """Seconds at which the file wants the frame shown; AVI knows only the order of decoding."""
+    if frame.pts is not None:
+        return float(frame.time)
+    if frame.dts is not None and stream.time_base:
+        return float(frame.dts * stream.time_base)
+    return None
+
+
+def _length(frame: Any) -> float | None:
+    length = getattr(frame, "duration", None)
+    return float(length * frame.time_base) if length and frame.time_base else None
+
+
+def _convert(frame: Any, turned: Orientation) -> np.ndarray:
+    pixels: np.ndarray = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return (turned if matrix is None else Orientation.of_matrix(bytes(matrix))).apply(pixels)

@@ -1,0 +1,159 @@
+"""Folders: the numbered images of a video, or the videos of a collection."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from .errors import VideoError, printable, reason
+from .source import Picture, PictureError, Source, needs
+
+__all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "FolderSource", "frame_files", "list_videos", "read_image"]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""Files that are frames of a folder, in small or capital letters."""
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".avi", ".divx", ".mkv", ".webm", ".wmv", ".asf", ".flv", ".f4v"),
+    *(".mpg", ".mpeg", ".mpe", ".m2v", ".mp2v", ".ts", ".mts", ".m2ts", ".vob", ".ogv", ".ogg", ".mxf"),
+    *(".3gp", ".3g2", ".gif", ".y4m", ".mjpeg", ".mjpg", ".dv", ".rm", ".rmvb", ".nut"),
+)
+"""Files that `list_videos` takes for videos, in small or capital letters. `read_video` looks at the content and
+takes any name."""
+
+MAX_PIXELS = 1 << 26
+"""Largest picture that is decoded, 8192x8192: a damaged header must not ask for all memory."""
+
+_NUMBER = re.compile(r"[0-9]+")
+
+
+class FolderSource(Source):
+    """Images in the order of their numbers, or one image; `fps` is given, since nothing states it."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        super().__init__(path, fps)
+        self.files = frame_files(path) if path.is_dir() else [path]
+        self.announced = len(self.files)
+
+    def pictures(self) -> Iterator[Picture]:
+        """One a file; opened when its pixels are asked for."""
+        for place, file in enumerate(self.files):
+            yield Picture(place / self.fps, (place + 1) / self.fps, partial(read_image, file), True)
+
+
+def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The images of a folder in the order of their frame numbers: the last digits in the name without its
+    suffix (`7.jpg`, `frame0007.png`, `clip12_frame0007.bmp`, `img_00007_face.webp`, `frame (7).tif`). An image
+    that is alone needs no number. Hidden files, folders and other types are ignored.
+
+    Raises:
+        VideoError: no such folder, no image in it, an image without a number, or two with the same.
+    """
+    folder = Path(folder)
+    files, folders, videos = [], 0, 0
+    for entry in _entries(folder):
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if _is_folder(entry):
+            folders += 1
+        elif suffix in IMAGE_SUFFIXES:
+            files.append(entry.name)
+        elif suffix in VIDEO_SUFFIXES:
+            videos += 1
+    if not files:
+        raise VideoError(f"{printable(folder)}: {_what_instead(videos, folders)}")
+    if len(files) == 1:
+        return [folder / files[0]]
+    numbered: dict[int, str] = {}
+    for name in sorted(files):
+        digits = _NUMBER.findall(os.path.splitext(name)[0])
+        if not digits:
+            raise VideoError(
+                f"{printable(folder)}: image {printable(name)!r} has no number in its name, "
+                "so its place among the frames is unknown"
+            )
+        number = int(digits[-1])
+        if number in numbered:
+            both = f"{printable(numbered[number])!r} and {printable(name)!r}"
+            raise VideoError(
+                f"{printable(folder)}: frame {number} is there twice ({both}); "
+                "the last number in a name is the number of its frame"
+            )
+        numbered[number] = name
+    return [folder / numbered[number] for number in sorted(numbered)]
+
+
+def list_videos(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
+    """The video files of a folder (`VIDEO_SUFFIXES`), sorted by path. Hidden files and folders are ignored.
+
+    Args:
+        folder: where to look.
+        recursive: looks into its folders, too. Links to folders are not followed.
+
+    Raises:
+        VideoError: the folder, or one in it, cannot be listed.
+    """
+    found: list[Path] = []
+    for entry in _entries(Path(folder)):
+        path = Path(folder) / entry.name
+        if _is_folder(entry):
+            if recursive and not entry.is_symlink():
+                found += list_videos(path, recursive=True)
+        elif path.suffix.lower() in VIDEO_SUFFIXES:
+            found.append(path)
+    return sorted(found)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """One image as uint8 RGB (H, W, 3), upright by its EXIF orientation; of several pictures the first.
+    Transparency is dropped: the colour that a pixel states counts, however transparent it is.
+
+    Raises:
+        PictureError: it cannot be read; the text names the file, not its folder.
+    """
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise VideoError(needs(path, "Pillow")) from None
+    name = printable(path.name)
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise PictureError(f"{name}: {image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+            if image.mode.startswith(("I", "F")):
+                raise PictureError(f"{name}: pixels of mode {image.mode}, expected 8 bits a channel")
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except PictureError:
+        raise
+    # Whatever a damaged file makes a decoder of Pillow raise: no list of these errors has been complete.
+    except Exception as error:
+        raise PictureError(f"{name}: {reason(error)}") from None
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise VideoError(f"{printable(folder)}: cannot list the folder ({reason(error)})") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, for example
+        return False
+
+
+def _what_instead(videos: int, folders: int) -> str:
+    kinds = "/".join(IMAGE_SUFFIXES)
+    if videos:
+        plural = "videos" if videos > 1 else "video"
+        return f"holds {videos} {plural} and no frames ({kinds})"
+    if folders:
+        return f"no {kinds} images in this folder, only {folders} folder{'s' * (folders > 1)}"
+    return f"no {kinds} images in this folder"

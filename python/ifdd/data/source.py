@@ -1,0 +1,73 @@
+"""What files and folders have in common: pictures, one after the other, with their times."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import printable
+
+__all__ = ["Picture", "PictureError", "Source", "needs"]
+
+
+class PictureError(Exception):
+    """Pictures are damaged or missing; the text says how, without the path of the video."""
+
+
+class Picture(NamedTuple):
+    """A picture that a player shows from `start` to `stop`, in seconds after the first one.
+
+    `load` converts it to uint8 RGB (H, W, 3), upright; pictures that are skipped are never converted. Where
+    `fragile` is set, that is when damage shows: `load` may raise `PictureError`.
+    """
+
+    start: float
+    stop: float
+    load: Callable[[], np.ndarray]
+    fragile: bool = False
+
+
+class Source(ABC):
+    """Pictures of one video.
+
+    Attributes:
+        path: of the video.
+        fps: average rate.
+        announced: number of pictures by the header, None where it has none.
+        remarks: what a reader should know, but nothing is missing.
+        lost: pictures left out because they are damaged, so far; of a break in the middle at least one.
+        loss: what was wrong with the first of these; or why pictures are missing at the end.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path = path
+        self.fps = fps
+        self.announced: int | None = None
+        self.remarks: list[str] = []
+        self.lost = 0
+        self.loss: str | None = None
+
+    @abstractmethod
+    def pictures(self) -> Iterator[Picture]:
+        """The undamaged pictures in the order they are shown; `lost` and `loss` report the others as soon as
+        they are met, at the latest when the iterator is exhausted.
+
+        Raises:
+            VideoError: nothing can be read at all.
+        """
+
+    def close(self) -> None:  # noqa: B027 (a folder holds nothing open)
+        """Closes the file; `pictures` cannot go on."""
+
+
+def needs(path: str | os.PathLike[str], package: str) -> str:
+    """The message for a missing package."""
+    return (
+        f"{printable(path)}: needs {package}, which the extra `video` brings: "
+        "pip install 'ifdd-kernels[video]'"
+    )
