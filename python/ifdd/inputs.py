@@ -41,10 +41,18 @@ def _expand(name: str, recursive: bool) -> list[tuple[str, VideoError | None]]:
     if not glob.has_magic(name):
         return [(name, None)]
     found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 (a Path would change how names are written)
+    if "**" in name:
+        found = [path for path in found if not _through_link(path, name.partition("**")[0])]
     if not found:
         return [(name, VideoError(f"{printable(name)}: nothing matches this pattern"))]
     # A pattern with ** finds a folder and what is in it.
     return [video for path in found for video in _videos_of(path, recursive)]
+
+
+def _through_link(path: str, begin: str) -> bool:
+    """Whether a match lies behind a link that the pattern does not name: links may go in circles."""
+    depth = len(Path(begin).parts)
+    return any(folder.is_symlink() for folder in Path(path).parents if len(folder.parts) > depth)
 
 
 def _videos_of(name: str, recursive: bool) -> list[tuple[str, VideoError | None]]:

@@ -123,7 +123,9 @@ def test_skipped_windows_are_not_converted(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("windows", ["all", "centre"])
-def test_damage_ends_nothing_unless_it_is_to_be_refused(folders: Path, tmp_path: Path, windows: Windows) -> None:
+def test_damage_ends_nothing_unless_it_is_to_be_refused(
+    folders: Path, tmp_path: Path, windows: Windows
+) -> None:
     for number in range(11):
         content = (folders / "13" / f"{number}.png").read_bytes()
         (tmp_path / f"{number}.png").write_bytes(content[:40] if number == 10 else content)

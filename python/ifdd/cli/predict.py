@@ -213,7 +213,7 @@ def _predict(
 
 def _damage(prediction: VideoPrediction) -> str:
     path, damage = printable(prediction.path), one_line(prediction.footage.damage)
-    return damage if path in damage else f"{path}: {damage}"
+    return damage if damage.startswith(path) else f"{path}: {damage}"
 
 
 def print_prediction(prediction: VideoPrediction) -> None:
