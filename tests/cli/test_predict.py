@@ -255,15 +255,17 @@ def test_a_video_for_which_the_network_fails_does_not_end_the_others(
     def spoiled(self: Predictor, frames: list[np.ndarray]) -> torch.Tensor:
         values = logits(self, frames).clone()
         calls.append(len(frames))
-        if len(calls) == 2:  # its first window is the second of the video of 41 frames
+        if len(calls) == 2:  # its second window is the first of the video of 41 frames
             values[1] = math.nan
         return values
 
     monkeypatch.setattr(Predictor, "logits", spoiled)
     results = list(predictor.predict_many(clips))
-    assert isinstance(results[2], VideoFailure)
-    assert "NaN or infinite" in str(results[2].error)
-    for number in (0, 1, 3, 4, 5):
+    assert isinstance(results[3], VideoFailure)
+    assert "NaN or infinite" in str(results[3].error)
+    assert results[3].windows == 3  # those that were in the batch; no other is read
+    assert calls == [4, 4, 4]
+    for number in (0, 1, 2, 4, 5):
         result = results[number]
         assert isinstance(result, VideoPrediction)
         assert result.probabilities == pytest.approx(alone[number].probabilities, abs=1e-5)
