@@ -120,7 +120,7 @@ def test_dots_per_inch(ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (("--window", "3"), 1, "window 2 does not exist, the video has windows 0 to 2"),
+        (("--window", "3"), 1, "window 3 does not exist, the video has windows 0 to 2"),
         (("--out", "figure.gif"), 2, "a figure ends in .png, .pdf, .svg, .jpg"),
         (("--dpi", "0"), 2, "--dpi must be 20 to 2400, got 0"),
         (("--crop", "0,0,500,500"), 1, "reaches outside"),
