@@ -20,6 +20,7 @@ from .folder import MAX_PIXELS
 from .orientation import UPRIGHT, Orientation
 from .source import Picture, Source, needs
 from .timing import Clock
+from .truncation import missing_bytes
 
 __all__ = ["FileSource"]
 
@@ -62,6 +63,8 @@ class FileSource(Source):
         if rate:
             self.fps = float(rate)
         self.announced = stream.frames or None
+        self._packet_count = 0
+        self._loss: str | None = None  # what was lost, published when the pictures before it are given
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -72,24 +75,37 @@ class FileSource(Source):
         clock = Clock(self.fps)
         turned = _turned(self._stream)
         waiting: tuple[float, Any] | None = None
-        for frame in self._decoded():
+        end = None
+        for frame, behind in self._decoded():
             start = clock.start(_stamp(frame, self._stream))
             if waiting is not None:
                 yield Picture(waiting[0], start, partial(_convert, waiting[1], turned))
             waiting = start, frame
+            if behind:
+                self.loss = self._loss
         if waiting is not None:
             start, frame = waiting
-            yield Picture(start, clock.stop(start, _length(frame)), partial(_convert, frame, turned))
+            end = clock.stop(start, _length(frame))
+            yield Picture(start, end, partial(_convert, frame, turned))
         self.remarks += clock.remarks()
+        self.loss = self._loss or self._missing(end)
 
-    def _decoded(self) -> Iterator[Any]:
-        """The undamaged frames in the order they are shown."""
+    def _decoded(self) -> Iterator[tuple[Any, bool]]:
+        """The undamaged frames in the order they are shown, and whether they come behind damage."""
         inside: set[int] = set()  # time stamps of the packets that the decoder has and has not answered yet
         sound: set[int] = set()  # those of them that were sent before the last damage
         broken = False  # until the next key frame
+        begun = False  # with a key frame: before it, nothing can be decoded and nothing is damaged
+        early = 0
         for packet in self._packets():
+            if packet is not None and packet.size:
+                self._packet_count += 1
+                begun = begun or packet.is_keyframe
             frames, problem = self._decode(packet)
             if problem is not None:
+                if not begun:
+                    early += 1
+                    continue
                 self._lose(problem)
                 if packet is None or not getattr(packet, "is_disposable", False):
                     broken, sound = True, set(inside)
@@ -97,16 +113,43 @@ class FileSource(Source):
                 inside.add(packet.pts)
             for frame in frames:
                 inside.discard(frame.pts)
-                if frame.is_corrupt:
+                if frame.is_corrupt and not begun:
+                    early += 1
+                elif frame.is_corrupt:
                     self._lose("a damaged frame")
                     broken, sound = True, set(inside)
                 elif not broken or frame.key_frame:
                     broken = False
-                    yield frame
+                    yield frame, self._loss is not None
                 elif frame.pts in sound:
-                    yield frame
+                    yield frame, False
                 else:
                     self.lost += 1
+        if early and begun:
+            self.remarks.append(f"{early} pictures before the first key frame cannot be shown")
+        elif early:
+            self._loss = self._loss or "there is no key frame"
+
+    def _missing(self, end: float | None) -> str | None:
+        """Proof that the file was cut off between two frames of the video, not behind the last one."""
+        entries = getattr(self._stream, "index_entries", ())  # PyAV before 17 has none
+        if "mov" in self._container.format.name and self._packet_count < len(entries):
+            size = self.path.stat().st_size
+            needed = max(entry.pos + entry.size for entry in entries)
+            return f"the file has {size} of {needed} bytes" if needed > size else None
+        problem = missing_bytes(self.path, self._container.format.name)
+        if problem is None or self._complete(end):
+            return None
+        return problem
+
+    def _complete(self, end: float | None) -> bool:
+        """All the video that the header announces is there: what is missing lies behind it."""
+        if self._container.format.name == "avi":
+            return self.announced is not None and self._packet_count >= self.announced
+        if "matroska" in self._container.format.name and end is not None:
+            announced = _announced_seconds(self._container, self._stream)
+            return announced is not None and end + 0.5 / self.fps >= announced
+        return False
 
     def _packets(self) -> Iterator[Any]:
         failures = 0
@@ -132,7 +175,7 @@ class FileSource(Source):
 
     def _lose(self, why: str) -> None:
         self.lost += 1
-        self.loss = self.loss or why
+        self._loss = self._loss or why
 
 
 def _video_stream(container: Any) -> Any | None:
@@ -142,6 +185,19 @@ def _video_stream(container: Any) -> Any | None:
         # The cover picture of an audio file is a video stream of one frame.
         if not stream.disposition & Disposition.attached_pic:
             return stream
+    return None
+
+
+def _announced_seconds(container: Any, stream: Any) -> float | None:
+    """Length of the video stream by the header; None where it only knows the longest of several streams."""
+    if "DURATION" in stream.metadata:  # Matroska and WebM, "00:00:01.600000000"
+        try:
+            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+            return float(hours) * 3600 + float(minutes) * 60 + float(seconds)
+        except ValueError:
+            return None
+    if len(container.streams) == 1 and container.duration:
+        return float(container.duration) / 1e6
     return None
 
 

@@ -23,8 +23,8 @@ VIDEO_SUFFIXES = (
     *(".mpg", ".mpeg", ".mpe", ".m2v", ".mp2v", ".ts", ".mts", ".m2ts", ".vob", ".ogv", ".ogg", ".mxf"),
     *(".3gp", ".3g2", ".gif", ".y4m", ".mjpeg", ".mjpg", ".dv", ".rm", ".rmvb", ".nut"),
 )
-"""Files that `list_videos` takes for videos, in small or capital letters. `read_video` looks at the content and
-takes any name."""
+"""Files that `list_videos` takes for videos, in small or capital letters. `read_video` looks at the content
+and takes any name."""
 
 MAX_PIXELS = 1 << 26
 """Largest picture that is decoded, 8192x8192: a damaged header must not ask for all memory."""
@@ -48,8 +48,8 @@ class FolderSource(Source):
 
 def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
     """The images of a folder in the order of their frame numbers: the last digits in the name without its
-    suffix (`7.jpg`, `frame0007.png`, `clip12_frame0007.bmp`, `img_00007_face.webp`, `frame (7).tif`). An image
-    that is alone needs no number. Hidden files, folders and other types are ignored.
+    suffix (`7.jpg`, `frame0007.png`, `clip12_frame0007.bmp`, `img_00007_face.webp`, `frame (7).tif`). An
+    image that is alone needs no number. Hidden files, folders and other types are ignored.
 
     Raises:
         VideoError: no such folder, no image in it, an image without a number, or two with the same.
@@ -57,7 +57,7 @@ def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
     folder = Path(folder)
     files, folders, videos = [], 0, 0
     for entry in _entries(folder):
-        suffix = os.path.splitext(entry.name)[1].lower()
+        suffix = Path(entry.name).suffix.lower()
         if _is_folder(entry):
             folders += 1
         elif suffix in IMAGE_SUFFIXES:
@@ -70,7 +70,7 @@ def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
         return [folder / files[0]]
     numbered: dict[int, str] = {}
     for name in sorted(files):
-        digits = _NUMBER.findall(os.path.splitext(name)[0])
+        digits = _NUMBER.findall(Path(name).stem)
         if not digits:
             raise VideoError(
                 f"{printable(folder)}: image {printable(name)!r} has no number in its name, "

@@ -40,7 +40,7 @@ class Source(ABC):
         fps: average rate.
         announced: number of pictures by the header, None where it has none.
         remarks: what a reader should know, but nothing is missing.
-        lost: pictures left out because they are damaged, so far; of a break in the middle at least one.
+        lost: pictures left out so far because they are damaged.
         loss: what was wrong with the first of these; or why pictures are missing at the end.
     """
 
@@ -54,8 +54,8 @@ class Source(ABC):
 
     @abstractmethod
     def pictures(self) -> Iterator[Picture]:
-        """The undamaged pictures in the order they are shown; `lost` and `loss` report the others as soon as
-        they are met, at the latest when the iterator is exhausted.
+        """The undamaged pictures in the order they are shown; `loss` is set before the first one behind the
+        damage, at the latest when the iterator is exhausted.
 
         Raises:
             VideoError: nothing can be read at all.

@@ -1,11 +1,11 @@
 """Reading face videos: files through PyAV, folders of numbered images through Pillow.
 
-`open_video` gives one frame after the other and holds none; `read_video` collects frames in an array. Frames are
-resized while decoding, so a long video never lies in memory at full size. Whatever goes wrong is a `VideoError`
-of one line with the path and the reason.
+`open_video` gives one frame after the other and holds none; `read_video` collects frames in an array. Frames
+are resized while decoding, so a long video never lies in memory at full size. Whatever goes wrong is a
+`VideoError` of one line with the path and the reason.
 
-What can be decoded counts, not what a header says. Damaged frames are left out with all that build on them, and
-reading goes on behind them, as a player does; `VideoStream.damage` says so, and `strict=True` refuses.
+What can be decoded counts, not what a header says. Damaged frames are left out with all that build on them,
+and reading goes on behind them, as a player does; `VideoStream.damage` says so, and `strict=True` refuses.
 """
 
 from __future__ import annotations
@@ -199,6 +199,10 @@ class VideoStream:
             raise VideoError(f"{printable(self.path)}: {problem}")
         if loss is not None:
             self.damage = self._describe(loss)
+        elif self.frames_announced not in (None, self.frames_read):
+            self.remarks.append(
+                f"the header announces {self.frames_announced} frames, {self.frames_read} are shown"
+            )
 
     def _refuse(self) -> None:
         """Raises on damage, if so asked."""
@@ -206,14 +210,18 @@ class VideoStream:
         if not self._strict or loss is None:
             return
         if self.frames_read == 0:
-            raise VideoError(f"{printable(self.path)}: no frame could be decoded ({loss})")
-        raise VideoError(f"{printable(self.path)}: {self._describe(loss)}")
+            problem = f"no frame could be decoded ({loss})"
+        elif self._only:  # those before may not have been looked at: their number says nothing
+            problem = f"frame {self.frames_read} cannot be read ({loss})"
+        else:
+            problem = self._describe(loss)
+        raise VideoError(f"{printable(self.path)}: {problem}")
 
     def _describe(self, loss: str) -> str:
         text = f"damaged or cut off after {self._sound} readable frames ({loss})"
         behind = self.frames_read - self._sound
         if behind:
-            text += f"; {behind} readable frames behind the damage"
+            text += f"; {self._source.lost} left out, {behind} readable frames behind them"
         return text
 
     def _unchecked(self, picture: Picture) -> np.ndarray:
@@ -329,8 +337,8 @@ def read_video(
                 held += kept[frame.number].nbytes
                 if held > max_bytes:
                     raise VideoError(
-                        f"{printable(path)}: more than {max_bytes / 2**30:.3g} GiB of {target[1]}x{target[0]} "
-                        "frames; pass size= to resize while decoding, or max_frames="
+                        f"{printable(path)}: more than {max_bytes / 2**30:.3g} GiB of "
+                        f"{target[1]}x{target[0]} frames; pass size= to resize while decoding, or max_frames="
                     )
             if limit is not None and frame.number + 1 >= limit:
                 break
