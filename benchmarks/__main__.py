@@ -50,7 +50,52 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--alone needs --contenders")
     if not set(options.modes.split(",")) <= set(MODES):
         parser.error(f"--modes must be of {','.join(MODES)}, got {options.modes}")
+    # A check of a GPU names what a device may lack, and goes on without it.
+    if Journal.of_process().path is None:
+        mistake = _mistake(options)
+        if mistake:
+            parser.error(mistake)
     return options
+
+
+def _mistake(options: argparse.Namespace) -> str | None:
+    """What is asked for and cannot be measured here."""
+    tasks = list(_tasks(options))
+    for option, choice, known in (
+        ("--ops", options.ops, {task.case.name for task in tasks} | {"overhead"}),
+        ("--precision", options.precision, set(PRECISIONS)),
+        ("--passes", options.passes, set(PASSES)),
+    ):
+        unknown = _unknown(choice, known)
+        if unknown:
+            return f"{option}: there is no {unknown}; there are {', '.join(sorted(known))}"
+    cases = [task.case for task in tasks if _wanted(options.ops, task.case.name)]
+    if not cases:
+        return None  # the overhead alone
+    where = f"the {options.preset} plan of a {options.device} has" + (
+        f" for --ops {options.ops}" if options.ops else ""
+    )
+    contenders = {contender.name for case in cases for contender in case.contenders}
+    for option, choice, known in (
+        ("--labels", options.labels, {case.label for case in cases}),
+        ("--batch", options.batch, {str(case.batch) for case in cases}),
+        ("--contenders", options.contenders, contenders),
+    ):
+        unknown = _unknown(choice, known)
+        if unknown:
+            return f"{option}: there is no {unknown}; {where}: {', '.join(sorted(known, key=_in_order))}"
+    return None
+
+
+def _unknown(choice: str | None, known: set[str]) -> str | None:
+    unknown = [] if choice is None else [value for value in choice.split(",") if value not in known]
+    return ", ".join(repr(value) for value in unknown) or None
+
+
+def _in_order(label: str) -> tuple[str, int, str]:
+    """Sorts 'block 10' behind 'block 9', and 16 behind 4."""
+    word = label.rstrip("0123456789")
+    return word, int(label[len(word) :] or 0), label
 
 
 def _tasks(options: argparse.Namespace) -> Iterator[Task]:
@@ -84,14 +129,23 @@ def _wanted(choice: str | None, value: str) -> bool:
     return choice is None or value in choice.split(",")
 
 
+def say(line: str) -> None:
+    """One line, at once."""
+    print(line, flush=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; 1 if a result was wrong or a contender broke.
 
-    Also 1 where a check of a GPU watches and cases were left out for want of time: its stage is not done. By
-    itself the command measures what the budget has room for.
+    Also 1 where nothing was measured, and where a check of a GPU watches and cases were left out for want of
+    time: its stage is not done. By itself the command measures what the budget has room for. 2 for options
+    that leave nothing to measure.
     """
     start = time.perf_counter()
     options = parse(arguments)
+    if not _wanted(options.ops, "overhead") and next(selected(options), None) is None:
+        say("these options leave nothing of the plan to measure")
+        return 2
     torch.set_num_threads(options.threads)
     journal = Journal.of_process()
     facts = journal.facts or machine.describe(options.device, options.threads)
@@ -103,10 +157,12 @@ def main(arguments: list[str] | None = None) -> int:
     if on_cpu:
         memory.limit_to_free()
     clock = "cuda" if options.device == "cuda" else options.clock
+    say(f"{facts['device']}, {options.threads} threads, {facts['commit']} -> {path}")
+    tasks = list(selected(options))
     session = Session(
         options.device,
         writer,
-        None if options.check_only else _rates(writer, journal, options, clock),
+        None if options.check_only else _rates(writer, journal, options, clock, tasks),
         clock,
         deadline=start + options.budget_s,
         row_budget_s=options.row_budget_s,
@@ -115,36 +171,46 @@ def main(arguments: list[str] | None = None) -> int:
         # A CPU is where the check is tried, beside whatever else it does.
         limit_s=10 * LIMIT_S if on_cpu else LIMIT_S,
         journal=journal,
-        say=lambda line: print(line, flush=True),
+        say=say,
     )
-    session.say(f"{facts['device']}, {options.threads} threads, {facts['commit']} -> {path}")
     calls = _wanted(options.ops, "overhead") and not options.check_only
     # On a GPU it is the least of all that is asked.
     if calls and on_cpu:
         overhead.measure(session)
-    tasks = 0
-    for task in selected(options):
+    for task in tasks:
         session.run(task.case, task.precision, task.pass_name)
-        tasks += 1
-    if not tasks and not calls:
-        print("these options leave nothing of the plan to measure")
-        return 2
     if calls and not on_cpu:
         overhead.measure(session)
     session.say(f"{time.perf_counter() - start:.0f} s, {session.failures} failed -> {path}")
     if session.left_out:
         session.say(f"{session.left_out} cases left out for want of time")
+    # What an earlier process of the check measured counts.
+    nothing = journal.path is None and not session.measured
+    if nothing:
+        session.say("nothing was measured: give it a larger --budget-s, or fewer cases")
     incomplete = journal.path is not None and session.left_out > 0
-    return 1 if session.failures or incomplete else 0
+    return 1 if session.failures or incomplete or nothing else 0
 
 
-def _rates(writer: Writer, journal: Journal, options: argparse.Namespace, clock: str) -> Rates:
-    """Measured now, or by an earlier process of the same check of a GPU."""
+def _rates(
+    writer: Writer, journal: Journal, options: argparse.Namespace, clock: str, tasks: list[Task]
+) -> Rates:
+    """What bounds the times of these tasks: measured now, or by an earlier process of the same GPU check."""
+    # What a case needs is estimated from float32, in which it is checked. A check of a GPU measures once.
+    wanted = {"fp32"} | {task.precision for task in tasks}
+    precisions = [
+        name
+        for name, precision in PRECISIONS.items()
+        if options.device in precision.devices and (journal.path is not None or name in wanted)
+    ]
     if journal.path is not None and writer.path.exists():
         for row in reversed(results.read(writer.path, "machine")):
             if all(row.get(name) == writer.common.get(name) for name in ("device", "driver", "commit")):
                 return Rates(row["copy"], row["products"])
-    rates = machine.measure_rates(options.device, clock, small=options.preset == "small")
+    if journal.path is None:
+        say(f"measuring what bounds the times: a copy, and products in {', '.join(precisions)}")
+    budget_s = min(20.0, options.budget_s / 10)
+    rates = machine.measure_rates(options.device, clock, precisions, budget_s, options.preset == "small")
     writer.write("machine", copy=rates.copy, products=rates.products, load=machine.load_average())
     return rates
 

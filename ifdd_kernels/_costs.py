@@ -1,4 +1,8 @@
-"""The least each op must move and compute, from the arguments that a cost's parameters name."""
+"""The least each op must move and compute, from the arguments that a cost's parameters name.
+
+That every tensor an op is given is read once goes without saying: the registry adds it. What stands here is
+what an op writes, and its FLOPs.
+"""
 
 from __future__ import annotations
 
@@ -31,41 +35,32 @@ def size(*tensors: Tensor | None) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
-def frame_tokens(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, pool: int) -> Cost:
+def frame_tokens(x: Tensor, weight: Tensor, height: int, width: int, pool: int) -> Cost:
     """Pooling, one product, GELU."""
     batch, frames, _, channels = x.shape
     out = batch * frames * pool * pool * weight.shape[0]
     pooling = 0 if (height, width) == (pool, pool) else x.numel()
-    written = out * accumulator(x.dtype).itemsize
-    return Cost(size(x, weight, bias) + written, pooling + out * (2 * channels + 10))
+    return Cost(out * accumulator(x.dtype).itemsize, pooling + out * (2 * channels + 10))
 
 
 def frame_correlation(tokens: Tensor) -> Cost:
     """One product."""
     batch, frames, width = tokens.shape
     out = batch * frames * frames
-    return Cost(size(tokens) + out * accumulator(tokens.dtype).itemsize, out * (2 * width + 1))
+    return Cost(out * accumulator(tokens.dtype).itemsize, out * (2 * width + 1))
 
 
 def split_index(
-    x: Tensor,
-    token_weight: Tensor,
-    token_bias: Tensor,
-    static_weight: Tensor,
-    dynamic_weight: Tensor,
-    height: int,
-    width: int,
-    pool: int,
+    x: Tensor, token_weight: Tensor, static_weight: Tensor, height: int, width: int, pool: int
 ) -> Cost:
     """Tokens, their correlation, two softmaxes and two products."""
     batch, frames = x.shape[:2]
-    tokens = frame_tokens(x, token_weight, token_bias, height, width, pool)
+    tokens = frame_tokens(x, token_weight, height, width, pool)
     width_of_tokens = token_weight.shape[0] * pool * pool
     pairs = batch * frames * frames
     offsets = 2 * (pairs * 5 + 2 * batch * static_weight.numel())
     written = (pairs + batch * frames) * accumulator(x.dtype).itemsize
-    read = size(x, token_weight, token_bias, static_weight, dynamic_weight)
-    return Cost(read + written, tokens.flops + pairs * (2 * width_of_tokens + 1) + offsets)
+    return Cost(written, tokens.flops + pairs * (2 * width_of_tokens + 1) + offsets)
 
 
 def topk_split_index(x: Tensor, height: int, width: int, pool: int) -> Cost:
@@ -73,105 +68,63 @@ def topk_split_index(x: Tensor, height: int, width: int, pool: int) -> Cost:
     batch, frames, _, channels = x.shape
     values = batch * frames * pool * pool * channels
     pooling = 0 if (height, width) == (pool, pool) else x.numel()
-    return Cost(size(x) + batch * frames * 8, pooling + 3 * values)
+    return Cost(batch * frames * 8, pooling + 3 * values)
 
 
 def split_frames(
-    x: Tensor,
-    static_index: Tensor,
-    dynamic_index: Tensor,
-    static_norm_weight: Tensor | None,
-    static_norm_bias: Tensor | None,
-    dynamic_norm_weight: Tensor | None,
-    dynamic_norm_bias: Tensor | None,
+    x: Tensor, static_index: Tensor, dynamic_index: Tensor, static_norm_weight: Tensor | None
 ) -> Cost:
     """Interpolation and norms of every sampled frame."""
     batch, _, tokens, channels = x.shape
     out = batch * (static_index.shape[1] + dynamic_index.shape[1]) * tokens * channels
-    read = size(
-        x,
-        static_index,
-        dynamic_index,
-        static_norm_weight,
-        static_norm_bias,
-        dynamic_norm_weight,
-        dynamic_norm_bias,
-    )
     flops = (3 if static_index.is_floating_point() else 0) + (8 if static_norm_weight is not None else 0)
-    return Cost(read + out * x.element_size(), out * flops)
+    return Cost(out * x.element_size(), out * flops)
 
 
 def static_dynamic_split(
     x: Tensor,
     token_weight: Tensor,
-    token_bias: Tensor,
     static_weight: Tensor,
-    dynamic_weight: Tensor,
     static_norm_weight: Tensor | None,
-    static_norm_bias: Tensor | None,
-    dynamic_norm_weight: Tensor | None,
-    dynamic_norm_bias: Tensor | None,
     height: int,
     width: int,
     pool: int,
 ) -> Cost:
-    """Both of its parts; x is read once, and the indexes of the first are what the second takes."""
-    index = split_index(x, token_weight, token_bias, static_weight, dynamic_weight, height, width, pool)
+    """Both of its parts; the indexes that the first writes are not read again."""
     positions = x.new_empty(x.shape[0], x.shape[1] // 2, dtype=accumulator(x.dtype))
-    norms = (static_norm_weight, static_norm_bias, dynamic_norm_weight, dynamic_norm_bias)
-    frames = split_frames(x, positions, positions, *norms)
-    return Cost(index.bytes + frames.bytes - size(x, positions, positions), index.flops + frames.flops)
+    index = split_index(x, token_weight, static_weight, height, width, pool)
+    return index + split_frames(x, positions, positions, static_norm_weight)
 
 
-def lifting_attention(query: Tensor, key: Tensor, value: Tensor) -> Cost:
+def lifting_attention(query: Tensor) -> Cost:
     """Scores, softmax, values."""
     batch, tokens, heads, channels = query.shape
     pairs = batch * heads * tokens * tokens
-    return Cost(size(query, key, value, query), pairs * (4 * channels + 5) + query.numel())
+    return Cost(size(query), pairs * (4 * channels + 5) + query.numel())
 
 
-def lifting_step(
-    target: Tensor,
-    source: Tensor,
-    query_weight: Tensor,
-    query_bias: Tensor,
-    key_value_weight: Tensor,
-    key_value_bias: Tensor,
-    output_weight: Tensor,
-    output_bias: Tensor,
-    num_heads: int,
-) -> Cost:
+def lifting_step(target: Tensor, num_heads: int) -> Cost:
     """Four projections around the attention."""
     batch, tokens, channels = target.shape
-    per_head = target.reshape(batch, tokens, num_heads, channels // num_heads)
-    attention = lifting_attention(per_head, per_head, per_head)
-    projections = 8 * batch * tokens * channels * channels
-    parameters = (query_weight, query_bias, key_value_weight, key_value_bias, output_weight, output_bias)
-    return Cost(size(target, source, target, *parameters), attention.flops + projections)
+    attention = lifting_attention(target.reshape(batch, tokens, num_heads, channels // num_heads))
+    return Cost(size(target), attention.flops + 8 * batch * tokens * channels * channels)
 
 
 def lifting_residual(x: Tensor, approximation: Tensor) -> Cost:
     """Two means."""
     written = x.shape[0] * x.shape[2] * accumulator(x.dtype).itemsize
-    return Cost(size(x, approximation) + written, x.numel() + approximation.numel())
+    return Cost(written, x.numel() + approximation.numel())
 
 
 def lifting_loss(residual: Tensor) -> Cost:
     """One sum."""
-    return Cost(size(residual) + accumulator(residual.dtype).itemsize, 4 * residual.numel())
+    return Cost(accumulator(residual.dtype).itemsize, 4 * residual.numel())
 
 
 def pool_tokens(
     qkv: Tensor,
+    key_value: Tensor | None,
     weight_q: Tensor,
-    weight_k: Tensor,
-    weight_v: Tensor,
-    norm_weight_q: Tensor,
-    norm_bias_q: Tensor,
-    norm_weight_k: Tensor,
-    norm_bias_k: Tensor,
-    norm_weight_v: Tensor,
-    norm_bias_v: Tensor,
     grid: Sequence[int],
     key_value_grid: Sequence[int],
     heads: int,
@@ -179,15 +132,13 @@ def pool_tokens(
     stride_kv: Sequence[int],
 ) -> Cost:
     """27 products and a norm a cell; of keys and values only the tokens that a window covers are read."""
-    norms = (norm_weight_q, norm_bias_q, norm_weight_k, norm_bias_k, norm_weight_v, norm_bias_v)
     rows = qkv.shape[0] * heads * weight_q.shape[0]  # one token of q, k or v over batch, heads and channels
     parts = ((grid, stride_q), (key_value_grid, stride_kv), (key_value_grid, stride_kv))
     read = sum(len(live_tokens(*part).rows) for part in parts)
     cells = [math.prod(pooled_grid(*part)) for part in parts]
     written = sum(1 + n for n in cells)
-    flops = rows * sum(54 * n + 8 * (1 + n) for n in cells)
-    moved = size(weight_q, weight_k, weight_v, *norms) + rows * (read + written) * qkv.element_size()
-    return Cost(moved, flops)
+    moved = rows * (read + written) * qkv.element_size()
+    return Cost(moved - size(qkv, key_value), rows * sum(54 * n + 8 * (1 + n) for n in cells))
 
 
 def max_pool_tokens(x: Tensor, grid: Sequence[int], stride: Sequence[int]) -> Cost:
@@ -196,33 +147,23 @@ def max_pool_tokens(x: Tensor, grid: Sequence[int], stride: Sequence[int]) -> Co
     window = math.prod(step + 1 if step > 1 else 1 for step in stride)
     kept = results * torch.int32.itemsize
     class_tokens = x.shape[0] * x.shape[2]
-    return Cost(size(x) + (results + class_tokens) * x.element_size() + kept, results * (window - 1))
+    return Cost((results + class_tokens) * x.element_size() + kept, results * (window - 1))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Cost:
+def linear(x: Tensor, weight: Tensor) -> Cost:
     """One product."""
     rows, out = x.numel() // x.shape[-1], weight.shape[0]
-    return Cost(size(x, weight, bias) + rows * out * x.element_size(), 2 * x.numel() * out)
+    return Cost(rows * out * x.element_size(), 2 * x.numel() * out)
 
 
-def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Cost:
+def gelu_linear(x: Tensor, weight: Tensor) -> Cost:
     """One product of an activation."""
-    return linear(x, weight, bias) + Cost(0, 8 * x.numel())
+    return linear(x, weight) + Cost(0, 8 * x.numel())
 
 
-def pooled_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    table_h: Tensor,
-    table_w: Tensor,
-    table_t: Tensor,
-    q_grid: Sequence[int],
-    k_grid: Sequence[int],
-) -> Cost:
+def pooled_attention(query: Tensor, key: Tensor, q_grid: Sequence[int], k_grid: Sequence[int]) -> Cost:
     """Scores, softmax, values, and a product of each query with the positions on three axes."""
     batch, rows, heads, channels = query.shape
     pairs = batch * heads * rows * key.shape[1]
     position = 2 * batch * heads * math.prod(q_grid) * sum(k_grid) * channels
-    moved = size(query, key, value, table_h, table_w, table_t, query)
-    return Cost(moved, pairs * (4 * channels + 8) + position + query.numel())
+    return Cost(size(query), pairs * (4 * channels + 8) + position + query.numel())

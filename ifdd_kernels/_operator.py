@@ -191,6 +191,7 @@ def register(
     if backward is not None:
         taken = Signature.of(f"{name}_backward", backward.schema)
         wiring = Wiring.of(name, signature, taken)
+        _complete(name, signature, taken, backward.missing)
         backward = replace(backward, fake=by_name(backward.fake, taken, f"{name}: fake of backward"))
     operator = Operator(
         name=name,
@@ -229,6 +230,21 @@ def _known(op: str, rule: str, names: Sequence[str], known: Sequence[str]) -> No
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"{op}: {rule}: the schema has no {', '.join(unknown)}")
+
+
+def _complete(op: str, signature: Signature, taken: Signature, missing: Mapping[str, object]) -> None:
+    """Checks that the op's arguments, which its check is asked for, follow from those of its backward op."""
+    known = {*taken.arguments, *missing}
+    unknown = [
+        name
+        for name, kind in zip(signature.arguments, signature.kinds, strict=True)
+        if name not in known and not kind.startswith("Optional")
+    ]
+    if unknown:
+        raise ValueError(
+            f"{op}: its backward op is not told {', '.join(unknown)}: take it there, or say what stands for"
+            " it in Backward(missing=...)"
+        )
 
 
 def _first_shape(x: Tensor, *_: Any) -> tuple[int, ...]:

@@ -107,10 +107,15 @@ def _entry(
     roundings: float,
     why: str,
 ) -> Entry:
-    """An entry whose cost takes all arguments of the op."""
+    """An entry whose cost takes all arguments of the op, and reads each of its tensors once."""
     signature = OPERATORS[name].signature if name in OPERATORS else Signature.of(name, STEP_SCHEMA)
-    bound = by_name(cost, signature, f"{name}: cost")
-    return Entry(name, signature, function, samples, bound, roundings, why)
+    beside = by_name(cost, signature, f"{name}: cost")
+
+    def whole(*args: Any) -> Cost:
+        written: Cost = beside(*args)
+        return Cost(_costs.size(*(arg for arg in args if isinstance(arg, Tensor))), 0) + written
+
+    return Entry(name, signature, function, samples, whole, roundings, why)
 
 
 _ROUNDING = "arithmetic is in float32 or wider; "

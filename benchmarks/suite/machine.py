@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,21 +72,28 @@ class Rates:
         return max(bytes_moved / self.copy, flops / self.products[precision])
 
 
-def measure_rates(device: str, clock_name: str, budget_s: float = 20.0, small: bool = False) -> Rates:
+def measure_rates(
+    device: str,
+    clock_name: str,
+    precisions: Sequence[str],
+    budget_s: float = 20.0,
+    small: bool = False,
+) -> Rates:
     """Best of a few readings each: what the machine can do, not what it does on average.
 
     By the clock of the benchmarks: rates by one clock are no roof for times by another. ``small`` is quick
-    and too low, to try a run.
+    and too low, to try a run. Products grow from small ones to 2048 (on a GPU 8192) rows as far as the budget
+    allows: on a CPU that multiplies a precision at a hundredth of another's rate the large ones take minutes.
     """
     clock = CLOCKS[clock_name]
-    deadline = time.perf_counter() + budget_s
+    start = time.perf_counter()
     count, side = (1 << 20, 256) if small else (1 << 28, 8192) if device == "cuda" else (1 << 26, 2048)
-    copy = _copy_rate(count, device, clock, deadline)
-    products = {
-        name: _product_rate(precision, side, device, clock, deadline)
-        for name, precision in PRECISIONS.items()
-        if device in precision.devices
-    }
+    copy = _copy_rate(count, device, clock, start + budget_s / (len(precisions) + 1))
+    products: dict[str, float] = {}
+    for done, name in enumerate(precisions, 1):
+        now = time.perf_counter()
+        deadline = now + max(0.0, start + budget_s - now) / (len(precisions) + 1 - done)
+        products[name] = _product_rate(PRECISIONS[name], side, device, clock, deadline)
     return Rates(copy, products)
 
 
@@ -96,10 +104,25 @@ def _copy_rate(count: int, device: str, clock: Clock, deadline: float) -> float:
     return moved / _best(lambda: target.copy_(source), clock, deadline)
 
 
+SMALLEST_PRODUCT = 256
+
+
 def _product_rate(precision: Precision, side: int, device: str, clock: Clock, deadline: float) -> float:
-    a, b = (torch.rand(side, side, device=device).to(precision.activations) for _ in range(2))
+    """The best rate of square products of SMALLEST_PRODUCT, twice that, ... `side` rows: each as long as the
+    four calls it takes will end before the deadline, by the rate of the one before.
+    """
+    rate = 0.0
+    rows = min(side, SMALLEST_PRODUCT)
     with precision.context(device):
-        return 2 * side**3 / _best(lambda: a @ b, clock, deadline)
+        while rows <= side:
+            a, b = (torch.rand(rows, rows, device=device).to(precision.activations) for _ in range(2))
+            flops = 2 * rows**3
+            if rate and time.perf_counter() + 4 * flops / rate > deadline:
+                break
+            ends = deadline if 2 * rows > side else 0.0
+            rate = max(rate, flops / _best(functools.partial(torch.matmul, a, b), clock, ends))
+            rows *= 2
+    return rate
 
 
 def _best(call: Callable[[], object], clock: Clock, deadline: float) -> float:

@@ -62,6 +62,7 @@ def _measure(session: Session) -> None:
             function()
         times = summary([clock(function, CALLS) for _ in range(ROUNDS)])
         session.journal.finish(item)
+        session.measured += 1
         session.writer.write(
             "overhead", case=op, contender=backend, microseconds=times.median * 1e6, spread=times.spread
         )

@@ -66,6 +66,8 @@ class Session:
     #: Output error of the eager original in float32, by case and pass: the unit errors are given in.
     unit: dict[tuple[Any, ...], float] = field(default_factory=dict)
     failures: int = 0
+    #: Results that were checked or timed, and ops whose calls were timed.
+    measured: int = 0
     #: Cases, and ops whose calls are timed, that were not begun for want of time.
     left_out: int = 0
     #: An allocation on the CPU has failed. glibc then serves the process from other arenas, which take large
@@ -200,6 +202,7 @@ class Session:
                     self.unit[_quantity(case, training)] = errors.output
             passed[contender.name] = step
             facts[contender.name] = self._error_fields(case, training, errors) | {"peak_bytes": peak}
+        self.measured += len(passed)
         if self.rates is None:
             for name, found in facts.items():
                 self.writer.write("checked", **identity, contender=name, **keys, **found)

@@ -45,11 +45,11 @@ class IFDDConfig:
 
     Args:
         num_classes: expression classes, at least 1.
-        clip_frames: frames of a clip; 8, 16 or 32 (the embedding makes 8 of them), 32 for `embedding="s3d"`.
+        clip_frames: frames of a clip; 8, 16 or 32 (the embedding makes 8 of them), 32 for embedding `s3d`.
         image_size: height and width of a frame in pixels; a positive multiple of 32.
         backbone: `mvit_xs` (the paper's), `mvit_s` (MViTv2-S) or `mvit_nano` (tests and CPU demonstrations).
-        embed_dim: width of the first stage (4 stages: x1, x2, x4, x8); None takes the backbone's.
-        depths: blocks of each of the 4 stages; None takes the backbone's.
+        embed_dim: width of the first stage (4 stages: x1, x2, x4, x8); default: the backbone's.
+        depths: blocks of each of the 4 stages; default: the backbone's.
         embedding: `conv` (one 3-D convolution) or `s3d` (separable convolution stem with batch norm).
         stages: backbone stages the pyramid merges, ascending, from 0 to 3 and ending with 3.
         split: how frames become a static and a dynamic group: `interpolate` (ISSM, learned fractional
@@ -57,9 +57,9 @@ class IFDDConfig:
         split_pool: side of the grid frames are pooled to before they are compared (`interpolate`, `topk`).
         split_norm: LayerNorm on both groups before lifting. Only LADM (`update_first`, `predict_first`) has
             it.
-        topk_order_prior: adds 1 to the score of even frames (`split="topk"` only).
+        topk_order_prior: adds 1 to the score of even frames (only with split `topk`).
         index_sampling: `original` samples frame i at i*T/(T-1) - 1/2 as the authors' implementation does,
-            `aligned` at i (`split="interpolate"` only).
+            `aligned` at i (only with split `interpolate`).
         lifting: `update_first` or `predict_first` (LADM), `conv` (separable convolutions, even and odd
             frames) or `none` (the dynamic group is compressed as it is).
         self_conditioned: takes the queries of both lifting steps from the source group (LADM only).

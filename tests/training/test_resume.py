@@ -109,7 +109,7 @@ def test_an_interrupted_write_keeps_the_file_and_leaves_nothing(
 ) -> None:
     target = tmp_path / "last.ckpt"
     storage = AtomicCheckpointIO()
-    storage.save_checkpoint({"ifdd": 1, "value": torch.ones(3)}, target)
+    storage.save_checkpoint({"ifdd": {"n": 1}, "value": torch.ones(3)}, target)
 
     def full(content: object, file: Any) -> None:
         file.write(b"some")
@@ -118,7 +118,7 @@ def test_an_interrupted_write_keeps_the_file_and_leaves_nothing(
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space left"):
         storage.save_checkpoint({"ifdd": 2}, target)
-    assert storage.load_checkpoint(target)["ifdd"] == 1
+    assert storage.load_checkpoint(target)["ifdd"] == {"n": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
     with pytest.raises(TypeError, match="storage_options"):
         storage.save_checkpoint({}, target, storage_options={})

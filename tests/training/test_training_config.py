@@ -30,13 +30,30 @@ def test_a_configuration_survives_yaml(tiny_config: Make) -> None:
 
 def test_differences_name_what_changes_the_weights(tiny_config: Make) -> None:
     config = tiny_config()
-    assert config.differences(config) == []
+    assert config.differences(config) == {}
     other = replace(config, device="auto", data=replace(config.data, workers=3, eval_batch_size=1))
-    assert config.differences(other) == []
+    assert config.differences(other) == {}
     other = replace(
         config, seed=9, optim=replace(config.optim, mixup=0.0), model={**config.model, "dropout": 0.1}
     )
-    assert config.differences(other) == ["model.dropout", "optim.mixup", "seed"]
+    assert other.differences(config) == {
+        "model.dropout": (0.5, 0.1),
+        "optim.mixup": (0.8, 0.0),
+        "seed": (3, 9),
+    }
+
+
+def test_defaults_places_and_the_number_of_epochs_are_no_differences(tiny_config: Make) -> None:
+    config = tiny_config()
+    written_out = replace(config, model={**config.model, "dropout": 0.5, "lifting": "update_first"})
+    assert written_out.differences(config) == {}
+    moved = replace(
+        config,
+        init="elsewhere.safetensors",
+        data=replace(config.data, root="elsewhere", train_list="b.txt", test_list="c.txt"),
+        optim=replace(config.optim, epochs=40, select="last"),
+    )
+    assert moved.differences(config) == {}
 
 
 @pytest.mark.parametrize(

@@ -5,58 +5,105 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-Weights = dict[str, torch.Tensor]
+from ifdd.checkpoint.wrappers import Weights as Weights
+from ifdd.checkpoint.wrappers import describe_entries, unwrap
+
 PathLike = str | os.PathLike[str]
+
+TRAINING_RECORD = "ifdd"
+"""The entry of this package's training checkpoints that holds settings, class names and scores."""
 
 
 class CheckpointError(ValueError):
     """A weights file that is missing, damaged, foreign, or does not fit; the message begins with its path."""
 
 
-def read_weights(path: PathLike) -> Weights:
-    """Named tensors of a `.safetensors` file or of a file `torch.save` wrote, on the CPU.
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a file of weights holds, on the CPU.
 
-    The wrappers training scripts put around them, an outer `state_dict` or `model` entry and a `module.`
-    prefix of every name, are removed. Only tensors are unpickled, never code.
+    ``weights``: named tensors without the wrappers of training scripts; ``place``: the wrappers, for a
+    message (empty where there were none); ``left_out``: entries beside them that were not taken; ``header``:
+    metadata of a safetensors file; ``training``: settings and scores of one of this package's training
+    checkpoints, with its ``epoch`` (from 0), or None.
+    """
+
+    path: Path
+    weights: Weights
+    place: str = ""
+    left_out: tuple[str, ...] = ()
+    header: dict[str, str] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+
+    def first_names(self, limit: int = 5) -> str:
+        """The first names of weights with their shapes, for an error message."""
+        return describe_entries(self.weights, limit)
+
+
+def read_weights(path: PathLike) -> Weights:
+    """Named tensors of a safetensors file or of a file `torch.save` wrote, on the CPU.
+
+    What training scripts put around them is removed (`ifdd.checkpoint.wrappers`): outer entries such as
+    `state_dict` or `ema`, prefixes such as `module.`, `model.` or `_orig_mod.`, nested and combined. Only
+    tensors are unpickled, never code.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds no named tensors.
+    """
+    return read_file(path).weights
+
+
+def read_file(path: PathLike) -> WeightsFile:
+    """Reads a file of weights; its first bytes decide the format, whatever its name ends in.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds no named tensors.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
-    _must_exist(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        if "Unsupported global" in str(error):
-            # Training scripts save their own objects beside the weights.
-            reason = (
-                "it holds Python objects beside tensors, which are not unpickled; if you trust it, save "
-                'its weights alone: torch.save(torch.load(FILE, weights_only=False)["state_dict"], NEW_FILE)'
-            )
-        else:
-            # The text of a KeyError is a key: a byte of the file, for one that never was a pickle.
-            text = "" if isinstance(error, KeyError) else str(error).strip()
-            reason = text.splitlines()[0] if text else f"not written by torch.save ({type(error).__name__})"
-        raise CheckpointError(f"{path}: not a readable weights file: {reason}") from error
-    return _unwrap(content, path)
+    header: dict[str, str] = {}
+    training: dict[str, Any] | None = None
+    content: Any
+    if _is_safetensors(path):
+        content, header = _read_safetensors(path)
+    else:
+        content = read_pickle(path)
+        if isinstance(content, Mapping) and isinstance(content.get(TRAINING_RECORD), Mapping):
+            training = {**content[TRAINING_RECORD], "epoch": content.get("epoch")}
+    found = unwrap(content)
+    if found is None:
+        raise CheckpointError(f"{path}: holds no named tensors, but {describe_entries(content)}")
+    return WeightsFile(path, found.weights, found.place, found.left_out, header, training)
 
 
-def read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
-    """Tensors and metadata of a file, or a :class:`CheckpointError`."""
-    _must_exist(path)
+def read_pickle(path: PathLike) -> Any:
+    """The content of a file that `torch.save` wrote: tensors and plain types on the CPU, never code.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds other objects.
+    """
+    path = Path(path)
+    start = _first_bytes(path)
+    if not start:
+        raise CheckpointError(f"{path}: the file is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path}: a Git LFS pointer instead of the file it stands for; run `git lfs pull`"
+        )
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise CheckpointError(f"{path}: a web page instead of a weights file; download it anew")
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or not a safetensors file: {error}") from error
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Whatever a damaged file makes the unpickler raise.
+        raise CheckpointError(f"{path}: not a readable weights file: {_reason(error)}") from error
 
 
 def load_weights(
@@ -90,21 +137,41 @@ def listing(names: Sequence[str], limit: int = 12) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
-def _must_exist(path: Path) -> None:
+def _is_safetensors(path: Path) -> bool:
+    """Eight bytes with the length of the header, then its JSON; a name says it only where the file cannot."""
+    start = _first_bytes(path)
+    if start[8:9] == b"{":
+        return True
+    return path.suffix == ".safetensors" and not start.startswith((b"PK\x03\x04", b"\x80"))
+
+
+def _read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file: {error}") from error
+
+
+def _first_bytes(path: Path, count: int = 64) -> bytes:
     if not path.is_file():
         raise CheckpointError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _unwrap(content: object, path: Path) -> Weights:
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path}: holds no named tensors")
-    wrong = [name for name, tensor in content.items() if not isinstance(tensor, torch.Tensor)]
-    if wrong:
-        raise CheckpointError(f"{path}: entries that are not tensors: {listing(sorted(map(str, wrong)))}")
-    prefix = "module."
-    if all(name.startswith(prefix) for name in content):
-        return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
-    return dict(content)
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    if "Unsupported global" in text or "TorchScript" in text:
+        # Training scripts save their own objects beside the weights, or the network itself.
+        return (
+            "it holds Python objects beside tensors, which are not unpickled; if you trust it, save "
+            'its weights alone: torch.save(torch.load(FILE, weights_only=False)["state_dict"], NEW_FILE)'
+        )
+    if isinstance(error, (KeyError, pickle.UnpicklingError)) or not text:
+        # Their text is a byte of the file, or advice on loading that does not help here.
+        return f"damaged, or not written by torch.save ({type(error).__name__})"
+    return text.splitlines()[0]

@@ -2,6 +2,7 @@
 
 A checkpoint is one safetensors file. Its metadata hold the format and its version, the configuration, the
 class names in order, the package version and a free JSON object, so the file alone is enough to predict with.
+The training checkpoints of a run hold the same and are read as well.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from ifdd.checkpoint.files import CheckpointError, PathLike, load_weights, read_safetensors
+from ifdd.checkpoint.files import CheckpointError, PathLike, WeightsFile, load_weights, read_file
+from ifdd.checkpoint.kinds import NAMES_OF_KINDS, kind_of, unknown_weights
+from ifdd.checkpoint.training import TrainingRecord
 from ifdd.config import IFDDConfig
 from ifdd.model import IFDD
 
@@ -29,12 +32,17 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint; `model` is in evaluation mode, `extra` is what `save_checkpoint` was given."""
+    """A loaded checkpoint.
+
+    `model` is in evaluation mode, `extra` is what `save_checkpoint` was given or what a training checkpoint
+    says of its training, `origin` says which weights these are, for example `weights, epoch 3 of 40`.
+    """
 
     model: IFDD
     config: IFDDConfig
     class_names: tuple[str, ...]
     extra: dict[str, Any]
+    origin: str = "weights"
 
 
 def save_checkpoint(
@@ -85,32 +93,71 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Checkpoint:
-    """Reads what `save_checkpoint` wrote; the model is in evaluation mode on `device`.
+    """A network with its class names from a file; the model is in evaluation mode on `device`.
+
+    Reads what `save_checkpoint` wrote, and the `last.ckpt` and `best.ckpt` of a training (of one with a
+    moving average of the weights: the average). `Checkpoint.origin` says which weights these are.
 
     Raises:
         CheckpointError: the file is missing, truncated, not a checkpoint, of a newer format, or inconsistent.
     """
-    path = Path(path)
-    convert = "`ifdd convert` makes checkpoints of published weights"
-    if path.is_file() and path.suffix in (".pth", ".pt"):
-        raise CheckpointError(f"{path}: not an IFDD checkpoint, which is a safetensors file; {convert}")
-    weights, header = read_safetensors(path)
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: a safetensors file, but not an IFDD checkpoint; {convert}")
-    if header.get("format_version") != str(FORMAT_VERSION):
-        raise CheckpointError(
-            f"{path}: checkpoint format version {header.get('format_version')}; "
-            f"this package reads {FORMAT_VERSION}"
-        )
+    file = read_file(path)
+    own = settings_of(file)
+    if own is None:
+        raise CheckpointError(f"{file.path}: not an IFDD checkpoint: {_what_is_missing(file)}")
+    model = IFDD(own.config)
+    load_weights(model, file.weights, str(file.path))
+    return Checkpoint(model.to(device).eval(), own.config, own.class_names, own.extra, own.origin)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one of this package's own files says beside its weights."""
+
+    config: IFDDConfig
+    class_names: tuple[str, ...]
+    extra: dict[str, Any]
+    origin: str
+
+
+def settings_of(file: WeightsFile) -> Settings | None:
+    """Network, classes and origin of a file that this package wrote; None for any other file.
+
+    Raises:
+        CheckpointError: its metadata are of a newer format, incomplete or inconsistent.
+    """
     try:
-        config = IFDDConfig.from_dict(json.loads(header["config"]))
-        names = _class_names(json.loads(header["class_names"]), config.num_classes)
-        extra = json.loads(header["extra"])
+        if file.training is not None:
+            record = TrainingRecord.of(file.training)
+            config, names, extra = record.network, record.class_names, record.extra()
+            names = _class_names(names, config.num_classes)
+        elif file.header.get("format") == FORMAT:
+            version = file.header.get("format_version")
+            if version != str(FORMAT_VERSION):
+                raise CheckpointError(
+                    f"{file.path}: checkpoint format version {version}; this package reads {FORMAT_VERSION}"
+                )
+            config = IFDDConfig.from_dict(json.loads(file.header["config"]))
+            names = _class_names(json.loads(file.header["class_names"]), config.num_classes)
+            extra = dict(json.loads(file.header["extra"]))
+        else:
+            return None
+    except CheckpointError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged checkpoint metadata: {error}") from error
-    model = IFDD(config)
-    load_weights(model, weights, str(path))
-    return Checkpoint(model.to(device).eval(), config, names, extra)
+        raise CheckpointError(f"{file.path}: damaged checkpoint metadata: {error}") from error
+    return Settings(config, names, extra, str(extra.get("weights") or "weights"))
+
+
+def _what_is_missing(file: WeightsFile) -> str:
+    """Why a file is no checkpoint, and what makes one of it."""
+    kind = kind_of(file.weights)
+    if kind is None:
+        return unknown_weights(file)
+    return (
+        f"{NAMES_OF_KINDS[kind]} without configuration and class names; "
+        f"`ifdd convert {file.path} NEW.safetensors --classes NAME,NAME,...` writes one that has them"
+    )
 
 
 def _class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ifdd.checkpoint.files import CheckpointError, PathLike, load_weights, read_weights
+from ifdd.checkpoint.files import CheckpointError, PathLike, WeightsFile, load_weights, read_file
 from ifdd.checkpoint.foreign import ConvertedWeights, from_original, from_torchvision_mvit
+from ifdd.checkpoint.format import settings_of
+from ifdd.checkpoint.kinds import kind_of, unknown_weights
 from ifdd.model import IFDD
 
 HEAD_KEYS = ("head.classifier.weight", "head.classifier.bias")
@@ -13,33 +15,52 @@ HEAD_KEYS = ("head.classifier.weight", "head.classifier.bias")
 PARTS = {"all": ("",), "backbone": ("embedding.", "backbone.", "pyramid.")}
 
 
+class ClassCountError(CheckpointError):
+    """The classifier in a file has another number of classes than the model."""
+
+    def __init__(self, path: PathLike, found: int, wanted: int) -> None:
+        super().__init__(
+            f"{path}: the classifier has {found} classes, the model {wanted}; "
+            "reset_head=True keeps a fresh classifier"
+        )
+        self.found = found
+        self.wanted = wanted
+
+
 @dataclass(frozen=True)
 class PretrainedReport:
-    """What `load_pretrained` found and did; `kind` is `checkpoint`, `original` or `torchvision`."""
+    """What `load_pretrained` found and did.
+
+    `kind` is `checkpoint`, `original` or `torchvision`; `class_names` are those the file states, if it does;
+    `origin` says which weights of the file were taken, where it holds several or tells their epoch.
+    """
 
     path: str
     kind: str
     dropped: tuple[str, ...]
     untouched: tuple[str, ...]
+    class_names: tuple[str, ...] | None = None
+    origin: str = ""
 
     def __str__(self) -> str:
         names = {"checkpoint": "an IFDD checkpoint", "original": "weights of the original implementation"}
         kind = names.get(self.kind, "torchvision MViTv2 weights")
+        origin = f" ({self.origin})" if self.origin else ""
         return (
-            f"{self.path}: {kind}; {len(self.dropped)} tensors of the file not used, "
+            f"{self.path}: {kind}{origin}; {len(self.dropped)} tensors of the file not used, "
             f"{len(self.untouched)} tensors of the model keep their initial values"
         )
 
 
 def load_pretrained(
-    model: IFDD, path: PathLike, reset_head: bool = False, part: str = "all"
+    model: IFDD, path: PathLike | WeightsFile, reset_head: bool = False, part: str = "all"
 ) -> PretrainedReport:
     """Loads weights of any known kind into `model`; the names inside decide the kind.
 
     Args:
         model: the network to fill.
-        path: an IFDD checkpoint, weights of the original implementation, or torchvision's `mvit_v2_s`
-            weights.
+        path: an IFDD checkpoint, a training checkpoint of this package (`last.ckpt`), weights of the original
+            implementation, or torchvision's `mvit_v2_s` weights, or such a file that was read.
         reset_head: where the classifier in the file has another number of classes, keep the model's fresh
             one.
         part: `all`, or `backbone` to take embedding, backbone and pyramid only, so that networks that differ
@@ -51,22 +72,20 @@ def load_pretrained(
     """
     if part not in PARTS:
         raise ValueError(f"part must be one of {tuple(PARTS)}; got {part!r}")
-    weights = read_weights(path)
+    file = path if isinstance(path, WeightsFile) else read_file(path)
+    path = file.path
+    own = settings_of(file)
     known = set(model.state_dict())
+    kind = kind_of(file.weights)
     try:
-        if "conv_proj.weight" in weights and "pos_encoding.class_token" in weights:
-            kind = "torchvision"
-            converted = from_torchvision_mvit(weights, model.config)
-        elif "backbone.backbone.pos_encoding.class_token" in weights:
-            kind = "original"
-            converted = from_original(weights, "model")
-        elif "backbone.class_token" in weights:
-            kind, converted = "checkpoint", ConvertedWeights(weights, [])
+        if kind == "torchvision":
+            converted = from_torchvision_mvit(file.weights, model.config)
+        elif kind == "original":
+            converted = from_original(file.weights, "model")
+        elif kind == "checkpoint":
+            converted = ConvertedWeights(file.weights, [])
         else:
-            raise CheckpointError(
-                f"{path}: neither an IFDD checkpoint, nor weights of the original implementation, "
-                "nor torchvision MViTv2 weights"
-            )
+            raise CheckpointError(f"{path}: {unknown_weights(file)}")
     except CheckpointError:
         raise
     except (KeyError, ValueError) as error:
@@ -77,14 +96,20 @@ def load_pretrained(
         classes = state[HEAD_KEYS[0]].shape[0]
         if classes != model.config.num_classes:
             if not reset_head:
-                raise CheckpointError(
-                    f"{path}: the classifier has {classes} classes, the model {model.config.num_classes}; "
-                    "reset_head=True keeps a fresh classifier"
-                )
+                raise ClassCountError(path, classes, model.config.num_classes)
             dropped += [key for key in HEAD_KEYS if state.pop(key, None) is not None]
     outside = {key for key in {*state, *known} if not key.startswith(PARTS[part])}
     dropped += [key for key in sorted(outside) if state.pop(key, None) is not None]
     untouched = sorted(known - set(state))
     allowed = set(untouched) if kind == "torchvision" else {*dropped, *outside}
     load_weights(model, state, str(path), missing_allowed=allowed)
-    return PretrainedReport(str(path), kind, tuple(dropped), tuple(untouched))
+    # A training checkpoint's other entries are the trainer's state, which nobody misses here.
+    beside = () if file.training is not None else file.left_out
+    return PretrainedReport(
+        str(path),
+        kind,
+        (*dropped, *beside),
+        tuple(untouched),
+        None if own is None else own.class_names,
+        file.place if own is None else own.origin,
+    )

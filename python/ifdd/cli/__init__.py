@@ -1,4 +1,4 @@
-"""The `ifdd` command: fit, test, predict, explain, convert, doctor."""
+"""The `ifdd` command: fit, test, check, predict, explain, convert, doctor, completion."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ifdd.cli._commands import COMMANDS, EXIT_FAILED, EXIT_USAGE, UsageError
+from ifdd.cli._warnings import one_line_warnings
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 DESCRIPTION = (
-    "IFDD recognises facial expressions in video. Train with `fit`, measure with `test`, read single videos "
-    "with `predict`, see what the network looked at with `explain`, bring published weights with `convert`, "
-    "check the installation with `doctor`."
+    "IFDD recognises facial expressions in video. Look a data set through with `check`, train with `fit`, "
+    "measure with `test`, read single videos with `predict`, see what the network looked at with `explain`, "
+    "bring published weights with `convert`, check the installation with `doctor`."
 )
 
 
@@ -59,8 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             # By its own parser: its complaints name an option as it was typed, without the command in front.
-            options = _command_parser(arguments[0]).parse_args(arguments[1:])
-            return int(_command(arguments[0]).run(options))
+            command, parser = _command(arguments[0]), _command_parser(arguments[0])
+            parse = getattr(command, "parse", type(parser).parse_args)
+            with one_line_warnings():
+                return int(command.run(parse(parser, arguments[1:])))
         # Without a command in front there is only help, the version or a complaint, and each of them exits.
         build_parser().parse_args(arguments)
         return EXIT_USAGE

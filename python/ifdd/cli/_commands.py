@@ -11,9 +11,11 @@ class UsageError(ValueError):
 COMMANDS = {
     "fit": "fit",
     "test": "evaluate",
+    "check": "check",
     "predict": "predict",
     "explain": "explain",
     "convert": "convert",
     "doctor": "doctor",
+    "completion": "completion",
 }
 """Name of a command -> the module that holds it."""

@@ -1,4 +1,4 @@
-"""What the commands share: the parser, the options of data and model, short error lines."""
+"""What the commands share: the options of data and model, short error lines."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-import sys
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from ifdd.cli._commands import EXIT_USAGE, UsageError
+from ifdd.cli._commands import UsageError
+from ifdd.cli.parser import Parser
 from ifdd.config import IFDDConfig
 from ifdd.text import one_line
 from ifdd.training.config import (
@@ -31,34 +32,30 @@ from ifdd.training.config import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+__all__ = [
+    "Parser",
+    "add_data_options",
+    "add_device_option",
+    "add_network_options",
+    "add_test_options",
+    "add_training_options",
+    "choose_device",
+    "data_config",
+    "network_options",
+    "one_line",
+    "option_of",
+    "parent_exists",
+    "quiet_lightning",
+    "setting_errors",
+    "training_config",
+    "usage_errors",
+    "wide_console",
+]
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 _DATA_FIELDS = tuple(f.name for f in dataclasses.fields(DataConfig) if f.name != "name")
 _OPTIM_FIELDS = tuple(f.name for f in dataclasses.fields(OptimConfig))
-
-
-class _ShortHelp(DefaultHelpFormatter):
-    """Help without type annotations; the text of an option says what it takes."""
-
-    def _get_type_str(self, action: Any) -> None:
-        return None
-
-    def _expand_help(self, action: Any) -> str:
-        text = super()._expand_help(action)
-        return text.replace(" (default: null)", "").replace("(default: False)", "").strip()
-
-
-class Parser(ArgumentParser):
-    """A parser whose complaint is one line and exit code 2."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=_ShortHelp, **options)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the complaint and leaves."""
-        prog = self.prog.replace(" [options]", "")
-        print(f"{prog}: error: {one_line(message)} (see `{prog} --help`)", file=sys.stderr)
-        raise SystemExit(EXIT_USAGE)
 
 
 def add_data_options(parser: ArgumentParser) -> None:
@@ -67,25 +64,26 @@ def add_data_options(parser: ArgumentParser) -> None:
         "--data",
         type=DatasetName,
         default="synthetic",
-        help="dfew, ferv39k, mafw, list (your own list files) or synthetic (drawn faces, needs no files)",
+        help="dfew, ferv39k, mafw, list (your own list files), folder (a folder of videos for each class) or "
+        "synthetic (drawn faces, needs no files)",
     )
     parser.add_class_arguments(DataConfig, skip={"name"}, as_group=True)
 
 
 def add_training_options(parser: ArgumentParser) -> None:
     """All of :class:`TrainingConfig`, flat but for `--model.*`."""
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    _add_config_option(parser, "YAML file with any of the options below; options beside it win")
     add_data_options(parser)
+    _no_default_data_set(parser)
     _add_recipe_options(parser)
     add_device_option(parser)
 
 
 def add_test_options(parser: ArgumentParser) -> None:
     """Data and device; the recipe's options are accepted, so that one YAML file serves both commands."""
-    parser.add_argument(
-        "--config", action="config", help="YAML file, the one of `ifdd fit` or with options below"
-    )
+    _add_config_option(parser, "YAML file, the one of `ifdd fit` (OUT/config.yaml) or with options below")
     add_data_options(parser)
+    _no_default_data_set(parser)
     add_device_option(parser)
     before = len(parser._actions)
     _add_recipe_options(parser)
@@ -93,25 +91,43 @@ def add_test_options(parser: ArgumentParser) -> None:
         action.help = argparse.SUPPRESS
 
 
+def add_network_options(parser: ArgumentParser) -> None:
+    """`--model.*`: all of :class:`IFDDConfig` but the number of classes, which the data decide."""
+    parser.add_class_arguments(IFDDConfig, "model", skip={"num_classes"}, as_group=True)
+    parser._action_groups[-1].title = "Network"
+    parser._option_string_actions["--model"].help = "YAML file with the options of the network"
+
+
+def _add_config_option(parser: ArgumentParser, text: str) -> None:
+    parser.add_argument("--config", action="config", help=text)
+    parser._option_string_actions["--print_config"].help = "print all options as such a YAML file and exit"
+
+
+def _no_default_data_set(parser: ArgumentParser) -> None:
+    """A data set that nobody named would train or test something else than was meant."""
+    parser.set_defaults(data=None)
+
+
 def _add_recipe_options(parser: ArgumentParser) -> None:
     parser.add_class_arguments(OptimConfig, as_group=True)
-    parser.add_class_arguments(IFDDConfig, "model", skip={"num_classes"}, as_group=True)
+    add_network_options(parser)
     group = parser.add_argument_group("Running")
     group.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     group.add_argument(
-        "--precision", type=Precision, default="32", help="arithmetic: 32, bf16-mixed or 16-mixed"
+        "--precision", type=Precision, default="32", help="arithmetic: 32, bf16-mixed or 16-mixed bits"
     )
     group.add_argument(
         "--init",
         type=str | None,
         default=None,
-        help="weights to start from; their classifier is kept if it is for the same classes",
+        help="file of weights to start from (a checkpoint, last.ckpt of another run, torchvision's "
+        "mvit_v2_s); its classifier is kept if it is for the same classes",
     )
     group.add_argument(
         "--init_part",
         type=InitPart,
         default="all",
-        help="what to take of them: all, or backbone (embedding, backbone and pyramid)",
+        help="what to take of it: all, or backbone (embedding, backbone and pyramid)",
     )
 
 
@@ -121,7 +137,13 @@ def add_device_option(parser: ArgumentParser) -> None:
 
 
 def data_config(options: Namespace) -> DataConfig:
-    """The checked :class:`DataConfig` of flat options."""
+    """The checked :class:`DataConfig` of flat options.
+
+    Raises:
+        UsageError: no data set was named, or an option cannot be used.
+    """
+    if options.data is None:
+        raise UsageError(f"--data is missing: name the data set, one of {', '.join(get_args(DatasetName))}")
     with usage_errors():
         return DataConfig(name=options.data, **{name: options[name] for name in _DATA_FIELDS})
 
@@ -143,21 +165,43 @@ def training_config(options: Namespace) -> TrainingConfig:
 
 
 def network_options(options: Namespace) -> dict[str, Any]:
-    """Checked `--model.*` options: all of :class:`IFDDConfig` but the number of classes, as plain types."""
-    plain = IFDDConfig.from_dict(options.model.as_dict()).to_dict()
+    """Checked `--model.*` options: all of :class:`IFDDConfig` but the number of classes, as plain types.
+
+    Raises:
+        UsageError: an option has an impossible value.
+    """
+    try:
+        plain = IFDDConfig.from_dict(options.model.as_dict()).to_dict()
+    except ValueError as error:
+        # Its messages begin with the name of the field.
+        raise UsageError(f"--model.{one_line(error)}") from error
     del plain["num_classes"]
     return plain
+
+
+def option_of(setting: str) -> str:
+    """The option that sets a dotted setting: those of data and optimiser are flat."""
+    # The data set's name is called after what it names.
+    return "--data" if setting == "data.name" else f"--{re.sub(r'^(data|optim)[.]', '', setting)}"
+
+
+@contextlib.contextmanager
+def setting_errors() -> Iterator[None]:
+    """Turns a :class:`SettingError` into a usage error about its option."""
+    try:
+        yield
+    except SettingError as error:
+        raise UsageError(f"{option_of(error.setting)} {one_line(error.rule)}") from error
 
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
     """Turns a ValueError about a setting into a usage error about its option."""
     try:
-        yield
-    except SettingError as error:
-        # Those of data and optimiser are flat, and the data set's name is called after what it names.
-        option = "data" if error.setting == "data.name" else error.setting.rpartition(".")[2]
-        raise UsageError(f"--{option} {one_line(error.rule)}") from error
+        with setting_errors():
+            yield
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(one_line(error)) from error
 
@@ -176,6 +220,8 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torchmetrics)\..*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    # The number of processes is an option with a default, and more of them than cores do no harm.
+    warnings.filterwarnings("ignore", message=r"This DataLoader will create \d+ worker processes")
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"]) -> str:

@@ -1,34 +1,38 @@
 """Bring published weights into a checkpoint of this package.
 
-Reads weights of the original implementation (.pth), torchvision's mvit_v2_s (embedding and backbone only) or
-an older checkpoint, and writes one safetensors file with the configuration and the class list. What was not
-used is printed. Class orders differ between projects, so the class list must be given.
+Reads weights of the original implementation (.pth), torchvision's mvit_v2_s (embedding and backbone only), a
+checkpoint, or last.ckpt and best.ckpt of a run, and writes one safetensors file with the configuration and
+the class list. What was not used is printed. Class orders differ between projects, so for weights of others
+the class list must be given, and --model.* where their network is not the default one.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
-from ifdd.cli.common import network_options, parent_exists, usage_errors
+from ifdd.cli.common import add_network_options, network_options, parent_exists
 from ifdd.config import IFDDConfig
 
 SUMMARY = "bring published weights into a checkpoint"
-USAGE = "IN OUT --classes CLASSES [options]"
+USAGE = "IN OUT [--classes CLASSES] [options]"
 
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("input", metavar="IN", help="weights: .pth, .pt or .safetensors")
+    parser.add_argument("input", metavar="IN", help="weights: .pth, .pt, .ckpt or .safetensors")
     parser.add_argument("output", metavar="OUT", help="checkpoint to write, .safetensors")
     parser.add_argument(
         "--classes",
-        required=True,
-        help="class names in the order of the logits, separated by commas, or dfew, ferv39k, mafw for theirs",
+        type=str | None,
+        default=None,
+        help="class names in the order of the logits, separated by commas, or dfew, ferv39k, mafw for "
+        "theirs; default: those in the file, if it is one of this package",
     )
-    parser.add_class_arguments(IFDDConfig, "model", skip={"num_classes"}, as_group=True)
+    add_network_options(parser)
 
 
 def run(options: Namespace) -> int:
@@ -36,16 +40,37 @@ def run(options: Namespace) -> int:
     if Path(options.output).suffix != ".safetensors":
         raise UsageError(f"OUT: a checkpoint ends in .safetensors, got {options.output}")
     parent_exists(options.output, "OUT")
-    names = class_list(options.classes)
-    with usage_errors():
-        config = IFDDConfig.from_dict({**network_options(options), "num_classes": len(names)})
+    names = None if options.classes is None else class_list(options.classes)
+    network = network_options(options)
 
-    from ifdd.checkpoint import load_pretrained, save_checkpoint
+    from ifdd.checkpoint import CheckpointError, ClassCountError, load_pretrained, save_checkpoint
+    from ifdd.checkpoint.files import read_file
+    from ifdd.checkpoint.format import settings_of
     from ifdd.model import IFDD
 
+    file = read_file(options.input)
+    own = settings_of(file)
+    extra = {"source": file.path.name}
+    if own is not None:
+        if names not in (None, own.class_names):
+            raise UsageError(
+                f"--classes: those of {file.path} are {', '.join(own.class_names)}, in that order"
+            )
+        names = own.class_names
+        config = _network_of(file.path, own.config, network)
+        extra = {**own.extra, **extra}
+    elif names is None:
+        raise UsageError(f"--classes is missing: {file.path} does not say its class names")
+    else:
+        config = IFDDConfig.from_dict({**network, "num_classes": len(names)})
     model = IFDD(config)
-    report = load_pretrained(model, options.input)
-    save_checkpoint(options.output, model, names, {"source": Path(options.input).name, "kind": report.kind})
+    try:
+        report = load_pretrained(model, file)
+    except ClassCountError as error:
+        raise CheckpointError(
+            f"{file.path}: the classifier has {error.found} classes, --classes names {error.wanted}"
+        ) from error
+    save_checkpoint(options.output, model, names, {**extra, "kind": report.kind})
     print(report)
     for title, tensors in (("not used", report.dropped), ("initial values kept", report.untouched)):
         for name in tensors:
@@ -54,16 +79,24 @@ def run(options: Namespace) -> int:
     return 0
 
 
+def _network_of(path: Path, stated: IFDDConfig, options: dict[str, Any]) -> IFDDConfig:
+    """The network that a file states, unless the options ask for another one.
+
+    Raises:
+        UsageError: an option that was changed from its default is not what the file states.
+    """
+    default, inside = IFDDConfig().to_dict(), stated.to_dict()
+    for name, value in options.items():
+        if value not in (default[name], inside[name]):
+            raise UsageError(f"--model.{name} {value}: the network in {path} has {inside[name]}")
+    return stated
+
+
 def class_list(text: str) -> tuple[str, ...]:
     """Class names from a data set's name or a comma-separated list."""
-    from ifdd.data.lists import DFEW_CLASSES, FERV39K_CLASSES, MAFW_CLASSES
+    from ifdd.data.labels import class_list as parsed
 
-    known = {"dfew": DFEW_CLASSES, "ferv39k": FERV39K_CLASSES, "mafw": MAFW_CLASSES}
-    if text.lower() in known:
-        return tuple(known[text.lower()])
-    names = tuple(part.strip() for part in text.split(","))
-    if len(names) < 2 or not all(names) or len(set(names)) != len(names):
-        raise UsageError(
-            f"--classes: give distinct names separated by commas, or one of {', '.join(known)}; got {text!r}"
-        )
-    return names
+    try:
+        return parsed(text)
+    except ValueError as error:
+        raise UsageError(f"--classes: {error}") from None

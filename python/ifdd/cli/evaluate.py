@@ -20,17 +20,23 @@ from ifdd.cli.common import (
     quiet_lightning,
     wide_console,
 )
+from ifdd.text import cell, printable
 
 if TYPE_CHECKING:
+    from ifdd.training.config import DataConfig
     from ifdd.training.metrics import Scores
 
 SUMMARY = "measure a checkpoint on a test set"
-USAGE = "--checkpoint CHECKPOINT [options]"
+USAGE = "--checkpoint CHECKPOINT --data DATA [options]"
 
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("--checkpoint", required=True, help="weights written by `ifdd fit` or `ifdd convert`")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="weights: model.safetensors, best.ckpt or last.ckpt of `ifdd fit`, or what `ifdd convert` wrote",
+    )
     parser.add_argument(
         "--out",
         type=str | None,
@@ -43,41 +49,72 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
-    data = data_config(options)
-    device = choose_device(options.device)
     checkpoint_path = Path(options.checkpoint)
     if not checkpoint_path.is_file():
         raise UsageError(f"--checkpoint: {checkpoint_path} does not exist")
+    device = choose_device(options.device)
+    if options.data is None:
+        # Said before the checkpoint is read.
+        data_config(options)
     out = Path(options.out) if options.out else checkpoint_path.absolute().parent
 
     quiet_lightning()
     from ifdd.checkpoint import load_checkpoint
     from ifdd.figures import confusion_matrix
     from ifdd.training.config import TrainingConfig
+    from ifdd.training.folder import write_whole
     from ifdd.training.run import evaluate
 
     checkpoint = load_checkpoint(checkpoint_path)
+    if options.data in ("list", "folder") and not options.classes:
+        # The labels of lists are numbers, a class may have no folder: the checkpoint knows them all.
+        options.classes = list(checkpoint.class_names)
+    data = data_config(options)
+    print(f"data set     {_data_set(data)}")
+    print(f"checkpoint   {printable(str(checkpoint_path))} ({checkpoint.origin})", flush=True)
     config = TrainingConfig(data=data, device="cpu" if device == "cpu" else "cuda")
     scores = evaluate(checkpoint, config, progress=options.progress)
 
     print_scores(scores)
     out.mkdir(parents=True, exist_ok=True)
-    report = {"checkpoint": str(checkpoint_path), "data": data.name, "fold": data.fold, **scores.to_dict()}
-    (out / "scores.json").write_text(json.dumps(report, indent=2) + "\n")
-    figure = confusion_matrix(scores, out / "confusion.png", title=f"{data.name}, {checkpoint_path.name}")
+    report = {
+        "checkpoint": str(checkpoint_path),
+        "weights": checkpoint.origin,
+        "data": data.name,
+        "fold": data.fold,
+        "root": data.root,
+        "test_list": data.test_list,
+        **scores.to_dict(),
+    }
+    write_whole(out / "scores.json", json.dumps(report, indent=2) + "\n")
+    title = f"{Path(data.test_list).name if data.test_list else data.name}: {_short(checkpoint_path)}"
+    figure = confusion_matrix(scores, out / "confusion.png", title=title)
     print(f"written: {out / 'scores.json'}, {figure}")
     return 0
+
+
+def _data_set(data: DataConfig) -> str:
+    if data.name == "synthetic":
+        return f"synthetic, {data.test_size} drawn test clips"
+    fold = f", fold {data.fold}" if data.name in ("dfew", "mafw") else ""
+    places = "".join(f", {printable(place)}" for place in (data.root, data.test_list) if place is not None)
+    return f"{data.name}{fold}, test part{places}"
+
+
+def _short(path: Path) -> str:
+    """A checkpoint's name with the folder of its run."""
+    return str(Path(*path.absolute().parts[-2:]))
 
 
 def print_scores(scores: Scores) -> None:
     """WAR, UAR and the recall of each class."""
     from rich.table import Table
 
-    table = Table(title=f"WAR {100 * scores.war:.2f} %   UAR {100 * scores.uar:.2f} %")
+    clips = scores.confusion.sum(1).tolist()
+    title = f"WAR {100 * scores.war:.2f} %   UAR {100 * scores.uar:.2f} %   of {sum(clips)} clips"
+    table = Table(title=title)
     for heading, side in (("class", "left"), ("clips", "right"), ("recall", "right")):
         table.add_column(heading, justify=side)  # type: ignore[arg-type]
-    for name, recall, clips in zip(
-        scores.class_names, scores.recall, scores.confusion.sum(1).tolist(), strict=True
-    ):
-        table.add_row(name, str(clips), "no clip" if recall is None else f"{100 * recall:.2f} %")
+    for name, recall, count in zip(scores.class_names, scores.recall, clips, strict=True):
+        table.add_row(cell(name), str(count), "no clip" if recall is None else f"{100 * recall:.2f} %")
     wide_console().print(table)

@@ -1,6 +1,14 @@
-"""Train a network. Writes the best weights, with the class list, to OUT/model.safetensors."""
+"""Train a network. OUT receives the best weights with the class list (model.safetensors), the training's
+state (last.ckpt, best.ckpt), its settings (config.yaml), and loss, scores and learning rate of each epoch
+(metrics.csv, curves.png). See docs/training.md.
+"""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -8,42 +16,114 @@ from ifdd.cli._commands import UsageError
 from ifdd.cli.common import (
     add_training_options,
     choose_device,
+    option_of,
     quiet_lightning,
+    setting_errors,
     training_config,
 )
 
+if TYPE_CHECKING:
+    from ifdd.training.plan import TrainingPlan
+    from ifdd.training.resume import ResumeError
+
 SUMMARY = "train a network"
-USAGE = "--out OUT [options]"
+USAGE = "--data DATA --out OUT [options]"
+LAST = "last.ckpt"
+SETTINGS = "config.yaml"
 
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the options."""
     parser.add_argument("--out", required=True, help="folder of this run")
-    parser.add_argument("--resume", action="store_true", help="go on with the training in OUT")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the training in OUT; its settings are taken from there, and --epochs may be raised",
+    )
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
     add_training_options(parser)
 
 
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Options of a command line; those of a training to resume are read first, so that given ones win."""
+    options = parser.parse_args(arguments)
+    settings = Path(options.out) / SETTINGS
+    if options.resume and settings.is_file():
+        options = parser.parse_args(["--config", str(settings), *arguments])
+    return options
+
+
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from pathlib import Path
-
-    config = training_config(options)
-    choose_device(config.device)
     out = Path(options.out)
-    started = (out / "last.ckpt").exists()
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out: {out} is not a folder")
+    started = (out / LAST).exists()
     if started and not options.resume:
         raise UsageError(f"--out: {out} already holds a training; choose another folder or add --resume")
     if options.resume and not started:
-        raise UsageError(f"--resume: {out} holds no training to go on with (no last.ckpt)")
+        raise UsageError(f"--resume: {out} holds no training to go on with (no {LAST}); leave --resume away")
+    config = training_config(options)
+    choose_device(config.device)
 
     quiet_lightning()
+    from ifdd.training.callbacks import TimeEstimate
+    from ifdd.training.resume import ResumeError
     from ifdd.training.run import fit
 
-    result = fit(config, out, resume=options.resume, progress=options.progress)
-    print(f"best epoch: {result.epoch}")
+    try:
+        with setting_errors():
+            result = fit(
+                config,
+                out,
+                resume=options.resume,
+                progress=options.progress,
+                callbacks=(TimeEstimate(_say),),
+                announce=announce,
+            )
+    except ResumeError as error:
+        raise UsageError(changed_settings(error)) from error
+    except KeyboardInterrupt:
+        if (out / LAST).exists():
+            print(f"ifdd fit: stopped; go on with: ifdd fit --out {out} --resume", file=sys.stderr)
+        raise
+    print(f"best epoch: {result.epoch + 1} of {config.optim.epochs}")
     if result.validation is not None:
         war, uar = (100 * result.validation[name] for name in ("war", "uar"))
         print(f"held-out part of the training set: WAR {war:.2f} %, UAR {uar:.2f} %")
     print(f"weights: {result.checkpoint}")
+    print(f"curves: {out / 'curves.png'}")
     return 0
+
+
+def announce(plan: TrainingPlan) -> None:
+    """Prints what will be trained, and on stderr what is odd about it."""
+    for line in plan.lines():
+        _say(line)
+    for warning in plan.warnings():
+        print(f"ifdd fit: warning: {warning}", file=sys.stderr)
+
+
+def changed_settings(error: ResumeError) -> str:
+    """What differs from the training to resume, in the words of the command, and two ways out."""
+    changes = ", ".join(
+        f"{option_of(name)} {_shown(before)} (now {_shown(now)})"
+        for name, (before, now) in error.changes.items()
+    )
+    return (
+        f"--resume: {error.folder} was started with {changes}; to go on as begun: "
+        f"ifdd fit --out {error.folder} --resume; to train with other settings from its weights: "
+        f"--init {error.folder / LAST} --out NEW, without --resume"
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value as an option takes it."""
+    if value is None:
+        return "unset"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _say(text: str) -> None:
+    # At once, also into a file: it is read while the training runs.
+    print(text, flush=True)

@@ -13,6 +13,10 @@ class DatasetError(ValueError):
     """A data set that is not laid out as expected; the message names the files and what was expected."""
 
 
+class DatasetWarning(UserWarning):
+    """Something about a data set that is worth knowing: one line, like an error."""
+
+
 def printable(name: str | os.PathLike[str]) -> str:
     """A path on one line that any terminal and any file takes: characters that are not printable, and bytes
     that are no UTF-8, appear as in Python's `repr`. Other names come back as they are.

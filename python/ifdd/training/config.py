@@ -8,15 +8,30 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from ifdd.config import IFDDConfig
+from ifdd.data.foreign_lists import ListFormat
+from ifdd.data.labels import FirstLabel, class_list
+from ifdd.data.locate import path_map
+from ifdd.data.sampling import Short
 from ifdd.training.schedule import Schedule, Warmup, scaled_rate
 
-DatasetName = Literal["synthetic", "dfew", "ferv39k", "mafw", "list"]
+DatasetName = Literal["synthetic", "dfew", "ferv39k", "mafw", "list", "folder"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Device = Literal["auto", "cpu", "cuda"]
 Select = Literal["best", "last"]
 OnError = Literal["raise", "skip"]
 InitPart = Literal["all", "backbone"]
 LiftingReduction = Literal["sum", "mean"]
+
+
+CHANGEABLE = frozenset(
+    {
+        *("device", "init", "init_part", "optim.epochs", "optim.select"),
+        *("data.root", "data.train_list", "data.test_list", "data.test_size", "data.on_error"),
+        *("data.strip_prefix", "data.path_map", "data.workers", "data.eval_batch_size"),
+    }
+)
+"""Settings that a resumed training may have otherwise than the one it goes on with."""
 
 
 class SettingError(ValueError):
@@ -41,19 +56,39 @@ class DataConfig:
     """Which videos are read, and how they are fed."""
 
     name: DatasetName = "synthetic"
-    """dataset: dfew, ferv39k, mafw, list (your own list files) or synthetic (drawn faces, needs no files)"""
+    """dataset: dfew, ferv39k, mafw, list (your own list files), folder (a folder of videos for each class) or
+    synthetic (drawn faces, needs no files)"""
     root: str | None = None
-    """folder of the dataset; for `list` the folder that the paths in the list files start from"""
+    """folder of the dataset; for `list` the folder that the paths in the list files start from (default: that
+    of the list)"""
     fold: int = 1
     """cross-validation fold, 1 to 5 (dfew and mafw)"""
     train_list: str | None = None
     """list file of training videos (only for `list`)"""
     test_list: str | None = None
     """list file of test videos (only for `list`)"""
-    classes: list[str] | None = None
-    """class names in label order (only for `list`)"""
+    classes: list[str] | str | None = None
+    """class names in label order: A,B,C (needed for `list`; otherwise another order of the dataset's own), or
+    dfew, ferv39k or mafw for theirs"""
+    format: ListFormat = "auto"
+    """form of the list files: folder_label, folder_count_label (white space), csv, or auto (only for
+    `list`)"""
+    path_column: str | None = None
+    """column of the videos in the list files, by name or number from 1 (only for `list`)"""
+    label_column: str | None = None
+    """column of the labels, likewise; -1 is the last (only for `list`)"""
+    first_label: FirstLabel = "auto"
+    """number of the first class in the list files, 0 or 1; auto finds out, or says that it cannot (list and
+    dfew)"""
+    strip_prefix: str = ""
+    """beginning of the names in the list files that is to be left away (only for `list`)"""
+    path_map: list[str] | str | None = None
+    """OLD=NEW: names in the list files that begin with the folder OLD begin with NEW instead (only for
+    `list`)"""
     stride: int | None = None
     """step between the frames of a window; default: what the dataset's recipe uses"""
+    short: Short | None = None
+    """how videos shorter than a window are stretched: repeat_last or repeat_each; default: as published"""
     sampling: str | None = None
     """windows of a test video: centre, consecutive, segments, uniform or dense; default: as published"""
     clips: str | None = None
@@ -63,7 +98,8 @@ class DataConfig:
     soft_labels: bool = False
     """train on the annotators' votes (only dfew)"""
     on_error: OnError = "raise"
-    """a training video that cannot be read stops the training (raise) or is left out with a warning (skip)"""
+    """a training video that is missing or cannot be read stops the training (raise) or is left out with a
+    warning (skip); test sets always stop"""
     validation: float = 0.1
     """part of the training set held out to choose the best epoch (never the test fold)"""
     batch_size: int = 32
@@ -105,8 +141,38 @@ class DataConfig:
             _check(1 <= self.fold <= 5, "data.fold", "1 to 5", self.fold)
         if self.name in ("dfew", "ferv39k", "mafw"):
             _check(self.root is not None, "data.root", f"the folder of {self.name}", self.root)
+        if self.name == "folder":
+            _check(self.root is not None, "data.root", "the folder with one folder for each class", self.root)
+        self._check_list_options()
+
+    def _check_list_options(self) -> None:
+        """Those of `list`, for which strings become lists."""
         if self.name == "list":
             _check(bool(self.classes), "data.classes", "the class names in label order", self.classes)
+        if self.classes is not None:
+            try:
+                object.__setattr__(self, "classes", list(class_list(self.classes)))
+            except ValueError as error:
+                raise SettingError("data.classes", str(error)) from None
+        _check(
+            self.format in get_args(ListFormat), "data.format", f"one of {get_args(ListFormat)}", self.format
+        )
+        firsts = get_args(FirstLabel)
+        _check(self.first_label in firsts, "data.first_label", f"one of {firsts}", self.first_label)
+        numbered = self.first_label == "auto" or self.name in ("list", "dfew")
+        _check(numbered, "data.first_label", "unset but for list, dfew", self.first_label)
+        shorts = get_args(Short)
+        _check(self.short in (None, *shorts), "data.short", f"one of {shorts}", self.short)
+        try:
+            pairs = [f"{old}={new}" for old, new in path_map(self.path_map)]
+        except ValueError as error:
+            raise SettingError("data.path_map", str(error)) from None
+        object.__setattr__(self, "path_map", pairs or None)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """`classes` as a tuple."""
+        return None if self.classes is None else tuple(self.classes)
 
 
 @dataclass(frozen=True)
@@ -116,19 +182,19 @@ class OptimConfig:
     epochs: int = 100
     """passes over the training set"""
     learning_rate: float = 1e-4
-    """rate at a batch of 32; it is scaled by batch / 32"""
+    """learning rate for a batch of 32; the rate used is this times batch_size / 32"""
     weight_decay: float = 1e-3
     """AdamW weight decay, on all parameters"""
     warmup_epochs: int = 10
-    """epochs of warm-up before the cosine"""
+    """epochs in which the learning rate climbs, before it falls along a cosine"""
     warmup: Warmup = "original"
-    """original: climbs toward 9.80e-5 whatever the rate, as published; standard: climbs to the rate; none"""
+    """original: as published, climbs to 9.8e-5 whatever the learning rate; standard: climbs to it; none"""
     mixup: float = 0.8
-    """MixUp alpha; 0 switches it off"""
+    """strength (alpha) of MixUp, which blends two clips; 0: off"""
     cutmix: float = 1.0
-    """CutMix alpha; 0 switches it off"""
+    """strength (alpha) of CutMix, which pastes a part of another clip; 0: off"""
     label_smoothing: float = 0.1
-    """part of the target spread over all classes"""
+    """part of the target that is spread over all classes, from 0 to below 1"""
     lifting_weight: float = 0.1
     """factor of the lifting loss"""
     lifting_reduction: LiftingReduction = "sum"
@@ -136,11 +202,11 @@ class OptimConfig:
     accumulate: int = 1
     """batches whose gradients are added before a step"""
     gradient_clip: float | None = None
-    """largest gradient norm; default: no clipping, as published"""
+    """largest norm of the gradient; default: no limit, as published"""
     select: Select = "best"
-    """exported weights: those of the best epoch on the held-out part, or of the last epoch"""
+    """weights written at the end: those of the best epoch on the held-out clips, or of the last epoch"""
     ema_decay: float | None = None
-    """keep a moving average of the weights with this decay and evaluate it; default: off"""
+    """keep a moving average of the weights with this decay, e.g. 0.999, and evaluate that; default: off"""
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
@@ -218,13 +284,28 @@ class TrainingConfig:
             data=DataConfig(**values.pop("data", {})), optim=OptimConfig(**values.pop("optim", {})), **values
         )
 
-    def differences(self, other: TrainingConfig) -> list[str]:
-        """Names of the settings that differ and would change the weights: what a resume must not alter."""
-        free = {"device", "data.workers", "data.eval_batch_size"}
-        mine, theirs = _flatten(self.to_dict()), _flatten(other.to_dict())
-        return sorted(
-            k for k in mine.keys() | theirs.keys() if k not in free and mine.get(k) != theirs.get(k)
-        )
+    def differences(self, before: TrainingConfig) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ and would change the weights: what a resume must not alter.
+
+        Places, devices, loaders, what is exported and the number of epochs may differ. Settings that one of
+        both leaves at its default count with that default.
+
+        Returns:
+            dotted name -> (value before, value now), sorted by name.
+        """
+        theirs, mine = before._settings(), self._settings()
+        return {
+            name: (theirs.get(name), mine.get(name))
+            for name in sorted(theirs.keys() | mine.keys())
+            if theirs.get(name) != mine.get(name)
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the weights of an epoch, flat, with the network's defaults filled in."""
+        network = IFDDConfig.from_dict(self.model).to_dict()
+        del network["num_classes"]
+        flat = _flatten({**self.to_dict(), "model": network})
+        return {name: value for name, value in flat.items() if name not in CHANGEABLE}
 
     def with_epochs(self, epochs: int) -> TrainingConfig:
         """The same training with another number of epochs."""

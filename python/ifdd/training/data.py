@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from ifdd.config import IFDDConfig
-from ifdd.data.datasets import DFEW, MAFW, FERV39k, ListDataset
-from ifdd.data.datasets.layout import SplitDataset
+from ifdd.data.datasets import DFEW, MAFW, FERV39k, FolderDataset, ListDataset, VideoDataset
+from ifdd.data.datasets.layout import Split, SplitDataset
+from ifdd.data.errors import DatasetWarning
 from ifdd.data.sampling import SamplingPolicy
 from ifdd.data.synthetic import Difficulty, SyntheticExpressions
 from ifdd.training.config import DataConfig, TrainingConfig
+from ifdd.training.loading import ClipLoader
 from ifdd.training.seeds import derived_seed
+from ifdd.training.skipped import SkippedVideos
 from ifdd.training.windows import collate_clips, collate_windows
 
 SYNTHETIC_VALIDATION_STREAM = 1
@@ -40,17 +45,20 @@ class ClipDataset(Protocol):
 
 
 def sampling_policy(data: DataConfig) -> SamplingPolicy:
-    """How windows are taken from the videos: as published for the data set, with the stride that is set."""
+    """How windows are taken from the videos: as published for the data set, or as set."""
     sets: dict[str, type[SplitDataset]] = {"dfew": DFEW, "ferv39k": FERV39k, "mafw": MAFW}
+    chosen: dict[str, Any] = {"stride": data.stride, "short": data.short}
     published = sets.get(data.name, ListDataset).policy
-    return published if data.stride is None else replace(published, stride=data.stride)
+    return replace(published, **{name: value for name, value in chosen.items() if value is not None})
 
 
-def make_dataset(data: DataConfig, split: str, network: IFDDConfig, seed: int) -> ClipDataset:
+def make_dataset(
+    data: DataConfig, split: str, network: IFDDConfig, seed: int, *, must_exist: bool = True
+) -> ClipDataset:
     """The ``"train"``, ``"validation"`` or ``"test"`` clips of a data set, as the network needs them.
 
     ``"validation"`` is held out from the training set; the drawn set draws other clips of other people for
-    it.
+    it. With `must_exist` False videos are not looked for.
 
     Raises:
         ifdd.data.errors.DatasetError: files are missing or lists unreadable.
@@ -74,30 +82,46 @@ def make_dataset(data: DataConfig, split: str, network: IFDDConfig, seed: int) -
         "validation": data.validation,
         "clip_frames": network.clip_frames,
         "image_size": network.image_size,
-        "stride": sampling_policy(data).stride,
+        **asdict(sampling_policy(data)),
         "sampling": data.sampling,
         "augment": data.augment,
         "seed": seed,
         "crop": data.crop,
         "on_error": data.on_error,
+        "must_exist": must_exist,
     }
     root = cast(str, data.root)
+    names = data.class_names
     if data.clips is not None:
         options["clips"] = data.clips
     if data.name == "dfew":
-        return DFEW(root, data.fold, split, soft_labels=data.soft_labels and split == "train", **options)  # type: ignore[arg-type]
+        soft = data.soft_labels and split == "train"
+        options |= {"class_names": names, "first_label": data.first_label, "soft_labels": soft}
+        return DFEW(root, data.fold, cast(Split, split), **options)
     if data.name == "ferv39k":
-        return FERV39k(root, split, **options)  # type: ignore[arg-type]
+        return FERV39k(root, cast(Split, split), class_names=names, **options)
     if data.name == "mafw":
-        return MAFW(root, data.fold, split, **options)  # type: ignore[arg-type]
-    file = data.test_list if split == "test" else data.train_list
+        return MAFW(root, data.fold, cast(Split, split), class_names=names, **options)
+    if data.name == "folder":
+        return FolderDataset(root, cast(Split, split), class_names=names, **options)
+    file, other = (data.test_list, data.train_list) if split == "test" else (data.train_list, data.test_list)
     if file is None:
-        raise ValueError(f"data set 'list' needs {'test_list' if split == 'test' else 'train_list'}")
-    return ListDataset(file, data.classes or (), root, split, **options)  # type: ignore[arg-type]
+        raise ValueError(f"data set list needs --{'test_list' if split == 'test' else 'train_list'}")
+    options |= {
+        "format": data.format,
+        "first_label": data.first_label,
+        "path_column": data.path_column,
+        "label_column": data.label_column,
+        "strip_prefix": data.strip_prefix,
+        "path_map": data.path_map,
+        "companions": [] if other is None else [other],
+    }
+    return ListDataset(file, names or (), root, cast(Split, split), **options)
 
 
 class OneFrame:
-    """Clips without motion: one frame of each clip, drawn from (seed, epoch, index), in the place of all.
+    """Clips without motion: one frame of each clip, drawn from (seed, epoch, number of the clip), in the
+    place of all.
 
     A network trained and tested on these shows how much a data set gives away in single frames.
     """
@@ -119,7 +143,8 @@ class OneFrame:
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         clip, label = self.clips[index]
         frames = clip.shape[-3]
-        frame = derived_seed(self.seed, self.epoch, index) % frames
+        number = self.clips.numbers[index] if isinstance(self.clips, VideoDataset) else index
+        frame = derived_seed(self.seed, self.epoch, number) % frames
         return clip.narrow(-3, frame, 1).expand_as(clip).contiguous(), label
 
 
@@ -152,10 +177,14 @@ class RecognitionData(pl.LightningDataModule):
     Args:
         config: what to read, and the network it is for.
         network: the network, when it is not ``config.model`` (a checkpoint's).
+        skipped: file for the list of the videos that a training leaves out.
     """
 
-    def __init__(self, config: TrainingConfig, network: IFDDConfig | None = None) -> None:
+    def __init__(
+        self, config: TrainingConfig, network: IFDDConfig | None = None, skipped: Path | None = None
+    ) -> None:
         super().__init__()
+        self.skipped = SkippedVideos(skipped)
         self.config = config
         self.network = network or IFDDConfig.from_dict(config.model)
         self._datasets: dict[str, ClipDataset] = {}
@@ -171,6 +200,29 @@ class RecognitionData(pl.LightningDataModule):
             clips = make_dataset(self.config.data, split, self.network, self.config.seed)
             self._datasets[split] = OneFrame(clips, self.config.seed) if self.config.data.one_frame else clips
         return self._datasets[split]
+
+    def setup(self, stage: str) -> None:
+        """Writes down which videos are missing, before the first epoch."""
+        if stage == "fit":
+            for split in ("train", *(["validation"] if self.config.data.validation > 0 else [])):
+                videos = self._videos(split)
+                self.skipped.add(split, videos.left_out if videos is not None else [])
+
+    def teardown(self, stage: str) -> None:
+        """Says how many videos a training left out."""
+        if stage == "fit" and (summary := self.skipped.summary()):
+            # Not the caller's place: remarks of the training library are silenced.
+            warnings.warn(summary, DatasetWarning, stacklevel=1)
+
+    def _videos(self, split: str) -> VideoDataset | None:
+        clips = self.dataset(split)
+        clips = clips.clips if isinstance(clips, OneFrame) else clips
+        return clips if isinstance(clips, VideoDataset) else None
+
+    def clips(self) -> dict[str, int]:
+        """Number of clips of the training and of the held-out part (0 without one)."""
+        held_out = len(self.dataset("validation")) if self.config.data.validation > 0 else 0
+        return {"train": len(self.dataset("train")), "validation": held_out}
 
     def require_classes(self, class_names: tuple[str, ...]) -> None:
         """Refuses a test set whose labels mean something else than a checkpoint's logits.
@@ -191,10 +243,12 @@ class RecognitionData(pl.LightningDataModule):
         dataset = self.dataset("train")
         dataset.set_epoch(epoch)
         batch = self.config.data.batch_size
-        return DataLoader(
-            cast("Dataset[Any]", dataset),
+        return ClipLoader(
+            dataset,
+            functools.partial(collate_clips, classes=len(dataset.class_names)),
+            videos=self._videos("train"),
+            record=functools.partial(self.skipped.add, "train"),
             batch_size=batch,
-            collate_fn=functools.partial(collate_clips, classes=len(dataset.class_names)),
             sampler=EpochOrder(len(dataset), self.config.seed, epoch),
             # A last, smaller batch would be mixed with fewer partners and weigh more per clip.
             drop_last=len(dataset) >= batch,
@@ -214,10 +268,12 @@ class RecognitionData(pl.LightningDataModule):
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         dataset = self.dataset(split)
-        return DataLoader(
-            cast("Dataset[Any]", dataset),
+        return ClipLoader(
+            dataset,
+            functools.partial(collate_windows, classes=len(dataset.class_names)),
+            videos=self._videos(split),
+            record=functools.partial(self.skipped.add, split),
             batch_size=self.config.data.eval_batch_size,
-            collate_fn=functools.partial(collate_windows, classes=len(dataset.class_names)),
             generator=torch.Generator().manual_seed(0),
             num_workers=self.config.data.workers,
             pin_memory=torch.cuda.is_available(),

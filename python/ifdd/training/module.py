@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,9 +14,13 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from ifdd.data.transforms import BatchMix
 from ifdd.losses import IFDDLoss, LossParts
 from ifdd.training.config import TrainingConfig
+from ifdd.training.data import sampling_policy
 from ifdd.training.metrics import Scores, scores_from_confusion
 from ifdd.training.seeds import derived_seed
 from ifdd.training.windows import WindowBatch, mean_over_windows
+
+CHECK_EVERY = 100
+"""Steps after which the loss is read in the middle of an epoch; each reading waits for the GPU."""
 
 
 class TrainingError(RuntimeError):
@@ -39,10 +44,18 @@ class Recogniser(pl.LightningModule):
         model: maps clips (B, 3, T, H, W) in [0, 1] to an :class:`ifdd.IFDDOutput`.
         config: the recipe.
         class_names: names in label order.
+        clips: number of clips of each split, for the checkpoints: a resumed training must find them again.
     """
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, class_names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        class_names: tuple[str, ...],
+        clips: dict[str, int] | None = None,
+    ) -> None:
         super().__init__()
+        self.clips = clips
         self.model = model
         self.config = config
         self.class_names = tuple(class_names)
@@ -57,6 +70,8 @@ class Recogniser(pl.LightningModule):
         )
         self.confusion = MulticlassConfusionMatrix(len(self.class_names))
         self.scores: Scores | None = None
+        self._loss_so_far: Tensor | None = None
+        self._first_step = True
 
     def forward(self, clips: Tensor) -> Any:
         """The network's output for clips (B, 3, T, H, W)."""
@@ -103,23 +118,64 @@ class Recogniser(pl.LightningModule):
             batch_size=size,
         )
         self.log("train/lifting", parts.lifting.detach(), on_step=False, on_epoch=True, batch_size=size)
+        loss = parts.total.detach()
+        # A sum is NaN or infinite from the first such loss on, and adding does not wait for the device.
+        self._loss_so_far = (
+            loss if batch_index == 0 or self._loss_so_far is None else self._loss_so_far + loss
+        )
+        if self._first_step or (batch_index + 1) % CHECK_EVERY == 0:
+            self._check_loss()
+        self._first_step = False
         return parts.total
 
-    def on_train_epoch_end(self) -> None:
-        """Stops at a loss that is not a number, before anything is saved."""
-        loss = float(self.trainer.callback_metrics["train/loss"])
-        if not math.isfinite(loss):
-            # Before the checkpoint callbacks, so that the last good checkpoint is kept.
-            raise TrainingError(
-                f"training loss became {loss} in epoch {self.current_epoch}; the last checkpoint is kept. "
-                "Lower the learning rate, clip gradients or use 32-bit precision"
+    def _check_loss(self) -> None:
+        """Stops at a loss that is not a number."""
+        if self._loss_so_far is not None and not math.isfinite(loss := float(self._loss_so_far)):
+            raise self._diverged(f"the training loss became {loss}")
+
+    def _diverged(self, what: str) -> TrainingError:
+        """The error for a training whose numbers are lost: when, what is kept, what helps."""
+        epoch, optim = self.current_epoch, self.config.optim
+        when = f"in epoch {epoch + 1} of {optim.epochs}"
+        if self._first_step:
+            return TrainingError(
+                f"{what} {when}, in the first step: the starting weights or the first clips already give no "
+                "number; look at the clips, and at the file of --init if there is one"
             )
+        kept = (
+            f"the checkpoint of epoch {epoch} is kept" if epoch else "no epoch was over, so nothing is kept"
+        )
+        advice = [f"lower --learning_rate (now {optim.learning_rate:g})"]
+        if optim.warmup == "none":
+            advice.append("warm up (--warmup standard)")
+        if optim.gradient_clip is None:
+            advice.append("clip gradients (--gradient_clip 1)")
+        if self.config.precision != "32":
+            advice.append("train in 32 bits (--precision 32)")
+        return TrainingError(f"{what} {when}; {kept}. What helps: {', '.join(advice)}")
+
+    def on_train_epoch_end(self) -> None:
+        """Stops at a loss or at weights that are not numbers, before anything is saved."""
+        # Before the checkpoint callbacks, so that the last good checkpoint is kept.
+        self._check_loss()
+        # The last step may have spoiled the weights after its loss was computed.
+        if not bool(torch.stack([p.detach().isfinite().all() for p in self.parameters()]).all()):
+            raise self._diverged("the weights became NaN or infinite")
         self.log("lr", self.schedule(self.current_epoch))
+
+    def on_validation_epoch_start(self) -> None:
+        """Stops at a loss that is not a number, before clips are evaluated in vain."""
+        self._check_loss()
 
     def _evaluate(self, batch: WindowBatch) -> None:
         logits = mean_over_windows(self.model(batch.clips).logits.float(), batch.windows)
         if not torch.isfinite(logits).all():
-            raise TrainingError("the network gave NaN or infinite logits while evaluating")
+            if self.trainer.testing:
+                raise TrainingError(
+                    "the network gave NaN or infinite logits while testing: its weights or the clips hold "
+                    "such values"
+                )
+            raise self._diverged("the network gave NaN or infinite logits for held-out clips")
         self.confusion.update(logits.argmax(1), batch.labels)
 
     def validation_step(self, batch: WindowBatch, batch_index: int) -> None:
@@ -149,4 +205,6 @@ class Recogniser(pl.LightningModule):
             "config": self.config.to_dict(),
             "class_names": list(self.class_names),
             "validation": None if self.scores is None else {"war": self.scores.war, "uar": self.scores.uar},
+            "sampling": asdict(sampling_policy(self.config.data)),
+            "clips": self.clips,
         }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,14 +15,19 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
 from ifdd.checkpoint import Checkpoint, load_checkpoint, load_pretrained, save_checkpoint
+from ifdd.checkpoint.training import TrainingRecord
 from ifdd.config import IFDDConfig
 from ifdd.model import IFDD
 from ifdd.training.averaging import MovingAverage
-from ifdd.training.config import TrainingConfig
-from ifdd.training.data import RecognitionData, sampling_policy
+from ifdd.training.callbacks import History, ProgressBar, RunCheckpoint
+from ifdd.training.config import SettingError, TrainingConfig
+from ifdd.training.data import RecognitionData
+from ifdd.training.folder import run_folder, write_whole
 from ifdd.training.metrics import Scores
 from ifdd.training.module import Recogniser, TrainingError
-from ifdd.training.storage import AtomicCheckpointIO, load_training_checkpoint, remove_partial_files
+from ifdd.training.plan import TrainingPlan, device_name
+from ifdd.training.resume import check_same_data, record_to_resume
+from ifdd.training.storage import AtomicCheckpointIO, remove_partial_files
 
 LAST = "last.ckpt"
 BEST = "best.ckpt"
@@ -44,50 +50,85 @@ def fit(
     resume: bool = False,
     progress: bool = False,
     callbacks: tuple[Callback, ...] = (),
+    announce: Callable[[TrainingPlan], None] | None = None,
 ) -> FitResult:
     """Trains a network and exports its best weights.
 
-    ``out`` receives ``config.yaml``, ``last.ckpt`` and ``best.ckpt`` (training state, written at the end of
-    each epoch), ``logs/`` (CSV), ``tensorboard/`` and, at the end, ``model.safetensors``. The best epoch is
-    the one of highest UAR on the part of the training set held out by ``config.data.validation``; without
-    such a part, or with ``select="last"``, the last one is exported. With ``ema_decay`` the averaged weights
-    are the ones evaluated and exported.
+    ``out`` receives ``config.yaml``, at the end of each epoch ``last.ckpt``, ``best.ckpt`` (training state),
+    ``metrics.csv`` and ``curves.png``, ``logs/`` and ``tensorboard/`` (what Lightning logs), and at the end
+    ``model.safetensors``. A training that fails in its first epoch leaves no folder. The best epoch is the
+    one of highest UAR, of equals the later, on the part of the training set that ``config.data.validation``
+    holds out; without such a part, or with ``select="last"``, the last one is exported. With ``ema_decay``
+    the averaged weights are the ones evaluated and exported.
 
     Args:
         config: data, recipe and network.
         out: folder of the run, made if missing.
         resume: go on from ``last.ckpt``; on a CPU the end is bit for bit that of an uninterrupted training.
+            The number of epochs may have grown: the learning rate follows the schedule of the new number from
+            the next epoch on. Paths may have changed (``ifdd.training.config.CHANGEABLE``).
         progress: show a progress bar.
         callbacks: further Lightning callbacks.
+        announce: receives what will be trained before the first step, and before anything is written.
 
     Raises:
-        ValueError: ``out`` holds a training and ``resume`` is off; nothing to resume; the settings of the
-            training to resume differ.
+        ValueError: ``out`` holds a training and ``resume`` is off; nothing to resume; a held-out part without
+            a clip.
+        ifdd.training.resume.ResumeError: the settings of the training to resume differ.
         TrainingError: the loss became NaN or infinite.
     """
     out = Path(out)
     last = out / LAST
     if last.exists() and not resume:
         raise ValueError(f"{out} already holds a training: give another folder, or resume it")
-    if resume:
-        _check_same_training(config, last)
-    out.mkdir(parents=True, exist_ok=True)
-    remove_partial_files(out)
-    (out / "config.yaml").write_text(yaml.safe_dump(config.to_options(), sort_keys=False))
+    record = record_to_resume(config, last) if resume else None
 
     pl.seed_everything(config.seed, verbose=False)
-    data = RecognitionData(config)
-    model = build_model(config, data.class_names)
-    module = Recogniser(model, config, data.class_names)
+    data = RecognitionData(config, skipped=out / "skipped.csv")
+    clips = data.clips()
+    if record is not None:
+        check_same_data(record, out, data.class_names, clips)
     monitored = config.data.validation > 0
-    trainer = _trainer(
-        config, _loggers(out), [*_callbacks(config, out, monitored, progress), *callbacks], progress
-    )
-    trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    if monitored and not clips["validation"]:
+        raise SettingError(
+            "data.validation", f"{config.data.validation:g} holds out none of {clips['train']} training clips"
+        )
+    # What a resumed training started from has served its purpose, and need not be there any more.
+    model = build_model(config if record is None else replace(config, init=None), data.class_names)
+    module = Recogniser(model, config, data.class_names, clips)
+    if announce is not None:
+        announce(_plan(config, model, data.class_names, clips, record))
+    with run_folder(out, kept=LAST):
+        remove_partial_files(out)
+        write_whole(out / "config.yaml", yaml.safe_dump(config.to_options(), sort_keys=False))
+        trainer = _trainer(
+            config, _loggers(out), [*_callbacks(config, out, monitored, progress), *callbacks], progress
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
     chosen = BEST if monitored and config.optim.select == "best" else LAST
     return export(out / chosen, out / EXPORTED)
+
+
+def _plan(
+    config: TrainingConfig,
+    model: IFDD,
+    class_names: tuple[str, ...],
+    clips: dict[str, int],
+    record: TrainingRecord | None,
+) -> TrainingPlan:
+    return TrainingPlan(
+        config,
+        model.config,
+        class_names,
+        clips["train"],
+        clips["validation"],
+        sum(parameter.numel() for parameter in model.parameters()),
+        device_name(config),
+        0 if record is None else record.epoch + 1,
+        None if record is None else record.config.optim.epochs,
+    )
 
 
 def build_model(config: TrainingConfig, class_names: tuple[str, ...]) -> IFDD:
@@ -102,7 +143,7 @@ def build_model(config: TrainingConfig, class_names: tuple[str, ...]) -> IFDD:
         return model
     fresh_head = {name: value.clone() for name, value in model.head.state_dict().items()}
     report = load_pretrained(model, config.init, reset_head=True, part=config.init_part)
-    if report.kind != "checkpoint" or load_checkpoint(config.init).class_names != class_names:
+    if report.class_names != class_names:
         # The file's class order is unknown or another one: its classifier would be wrong from the start.
         model.head.load_state_dict(fresh_head)
     return model
@@ -110,28 +151,14 @@ def build_model(config: TrainingConfig, class_names: tuple[str, ...]) -> IFDD:
 
 def export(training_checkpoint: Path, target: Path) -> FitResult:
     """Writes the network of a training checkpoint, with its class list, as safetensors."""
-    content = load_training_checkpoint(training_checkpoint)
-    config = TrainingConfig.from_dict(content["ifdd"]["config"])
-    names = tuple(content["ifdd"]["class_names"])
-    model = IFDD(IFDDConfig.from_dict({**config.model, "num_classes": len(names)}))
-    prefix = "model."
-    weights = {
-        key[len(prefix) :]: value for key, value in content["state_dict"].items() if key.startswith(prefix)
-    }
-    model.load_state_dict(weights)
-    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    if not training_checkpoint.is_file():
+        raise TrainingError(f"{training_checkpoint} is missing: there are no weights to write")
+    loaded = load_checkpoint(training_checkpoint)
+    broken = [name for name, value in loaded.model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise TrainingError(f"{training_checkpoint}: weights are NaN or infinite (first: {broken[0]})")
-    validation = content["ifdd"].get("validation")
-    extra = {
-        "dataset": config.data.name,
-        "fold": config.data.fold,
-        **asdict(sampling_policy(config.data)),
-        "epoch": content["epoch"],
-        "validation": validation,
-    }
-    save_checkpoint(target, model, names, extra)
-    return FitResult(target, content["epoch"], validation)
+    save_checkpoint(target, loaded.model, loaded.class_names, loaded.extra)
+    return FitResult(target, loaded.extra["epoch"], loaded.extra["validation"])
 
 
 def evaluate(checkpoint: Checkpoint, config: TrainingConfig, *, progress: bool = False) -> Scores:
@@ -151,15 +178,6 @@ def evaluate(checkpoint: Checkpoint, config: TrainingConfig, *, progress: bool =
     return module.scores
 
 
-def _check_same_training(config: TrainingConfig, last: Path) -> None:
-    if not last.is_file():
-        raise ValueError(f"nothing to resume: {last} does not exist")
-    before = TrainingConfig.from_dict(load_training_checkpoint(last)["ifdd"]["config"])
-    changed = config.differences(before)
-    if changed:
-        raise ValueError(f"cannot resume {last.parent} with other settings: {', '.join(changed)}")
-
-
 def _loggers(out: Path) -> list[Logger]:
     return [CSVLogger(out, name="logs"), TensorBoardLogger(out, name="tensorboard", version="")]
 
@@ -167,27 +185,14 @@ def _loggers(out: Path) -> list[Logger]:
 def _callbacks(config: TrainingConfig, out: Path, monitored: bool, progress: bool) -> list[Callback]:
     # Saving at the training epoch's end, after validation: a checkpoint written during validation would hold
     # an epoch that is not over. "last" comes after "best", so that it knows the best score so far.
-    callbacks: list[Callback] = []
+    callbacks: list[Callback] = [History(out)]
     if monitored:
-        callbacks.append(
-            ModelCheckpoint(
-                dirpath=out,
-                filename=Path(BEST).stem,
-                monitor="val/uar",
-                mode="max",
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            )
-        )
-    callbacks.append(
-        ModelCheckpoint(
-            dirpath=out, filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
-        )
-    )
+        callbacks.append(RunCheckpoint(out / BEST, monitor="val/uar"))
+    callbacks.append(RunCheckpoint(out / LAST))
     if config.optim.ema_decay is not None:
         callbacks.append(MovingAverage(config.optim.ema_decay))
     if progress:
-        callbacks.append(RichProgressBar())
+        callbacks.append(ProgressBar())
     return callbacks
 
 

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from ifdd.checkpoint.files import TRAINING_RECORD, CheckpointError, read_pickle
+from ifdd.checkpoint.training import TrainingRecord
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes to the disk, then renames.
@@ -54,15 +57,29 @@ def load_training_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path}: not a training checkpoint ({str(error).splitlines()[0]})") from error
-    if not isinstance(content, dict) or "ifdd" not in content:
+        content = read_pickle(path)
+    except CheckpointError as error:
+        raise ValueError(
+            f"{path}: not a training checkpoint ({str(error).removeprefix(f'{path}: ')})"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get(TRAINING_RECORD), dict):
         raise ValueError(f"{path}: not a checkpoint of an ifdd training")
     return content
 
 
+def training_record(content: dict[str, Any], path: Path) -> TrainingRecord:
+    """Settings, classes and scores of a training checkpoint.
+
+    Raises:
+        ValueError: they are incomplete, or settings of another version of this package.
+    """
+    try:
+        return TrainingRecord.of({**content[TRAINING_RECORD], "epoch": content.get("epoch")})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its settings cannot be read by this version: {error}") from error
+
+
 def remove_partial_files(folder: Path) -> None:
     """Deletes what a killed writer left behind."""
-    for part in folder.glob(".*.ckpt.*.part"):
+    for part in folder.glob(".*.[0-9]*.part"):
         part.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from ifdd._labels import check_labels
 
@@ -26,7 +25,11 @@ def collate_clips(items: Sequence[tuple[Tensor, Any]], classes: int) -> tuple[Te
     Raises:
         ValueError: a label outside 0..classes - 1. Here, since a training step on a GPU does not read labels.
     """
-    clips, labels = default_collate(list(items))
+    # Not default_collate: in a worker it takes shared memory before anybody has looked whether there is
+    # enough.
+    clips = torch.stack([clip for clip, _ in items])
+    given = [label for _, label in items]
+    labels = torch.stack(given) if isinstance(given[0], Tensor) else torch.tensor(given, dtype=torch.int64)
     if not labels.is_floating_point():
         check_labels(labels, classes)
     return clips, labels

@@ -269,14 +269,17 @@ struct Lanes {
 
 template <int N, class A>
 IFDD_INLINE Lanes<A, N> read_lanes(const A* p) {
+  // Vector by vector: a copy of the whole goes through memory where it is wider than a register.
   Lanes<A, N> lanes;
-  __builtin_memcpy(&lanes, p, sizeof lanes);
+#pragma GCC unroll 16
+  for (int i = 0; i < Lanes<A, N>::kParts; ++i) lanes.part[i] = read(p + i * kWidth<A>);
   return lanes;
 }
 
 template <class A, int N>
 IFDD_INLINE void write_lanes(A* p, const Lanes<A, N>& lanes) {
-  __builtin_memcpy(p, &lanes, sizeof lanes);
+#pragma GCC unroll 16
+  for (int i = 0; i < Lanes<A, N>::kParts; ++i) write(p + i * kWidth<A>, lanes.part[i]);
 }
 
 // sum += a * b

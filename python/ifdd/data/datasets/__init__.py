@@ -1,4 +1,4 @@
-"""The benchmarks DFEW, FERV39k and MAFW, and lists of your own, as data sets of clips.
+"""The benchmarks DFEW, FERV39k and MAFW, and lists and folders of your own, as data sets of clips.
 
 All three benchmarks are given out on request only; they are read as they come, in the folders their authors
 chose.
@@ -11,9 +11,21 @@ batch of windows, and `mean_over_windows` averages the logits of each video.
 
 from ifdd.data.datasets.dfew import DFEW
 from ifdd.data.datasets.ferv39k import FERV39k
+from ifdd.data.datasets.folder import FolderDataset
 from ifdd.data.datasets.list_file import ListDataset
 from ifdd.data.datasets.mafw import MAFW
-from ifdd.data.datasets.videos import ClipOptions, Video, VideoDataset
+from ifdd.data.datasets.videos import ClipOptions, LeftOut, Video, VideoDataset
 from ifdd.data.errors import DatasetError
 
-__all__ = ["DFEW", "MAFW", "ClipOptions", "DatasetError", "FERV39k", "ListDataset", "Video", "VideoDataset"]
+__all__ = [
+    "DFEW",
+    "MAFW",
+    "ClipOptions",
+    "DatasetError",
+    "FERV39k",
+    "FolderDataset",
+    "LeftOut",
+    "ListDataset",
+    "Video",
+    "VideoDataset",
+]

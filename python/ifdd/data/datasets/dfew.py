@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ifdd.data import lists
-from ifdd.data.datasets import layout
+from ifdd.data.datasets import layout, official
 from ifdd.data.datasets.layout import Split, SplitDataset
 from ifdd.data.datasets.videos import ClipOptions, Video
 from ifdd.data.errors import DatasetError
-from ifdd.data.lists import DFEW_CLASSES
+from ifdd.data.labels import DFEW_CLASSES, FirstLabel
+from ifdd.text import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -31,8 +32,8 @@ class DFEW(SplitDataset):
         validation: part of each class held out from training, 0 to below 1.
         soft_labels: labels are the shares of the annotators' votes, float32 (7,), read from
             `Annotation/annotation.csv`.
-        first_label: what the first class is numbered in the lists (officially 1, with 0 for clips to leave
-            out).
+        first_label: what the first class is numbered in the lists: officially 1, with 0 for clips to leave
+            out; "auto" takes that, but refuses labels that look as if they counted from 0.
         clip_frames: T; with the defaults here the published setting.
         options: see `VideoDataset`. `sampling` is "centre" for "16f" (the only window there is) and
             "consecutive" otherwise, as in the original.
@@ -48,7 +49,7 @@ class DFEW(SplitDataset):
         class_names: Sequence[str] | None = None,
         validation: float = 0.0,
         soft_labels: bool = False,
-        first_label: int = 1,
+        first_label: FirstLabel = "auto",
         clip_frames: int = 16,
         **options: Unpack[ClipOptions],
     ) -> None:
@@ -82,10 +83,14 @@ class DFEW(SplitDataset):
             soft = None
             if soft_labels:
                 if number not in votes:
-                    raise DatasetError(f"{file}: clip {number} has no votes in the annotation")
+                    raise DatasetError(f"{printable(file)}: clip {number} has no votes in the annotation")
                 soft = tuple(votes[number][order.index(label)] for label in range(len(names)))
             name = f"{number}.mp4" if clips == "original" else f"{number:05d}"
             videos.append(Video(base / name, order[entry.label], soft))
         if options.get("sampling") is None:
             options["sampling"] = "centre" if clips == "16f" else "consecutive"
-        super().__init__(videos, names, split, validation, clip_frames, **options)
+        remarks = official.subset_remark("DFEW", part, fold, len(videos), file)
+        if listed.dropped:
+            text = f"{listed.dropped} clips without a single emotion (label 0) are left out"
+            remarks.append(f"{printable(file)}: {text}")
+        super().__init__(videos, names, split, validation, clip_frames, remarks, **options)

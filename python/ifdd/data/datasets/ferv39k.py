@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ifdd.data import lists
-from ifdd.data.datasets import layout
+from ifdd.data.datasets import layout, official
 from ifdd.data.datasets.layout import Split, SplitDataset
 from ifdd.data.datasets.videos import ClipOptions, Video
 from ifdd.data.lists import FERV39K_CLASSES
@@ -54,4 +54,5 @@ class FERV39k(SplitDataset):
             Video(base / entry.name.replace("\\", "/"), order[entry.label])
             for entry in lists.read_ferv39k(file)
         ]
-        super().__init__(videos, names, split, validation, clip_frames, **options)
+        remarks = official.subset_remark("FERV39k", part, 1, len(videos), file)
+        super().__init__(videos, names, split, validation, clip_frames, remarks, **options)

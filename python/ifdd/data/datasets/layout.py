@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ifdd.data.datasets.videos import ClipOptions, Video, VideoDataset
-from ifdd.data.errors import DatasetError
+from ifdd.data.errors import DatasetError, DatasetWarning
 from ifdd.data.lists import hold_out
-from ifdd.data.sampling import SamplingPolicy, Short
+from ifdd.data.sampling import SamplingPolicy
+from ifdd.text import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -26,7 +28,8 @@ class SplitDataset(VideoDataset):
         split: "train" (random windows, augmentation), "test", or "validation", the part of the training list
             that "train" with the same `validation` and seed leaves out.
         validation: part of each class held out from training, 0 to below 1.
-        clip_frames, short, options: see `VideoDataset`; what is not given is as in `policy`.
+        clip_frames, options: see `VideoDataset`; what is not given is as in `policy`.
+        remarks: what is worth knowing about the list; each is a warning, too.
 
     Raises:
         ValueError: "validation" of a training list that holds nothing out, or another option is not usable.
@@ -42,23 +45,32 @@ class SplitDataset(VideoDataset):
         split: Split,
         validation: float,
         clip_frames: int,
-        short: Short | None = None,
+        remarks: Sequence[str] = (),
         **options: Unpack[ClipOptions],
     ) -> None:
+        self.remarks = tuple(remarks)
+        for remark in self.remarks:
+            warnings.warn(remark, DatasetWarning, stacklevel=3)
+        numbers: Sequence[int] = range(len(videos))
         if split != "test":
             kept, held = hold_out([video.label for video in videos], validation, options.get("seed", 0))
             if split == "validation" and not held:
                 raise ValueError(
                     f"split 'validation' needs a part of the training set, got validation={validation}"
                 )
-            videos = [videos[index] for index in (kept if split == "train" else held)]
+            # Before any is left out: the parts stay the same, whatever is missing.
+            numbers = kept if split == "train" else held
+            videos = [videos[index] for index in numbers]
         options.setdefault("stride", self.policy.stride)
+        if options.get("short") is None:
+            options["short"] = self.policy.short
         super().__init__(
             videos,
             class_names,
             training=split == "train",
             clip_frames=clip_frames,
-            short=short or self.policy.short,
+            held_out=split == "validation",
+            numbers=numbers,
             **options,
         )
 
@@ -74,7 +86,7 @@ def folder(root: str | Path) -> Path:
     """The root of a data set, which must exist."""
     root = Path(root)
     if not root.is_dir():
-        raise DatasetError(f"{root}: no such folder")
+        raise DatasetError(f"{printable(root)}: no such folder")
     return root
 
 
@@ -83,7 +95,7 @@ def first_of(root: Path, places: Sequence[str]) -> Path:
     for place in places:
         if (root / place).exists():
             return root / place
-    raise DatasetError(f"{root}: found none of {', '.join(places)}")
+    raise DatasetError(f"{printable(root)}: found none of {', '.join(places)}")
 
 
 def check_fold(fold: int) -> None:
@@ -96,7 +108,7 @@ def clip_number(name: str, file: Path) -> int:
     """The number of a clip, however it is padded and whether or not it has a suffix."""
     stem = Path(name).stem
     if not (stem.isascii() and stem.isdigit()):
-        raise DatasetError(f"{file}: clip names are numbers, got {name!r}")
+        raise DatasetError(f"{printable(file)}: clip names are numbers, got {name!r}")
     return int(stem)
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from ifdd.data.datasets import layout
 from ifdd.data.datasets.layout import Split, SplitDataset
 from ifdd.data.datasets.videos import ClipOptions, Video
-from ifdd.data.lists import Entry, ListFormat, read_list
-from ifdd.data.sampling import Short
+from ifdd.data.foreign_lists import Entry, ListFormat, read_listing
+from ifdd.data.labels import FirstLabel
+from ifdd.data.locate import Locator, path_map
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -20,17 +21,19 @@ class ListDataset(SplitDataset):
     """Videos named by a list file: your own, or one made for another project.
 
     Args:
-        list_file: see `ifdd.data.lists.read_list` for the formats.
+        list_file: see `ifdd.data.foreign_lists.read_listing` for the forms.
         class_names: names in label order.
         root: folder that relative names start from; without it, the folder of the list. A name that is only
-            digits is also looked for padded to five, and a name without suffix also as `.mp4`.
+            digits is also looked for padded to five, one without suffix also as a video file, one of a video
+            also as a folder of frames without the suffix, and one with backslashes also with slashes.
         split: "train" (random windows, augmentation) or "test"; "validation" is the part that `validation`
             holds out of a training list.
-        format, first_label: see `ifdd.data.lists.read_list`.
+        format, first_label, path_column, label_column, companions: see
+            `ifdd.data.foreign_lists.read_listing`.
         strip_prefix: taken off the names, for lists with the absolute paths of another machine.
+        path_map: "OLD=NEW", one or several: names that begin with the folder OLD begin with NEW instead.
         validation: part of each class held out from training.
         clip_frames: T.
-        short: how short videos are stretched, see `VideoDataset`.
         options: see `VideoDataset`.
     """
 
@@ -42,29 +45,43 @@ class ListDataset(SplitDataset):
         split: Split = "train",
         *,
         format: ListFormat = "auto",
-        first_label: int = 0,
+        first_label: FirstLabel = "auto",
+        path_column: str | None = None,
+        label_column: str | None = None,
+        companions: Sequence[str | Path] = (),
         strip_prefix: str = "",
+        path_map: str | Sequence[str] | None = None,
         validation: float = 0.0,
         clip_frames: int = 16,
-        short: Short = "repeat_last",
         **options: Unpack[ClipOptions],
     ) -> None:
         layout.list_part(split)
         list_file = Path(list_file)
         base = list_file.parent if root is None else layout.folder(root)
-        entries = read_list(list_file, class_names, format, first_label)
-        videos = [Video(_resolve(base, entry, strip_prefix), entry.label) for entry in entries]
-        super().__init__(videos, class_names, split, validation, clip_frames, short, **options)
+        listing = read_listing(
+            list_file,
+            class_names,
+            format,
+            first_label,
+            path_column=path_column,
+            label_column=label_column,
+            companions=[Path(other) for other in companions],
+        )
+        self._locator = Locator(base, list_file.parent, strip_prefix, _pairs(path_map))
+        self._entries: dict[Path, Entry] = {}
+        videos = []
+        for entry in listing.entries:
+            video = Video(self._locator.find(entry), entry.label)
+            self._entries[video.path] = entry
+            videos.append(video)
+        super().__init__(videos, class_names, split, validation, clip_frames, listing.remarks, **options)
+
+    def _advice(self, missing: Sequence[Video]) -> str:
+        return self._locator.advice([self._entries[video.path] for video in missing])
 
 
-def _resolve(base: Path, entry: Entry, strip_prefix: str) -> Path:
-    name = entry.name.removeprefix(strip_prefix)
-    if strip_prefix and name != entry.name:
-        name = name.lstrip("/")
-    path = base / name
-    candidates = [path]
-    if name.isascii() and name.isdigit():
-        candidates.append(base / name.zfill(5))
-    if not path.suffix:
-        candidates += [candidate.with_suffix(".mp4") for candidate in tuple(candidates)]
-    return next((candidate for candidate in candidates if candidate.exists()), path)
+def _pairs(values: str | Sequence[str] | None) -> tuple[tuple[str, str], ...]:
+    try:
+        return path_map(values)
+    except ValueError as error:
+        raise ValueError(f"path_map {error}") from None

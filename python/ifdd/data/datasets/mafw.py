@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ifdd.data import lists
-from ifdd.data.datasets import layout
+from ifdd.data.datasets import layout, official
 from ifdd.data.datasets.layout import Split, SplitDataset
 from ifdd.data.datasets.videos import ClipOptions, Video
 from ifdd.data.lists import MAFW_CLASSES
@@ -63,4 +63,5 @@ class MAFW(SplitDataset):
             number = layout.clip_number(entry.name, file)
             name = f"{number:05d}.mp4" if clips == "original" else f"{number:05d}"
             videos.append(Video(base / name, order[entry.label]))
-        super().__init__(videos, names, split, validation, clip_frames, **options)
+        remarks = official.subset_remark("MAFW", part, fold, len(videos), file)
+        super().__init__(videos, names, split, validation, clip_frames, remarks, **options)

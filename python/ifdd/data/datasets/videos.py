@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ifdd.data.errors import DatasetError, VideoError
+from ifdd.data.errors import DatasetError, DatasetWarning, VideoError
 from ifdd.data.face import CropBox, parse_crop
+from ifdd.data.locate import exists
 from ifdd.data.resize import frames_to_clip
 from ifdd.data.sampling import Sampling, Short
 from ifdd.data.transforms import ClipAugment
 from ifdd.data.video import count_frames, locate_face, read_video
+from ifdd.text import printable
 
 SHOWN = 5
 """How many of many missing files an error names."""
@@ -33,27 +36,42 @@ class Video(NamedTuple):
     soft_label: tuple[float, ...] | None = None
 
 
+class LeftOut(NamedTuple):
+    """A video that a training does without, and why."""
+
+    video: Video
+    reason: str
+
+
 class ClipOptions(TypedDict, total=False):
     """Keyword arguments that all data sets share; see `VideoDataset`."""
 
     stride: int
     sampling: str | None
     views: int
+    short: Short | None
     image_size: int
     augment: bool | ClipAugment
     seed: int
     crop: str | CropBox | None
     on_error: Literal["raise", "skip"]
+    must_exist: bool
+
+
+TEST_IS_WHOLE = (
+    "on_error skip leaves out training videos only: a test set without this would have another score"
+)
 
 
 class VideoDataset(Dataset[tuple[Tensor, Any]]):
     """Clips of a list of videos.
 
-    Everything random is drawn from (seed, epoch, index) and nothing else: the same for any number of workers
-    and any order of access. `set_epoch` reaches workers that are kept alive between epochs, too.
+    Everything random is drawn from (seed, epoch, number of the video) and nothing else: the same for any
+    number of workers, any order of access, and whether or not other videos are left out. `set_epoch` reaches
+    workers that are kept alive between epochs, too.
 
     Args:
-        videos: what to read. All must exist.
+        videos: what to read.
         class_names: names in label order.
         training: random windows and augmentation; otherwise all is fixed.
         clip_frames: T, frames of a clip.
@@ -66,12 +84,17 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         augment: True for `ClipAugment(image_size)`, False for none, or one of your own; only in training.
         seed: of windows and augmentation, at least 0.
         crop: region of every frame to keep, "x,y,w,h" or a CropBox; "auto" finds the face of each video once.
-        on_error: what a video that cannot be read does in training: "raise", or "skip": the next readable one
-            takes its place, with a warning, and `skipped` counts it. Evaluation always raises, since leaving
-            out a video would change the score.
+        on_error: what becomes of a training video that is missing or cannot be read: "raise", or "skip". A
+            missing one is left out from the beginning (`left_out`); in the place of one that turns out to be
+            unreadable comes the next readable one, with a warning, and `skipped` counts it. Test sets always
+            raise, since leaving out a video would change the score.
+        held_out: whether these were held out of a training set: with "skip", missing ones are left out, and
+            whoever reads them may `leave_out` more.
+        numbers: number of each video, which its random numbers depend on; by default its place in `videos`.
+        must_exist: False looks for no video in advance.
 
     Raises:
-        DatasetError: no videos, or some that are not there (all are looked for at once).
+        DatasetError: no videos, or some (with "skip": all) are not there; all are looked for at once.
         ValueError: an option is not usable.
     """
 
@@ -85,12 +108,15 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         stride: int = 1,
         sampling: str | None = None,
         views: int = 2,
-        short: Short = "repeat_last",
+        short: Short | None = None,
         image_size: int = 224,
         augment: bool | ClipAugment = True,
         seed: int = 0,
         crop: str | CropBox | None = None,
         on_error: Literal["raise", "skip"] = "raise",
+        held_out: bool = False,
+        numbers: Sequence[int] | None = None,
+        must_exist: bool = True,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
@@ -98,12 +124,12 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
             raise ValueError(
                 f"seed must be at least 0 and image_size at least 1, got {seed} and {image_size}"
             )
-        self.videos = tuple(videos)
         self.class_names = tuple(class_names)
         self.training = training
+        self.held_out = held_out
         if sampling == "random" and not training:
             raise ValueError("sampling 'random' would make the score vary: take 'centre'")
-        evaluation = Sampling(sampling or "centre", clip_frames, stride, short, views)
+        evaluation = Sampling(sampling or "centre", clip_frames, stride, short or "repeat_last", views)
         self.sampling = evaluation.training() if training else evaluation
         self.image_size = image_size
         self.seed = seed
@@ -114,10 +140,14 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
             self.augment = ClipAugment(image_size) if augment is True else augment
             if self.augment.size != image_size:
                 raise ValueError(f"augment makes clips of {self.augment.size}, image_size is {image_size}")
-        _require_present(type(self).__name__, self.videos)
+        self.left_out: list[LeftOut] = []
+        there = self._there(videos) if must_exist else list(range(len(videos)))
+        self.videos = tuple(videos[place] for place in there)
+        self.numbers = tuple(place if numbers is None else numbers[place] for place in there)
         # In shared memory: workers that live longer than an epoch see changes, and report what they skipped.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._skipped = torch.zeros(len(self.videos), dtype=torch.bool).share_memory_()
+        self._epoch = _shared(torch.zeros((), dtype=torch.int64))
+        self._skipped = _shared(torch.zeros(len(self.videos), dtype=torch.bool))
+        self._news: list[LeftOut] = []
         self._lengths: dict[Path, int] = {}
         self._faces: dict[Path, CropBox] = {}
 
@@ -133,7 +163,12 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} videos")
         index %= len(self)
-        if not (self.training and self.on_error == "skip"):
+        if self.on_error == "skip" and not self.skips:
+            try:
+                return self._load(index, index)
+            except VideoError as error:
+                raise VideoError(f"{error}; {TEST_IS_WHOLE}") from None
+        if not (self.training and self.skips):
             return self._load(index, index)
         for step in range(len(self)):
             place = (index + step) % len(self)
@@ -142,11 +177,30 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
             try:
                 return self._load(place, index)
             except VideoError as error:
-                self._skipped[place] = True
-                warnings.warn(f"skipped a video: {error}", stacklevel=2)
+                self.leave_out(place, error)
         raise VideoError(
-            f"{self.videos[index].path}: like all {len(self)} videos of the data set, unreadable"
+            f"{printable(self.videos[index].path)}: like all {len(self)} videos of the data set, unreadable"
         )
+
+    @property
+    def skips(self) -> bool:
+        """Whether videos that cannot be read may be left out."""
+        return self.on_error == "skip" and (self.training or self.held_out)
+
+    def leave_out(self, index: int, error: VideoError) -> None:
+        """Does without a video from now on, in all workers, with a warning."""
+        self._skipped[index] = True
+        self._news.append(LeftOut(self.videos[index], str(error)))
+        warnings.warn(f"skipped a video: {error}", DatasetWarning, stacklevel=3)
+
+    def is_left_out(self, index: int) -> bool:
+        """Whether a video could not be read before, in any worker."""
+        return bool(self._skipped[index])
+
+    def take_news(self) -> list[LeftOut]:
+        """What this process left out since the last call."""
+        news, self._news = self._news, []
+        return news
 
     def set_epoch(self, epoch: int) -> None:
         """Draws new windows and augmentations for training; evaluation does not change."""
@@ -164,10 +218,33 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         """How many videos could not be read so far (on_error="skip"), in all workers."""
         return int(self._skipped.sum())
 
+    def _there(self, videos: Sequence[Video]) -> list[int]:
+        """Places of the videos that exist; the others are left out, where that is allowed."""
+        name = type(self).__name__
+        if not videos:
+            raise DatasetError(f"{name}: no videos")
+        there = [place for place, video in enumerate(videos) if exists(video.path)]
+        missing = [videos[place] for place in sorted(set(range(len(videos))) - set(there))]
+        if not missing:
+            return there
+        more = ", ..." if len(missing) > SHOWN else ""
+        names = ", ".join(printable(video.path) for video in missing[:SHOWN])
+        text = f"{name}: {len(missing)} of {len(videos)} videos are missing: {names}{more}"
+        if not self.skips or not there:
+            hint = f"; {TEST_IS_WHOLE}" if self.on_error == "skip" and not self.skips else ""
+            raise DatasetError(text + self._advice(missing) + hint)
+        warnings.warn(text.replace("missing:", "missing and left out:", 1), DatasetWarning, stacklevel=4)
+        self.left_out = [LeftOut(video, "missing") for video in missing]
+        return there
+
+    def _advice(self, missing: Sequence[Video]) -> str:
+        """How missing videos might be found: words to follow on the error."""
+        return ""
+
     def _load(self, place: int, index: int) -> tuple[Tensor, Any]:
         video = self.videos[place]
         epoch = int(self._epoch) if self.training else 0
-        numbers = np.random.default_rng((self.seed, epoch, index))
+        numbers = np.random.default_rng((self.seed, epoch, self.numbers[index]))
         windows = self.sampling.indices(self._length(video.path), numbers if self.training else None)
         region = self._region(video.path)
         decoded = read_video(video.path, region, size=self.image_size, indices=windows.ravel())
@@ -192,12 +269,8 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         return self._faces[path]
 
 
-def _require_present(name: str, videos: Sequence[Video]) -> None:
-    if not videos:
-        raise DatasetError(f"{name}: no videos")
-    missing = [str(video.path) for video in videos if not video.path.exists()]
-    if missing:
-        more = ", ..." if len(missing) > SHOWN else ""
-        raise DatasetError(
-            f"{name}: {len(missing)} of {len(videos)} videos are missing: {', '.join(missing[:SHOWN])}{more}"
-        )
+def _shared(tensor: Tensor) -> Tensor:
+    """In shared memory, where the system has any: without it there are no workers that could share it."""
+    with contextlib.suppress(RuntimeError, OSError):
+        tensor.share_memory_()
+    return tensor

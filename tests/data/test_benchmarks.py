@@ -1,68 +1,29 @@
-"""The benchmarks and list files, on tiny trees of the same shape."""
+"""DFEW, FERV39k and MAFW, on tiny trees of the same shape."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from ifdd.data.datasets import DFEW, MAFW, FERV39k, ListDataset, Video, VideoDataset
-from ifdd.data.errors import DatasetError
+from ifdd.data.datasets import DFEW, MAFW, FERV39k
+from ifdd.data.datasets.official import CLIPS
+from ifdd.data.errors import DatasetError, DatasetWarning
 from ifdd.data.lists import (
     DFEW_CLASSES,
     FERV39K_CLASSES,
     MAFW_CLASSES,
     Entry,
-    hold_out,
     read_dfew,
     read_ferv39k,
-    read_list,
     read_mafw,
 )
 from ifdd.data.transforms import ClipAugment
-from ifdd.data.video import VideoError
-from ifdd.training.windows import collate_windows, mean_over_windows
 
-NUMBERS = (1, 12, 345, 6789, 10001, 11697, 16372)
+from .conftest import small
 
-
-def small(**options):
-    """Options for small clips."""
-    return {"image_size": 16, "clip_frames": 8, **options}
-
-
-@pytest.fixture(scope="session")
-def dfew(tmp_path_factory: pytest.TempPathFactory, write_folder, write_video) -> Path:
-    """Seven clips, one of each class, in the training list; three of them in the test list."""
-    root = tmp_path_factory.mktemp("DFEW")
-    rows = [f"{number},{label}" for label, number in enumerate(NUMBERS, 1)]
-    for part, chosen in (("train", rows), ("test", rows[2:5])):
-        folder = root / "EmoLabel_DataSplit" / f"{part}(single-labeled)"
-        folder.mkdir(parents=True)
-        for fold in range(1, 6):
-            (folder / f"set_{fold}.csv").write_text("\n".join(["video_name,label", *chosen]) + "\n")
-    for k, number in enumerate(NUMBERS):
-        name = f"{number:05d}"
-        write_folder(root / "Clip/clip_224x224_16f" / name, [f"{i}.jpg" for i in range(1, 17)], seed=k)
-        write_folder(
-            root / "Clip/clip_224x224" / name, [f"{name}_{i:05d}.jpg" for i in range(1, 12 + 9 * k)], seed=k
-        )
-    (root / "Clip/original").mkdir()
-    for number in NUMBERS:
-        write_video(root / "Clip/original" / f"{number}.mp4", count=12, seed=number)
-    votes = ["1happy,2sad,3neutral,4angry,5surprise,6disgust,7fear,order,label"]
-    for label, number in enumerate(NUMBERS, 1):
-        counts = [0] * 7
-        counts[label - 1] += 7
-        counts[label % 7] += 3
-        votes.append(",".join(map(str, [*counts, number, label])))
-    (root / "Annotation").mkdir()
-    (root / "Annotation/annotation.csv").write_text("\n".join(votes))
-    return root
+pytestmark = pytest.mark.filterwarnings("ignore:.*the official .* list:ifdd.data.errors.DatasetWarning")
 
 
 def test_dfew_training(dfew: Path) -> None:
@@ -141,7 +102,8 @@ def test_dfew_other_folder_names_headers_and_line_ends(dfew: Path, tmp_path: Pat
     folder = tmp_path / "EmoLabel_DataSplit" / "train_single-labeled"
     folder.mkdir(parents=True)
     (folder / "set_1.csv").write_bytes(b"\xef\xbb\xbf00001,1\r\n00012,0\r\n\r\n16372,7\r\n")
-    data = DFEW(tmp_path, **small())
+    with pytest.warns(DatasetWarning, match=r"1 clips without a single emotion \(label 0\) are left out"):
+        data = DFEW(tmp_path, **small())
     assert data.labels == [0, 6]
     assert data.dropped == 1
     (folder / "set_1.csv").write_text("video_name\tlabel\n1.mp4\t0\n345.mp4\t6\n")
@@ -150,7 +112,7 @@ def test_dfew_other_folder_names_headers_and_line_ends(dfew: Path, tmp_path: Pat
 
 def test_labels_that_count_from_zero_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "set_1.csv").write_text("1,0\n2,6\n3,3\n")
-    with pytest.raises(DatasetError, match=r"set_1.csv: labels 0 to 6 and none of 7.* first_label=0"):
+    with pytest.raises(DatasetError, match=r"set_1.csv: labels 0 to 6 and none of 7.* --first_label 0"):
         read_dfew(tmp_path / "set_1.csv")
 
 
@@ -347,221 +309,33 @@ def test_clip_names_must_be_numbers(dfew: Path, tmp_path: Path) -> None:
         DFEW(tmp_path)
 
 
-NAMES = ("a", "b", "c")
+def test_labels_are_what_they_are_said_to_be(tmp_path: Path) -> None:
+    file = tmp_path / "set_1.csv"
+    file.write_text("1,0\n2,6\n3,3\n")
+    assert [entry.label for entry in read_dfew(file, 0).entries] == [0, 6, 3]
+    listed = read_dfew(file, 1)
+    assert [entry.label for entry in listed.entries] == [5, 2]
+    assert listed.dropped == 1
 
 
-@pytest.mark.parametrize(
-    ("content", "format", "expected"),
-    [
-        ("x/clip 1 2\ny/2 0\n", "auto", [("x/clip 1", 2), ("y/2", 0)]),
-        ("x/1 16 2\r\ny/2 9 0\r\n", "auto", [("x/1", 2), ("y/2", 0)]),
-        ("x/1 16 2\ny/2 9 0\n", "folder_label", [("x/1 16", 2), ("y/2 9", 0)]),
-        ("x/1\t16\t2\n", "folder_count_label", [("x/1", 2)]),
-        ("video_name,label\n00001,2\n2,b\n", "auto", [("00001", 2), ("2", 1)]),
-        ("00001,2\n00002,1\n", "csv", [("00001", 2), ("00002", 1)]),
-    ],
-)
-def test_list_formats(tmp_path: Path, content: str, format: str, expected: list) -> None:
-    (tmp_path / "list.txt").write_text(content)
-    assert read_list(tmp_path / "list.txt", NAMES, format) == [Entry(*pair) for pair in expected]
-
-
-def test_list_errors(tmp_path: Path) -> None:
-    file = tmp_path / "list.txt"
-    for content, format, message in (
-        ("", "auto", "the list is empty"),
-        ("video_name,label\n", "csv", "the list is empty"),
-        ("x 3\n", "auto", r"line 1: label 3 is not in 0\.\.2"),
-        ("x 1\n\ny\n", "auto", "line 3: expected folder, label"),
-        ("x 1\n", "folder_count_label", "line 1: expected folder, count, label"),
-    ):
-        file.write_text(content)
-        with pytest.raises(DatasetError, match=message):
-            read_list(file, NAMES, format)
-    file.write_text("x 1\n")
-    with pytest.raises(ValueError, match=r"format must be auto, .* got 'yaml'"):
-        read_list(file, NAMES, "yaml")
-    assert read_list(file, NAMES, first_label=1) == [Entry("x", 0)]
-
-
-def test_list_dataset_finds_its_videos(tmp_path: Path, write_folder, write_video) -> None:
-    write_folder(tmp_path / "videos/00007", [f"{i}.jpg" for i in range(1, 10)])
-    write_video(tmp_path / "videos/00012.mp4", count=9)
-    write_video(tmp_path / "videos/b.avi", count=9)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig"])
+def test_benchmark_lists_of_other_programs(tmp_path: Path, encoding: str) -> None:
     file = tmp_path / "list.csv"
-    file.write_text("video_name,label\n7,0\n12,1\nb.avi,2\n/far/away/videos/00007,1\n")
-    data = ListDataset(file, NAMES, tmp_path / "videos", "test", strip_prefix="/far/away/videos", **small())
-    assert [video.path.name for video in data.videos] == ["00007", "00012.mp4", "b.avi", "00007"]
-    assert data.labels == [0, 1, 2, 1]
-    assert data.class_names == NAMES
-    assert all(data[i][0].shape == (3, 8, 16, 16) for i in range(4))
-    (tmp_path / "videos/list.txt").write_text("00007 9 2\n")
-    assert ListDataset(tmp_path / "videos/list.txt", NAMES, **small())[0][1] == 2
-    with pytest.raises(DatasetError, match=r"ListDataset: 3 of 4 videos are missing"):
-        ListDataset(file, NAMES, **small(), strip_prefix="/far/away/")
+    file.write_bytes('"video_name";"label"\r\n"00001";"7"\r\n'.encode(encoding))
+    assert read_dfew(file).entries == [Entry("00001", 6)]
+    file.write_bytes("Crime/Angry/0063,Angry\r\n".encode(encoding))
+    assert read_ferv39k(file) == [Entry("Crime/Angry/0063", 0)]
 
 
-def test_validation_part_is_stratified_disjoint_and_seeded(tmp_path: Path, write_folder) -> None:
-    write_folder(tmp_path / "v", ["1.jpg"])
-    labels = [0] * 40 + [1] * 10 + [2] * 2
-    lines = []
-    for index, label in enumerate(labels):
-        (tmp_path / f"v{index}").symlink_to(tmp_path / "v")
-        lines.append(f"v{index} {label}")
-    (tmp_path / "list.txt").write_text("\n".join(lines))
-
-    def part(split: str, seed: int = 0) -> VideoDataset:
-        return ListDataset(tmp_path / "list.txt", NAMES, None, split, validation=0.1, seed=seed, **small())
-
-    train, held = part("train"), part("validation")
-    assert train.training
-    assert not held.training
-    assert held.augment is None
-    assert [held.labels.count(k) for k in range(3)] == [4, 1, 1]
-    assert {v.path for v in train.videos} | {v.path for v in held.videos} == {
-        tmp_path / f"v{i}" for i in range(52)
-    }
-    assert not {v.path for v in train.videos} & {v.path for v in held.videos}
-    assert part("validation").videos == held.videos != part("validation", seed=1).videos
-    assert len(part("test")) == 52
-
-
-def test_hold_out_never_takes_a_whole_class() -> None:
-    kept, held = hold_out([0, 1, 1, 2, 2, 2], 0.9, seed=3)
-    assert sorted(kept + held) == list(range(6))
-    assert {0, 1, 2} == {[0, 1, 1, 2, 2, 2][i] for i in kept}
-    assert len(held) == 3
-    assert hold_out([0, 1], 0.0, seed=0) == ([0, 1], [])
-
-
-def test_items_depend_on_seed_epoch_and_index_only(dfew: Path) -> None:
-    def read(seed: int, epoch: int, order: list[int]) -> dict[int, torch.Tensor]:
-        data = DFEW(dfew, clips="native", seed=seed, **small())
-        data.set_epoch(epoch)
-        return {index: data[index][0] for index in order}
-
-    forward = read(0, 3, list(range(7)))
-    backward = read(0, 3, list(range(6, -1, -1)))
-    assert all(torch.equal(forward[i], backward[i]) for i in range(7))
-    for other in (read(0, 4, [6]), read(1, 3, [6])):
-        assert not torch.allclose(forward[6], other[6])
-    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
-        DFEW(dfew, **small()).set_epoch(-1)
-
-
-def test_every_index_has_its_own_draw(dfew: Path) -> None:
-    videos = [DFEW(dfew, clips="native", **small()).videos[6]] * 4
-    data = VideoDataset(videos, DFEW_CLASSES, training=True, **small())
-    clips = [data[index][0] for index in range(4)]
-    assert all(not torch.allclose(clips[0], clip) for clip in clips[1:])
-
-
-def test_windows_move_between_epochs(dfew: Path) -> None:
-    data = DFEW(dfew, clips="native", augment=False, **small())
-    starts = set()
-    for epoch in range(12):
-        data.set_epoch(epoch)
-        starts.add(round(float(data[6][0][:, 0].mean()), 4))
-    assert len(starts) > 6
-
-
-def test_workers_make_no_difference_and_see_the_epoch(dfew: Path) -> None:
-    alone = DFEW(dfew, clips="native", **small())
-    shared = DFEW(dfew, clips="native", **small())
-    loader = DataLoader(
-        shared, batch_size=3, num_workers=2, persistent_workers=True, multiprocessing_context="fork"
-    )
-    for epoch in (0, 1):
-        alone.set_epoch(epoch)
-        shared.set_epoch(epoch)
-        clips = torch.cat([batch[0] for batch in loader])
-        assert torch.equal(clips, torch.stack([alone[i][0] for i in range(7)]))
-    del loader
-
-
-def videos_with_a_broken_one(tmp_path: Path, write_folder) -> list[Video]:
-    for name in ("0", "1", "2"):
-        write_folder(tmp_path / name, [f"{i}.jpg" for i in range(10)], seed=int(name))
-    for file in (tmp_path / "1").iterdir():
-        file.write_bytes(b"broken")
-    return [Video(tmp_path / str(k), k) for k in range(3)]
-
-
-def test_broken_video_raises_by_default(tmp_path: Path, write_folder) -> None:
-    data = VideoDataset(videos_with_a_broken_one(tmp_path, write_folder), NAMES, training=True, **small())
-    with pytest.raises(VideoError, match=str(tmp_path / "1")):
-        data[1]
-
-
-def test_broken_video_is_skipped_on_request_in_training_only(tmp_path: Path, write_folder) -> None:
-    videos = videos_with_a_broken_one(tmp_path, write_folder)
-    data = VideoDataset(videos, NAMES, training=True, on_error="skip", **small())
-    with pytest.warns(UserWarning, match=f"skipped a video: {tmp_path / '1'}: frame . cannot be read"):
-        clip, label = data[1]
-    assert label == 2
-    assert clip.shape == (3, 8, 16, 16)
-    assert data.skipped == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert torch.equal(data[1][0], clip), "one warning a video, and the same substitute again"
-    assert data[0][1] == 0
-    assert data.skipped == 1
-    evaluation = VideoDataset(videos, NAMES, training=False, on_error="skip", **small())
-    with pytest.raises(VideoError):
-        evaluation[1]
-    hopeless = VideoDataset(videos[1:2], NAMES, training=True, on_error="skip", **small())
-    with (
-        pytest.warns(UserWarning, match="skipped a video"),
-        pytest.raises(VideoError, match="like all 1 videos"),
+def test_a_subset_of_the_official_clips_is_told(dfew: Path) -> None:
+    with pytest.warns(
+        DatasetWarning, match=r"set_2.csv: 3 clips, the official test list of DFEW fold 2 holds 2341"
     ):
-        hopeless[0]
+        data = DFEW(dfew, 2, "test", **small())
+    assert len(data.remarks) == 1
 
 
-def test_skips_in_workers_are_counted(tmp_path: Path, write_folder) -> None:
-    videos = videos_with_a_broken_one(tmp_path, write_folder)
-    data = VideoDataset(videos, NAMES, training=True, on_error="skip", **small())
-    labels = torch.cat(
-        [batch[1] for batch in DataLoader(data, num_workers=1, multiprocessing_context="fork")]
-    )
-    assert labels.tolist() == [0, 2, 2]
-    assert data.skipped == 1
-
-
-def test_no_videos(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="VideoDataset: no videos"):
-        VideoDataset([], NAMES, training=True)
-
-
-def test_crops(tmp_path: Path, write_folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = write_folder(tmp_path / "v", [f"{i}.png" for i in range(8)], size=(32, 32))
-    videos = [Video(tmp_path / "v", 0)]
-    options = small(image_size=10)
-    clip = VideoDataset(videos, NAMES, training=False, crop="3,4,10,10", **options)[0][0]
-    assert torch.equal(
-        (clip * 255).round().byte(), torch.from_numpy(frames[:, 4:14, 3:13]).permute(3, 0, 1, 2)
-    )
-    from ifdd.data.datasets import videos as reading
-    from ifdd.data.face import CropBox
-
-    looked = []
-
-    def locate(path: Path) -> CropBox:
-        looked.append(path)
-        return CropBox(3, 4, 10, 10)
-
-    monkeypatch.setattr(reading, "locate_face", locate)
-    data = VideoDataset(videos, NAMES, training=False, crop="auto", **options)
-    assert torch.equal(data[0][0], clip)
-    assert torch.equal(data[0][0], clip)
-    assert looked == [tmp_path / "v"], "the face is looked for once"
-
-
-def test_collating_windows(dfew: Path) -> None:
-    data = DFEW(dfew, split="test", clips="native", **small())
-    batch = collate_windows([data[i] for i in range(3)], classes=len(data.class_names))
-    assert batch.clips.shape == (12, 3, 8, 16, 16)
-    assert batch.windows.tolist() == [3, 4, 5]
-    logits = torch.randn(12, 7)
-    mean = mean_over_windows(logits, batch.windows)
-    torch.testing.assert_close(mean[1], logits[3:7].mean(0))
-    assert np.array_equal(batch.labels.numpy(), [2, 3, 4])
+def test_official_numbers_add_up() -> None:
+    assert {train + test for train, test in zip(*CLIPS["DFEW"].values(), strict=True)} == {11697}
+    assert {train + test for train, test in zip(*CLIPS["MAFW"].values(), strict=True)} == {9172}
+    assert CLIPS["FERV39k"] == {"train": (31088,), "test": (7847,)}

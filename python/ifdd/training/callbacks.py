@@ -1,0 +1,180 @@
+"""What happens beside the steps of a training: checkpoints, progress, curves, an estimate of the time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+
+from ifdd.curves import COLUMNS, draw_curves
+from ifdd.training.folder import write_whole
+from ifdd.training.module import Recogniser
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """One file in the folder of the run, replaced at the end of an epoch after its validation.
+
+    With a score to watch, an epoch as good as the best so far replaces it: it has trained longer. A run whose
+    folder was moved goes on with the scores it had.
+    """
+
+    def __init__(self, path: Path, monitor: str | None = None) -> None:
+        super().__init__(
+            dirpath=path.parent,
+            filename=path.stem,
+            monitor=monitor,
+            mode="max",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
+        """Whether an epoch with this score is saved."""
+        best = self.best_k_models.get(self.kth_best_model_path)
+        return current is not None and (best is None or bool(current >= best))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the scores; the files are where this run is now."""
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        moved = {
+            **state_dict,
+            "dirpath": self.dirpath,
+            "best_k_models": {here(path): score for path, score in state_dict["best_k_models"].items()},
+            **{
+                name: here(state_dict[name])
+                for name in ("best_model_path", "kth_best_model_path", "last_model_path")
+            },
+        }
+        super().load_state_dict(moved)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar, with epochs counted from 1 as everywhere in the commands."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        text = f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+        # As wide as the other bar's description, or the bars jump.
+        return f"{text:{len(self.validation_description)}}"
+
+
+class History(Callback):
+    """Writes ``metrics.csv`` at the end of each epoch and draws ``curves.png`` from it.
+
+    The rows are kept in the checkpoints, so a resumed training goes on with those of the epochs it stands on.
+    A drawing takes a fraction of a second: where epochs are as short, some wait for the next one or the end.
+    """
+
+    def __init__(self, out: Path, pause: float = 5.0) -> None:
+        self.out = out
+        self.pause = pause
+        self.rows: list[dict[str, float]] = []
+        self._drawn = -math.inf
+        self._fresh = False
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Adds the epoch."""
+        assert isinstance(pl_module, Recogniser)
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        logged["lr"] = pl_module.schedule(trainer.current_epoch)
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
+        for name, column in COLUMNS.items():
+            if math.isfinite(logged.get(name, math.nan)):
+                row[column] = logged[name]
+        self.rows = [*(old for old in self.rows if old["epoch"] < row["epoch"]), row]
+        self._fresh = True
+        table = io.StringIO()
+        writer = csv.DictWriter(table, ["epoch", *COLUMNS.values()], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.out / "metrics.csv", table.getvalue())
+        if time.monotonic() - self._drawn >= self.pause:
+            self._draw()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws what was not drawn yet."""
+        self._draw_rest()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Draws what was not drawn yet, where the training ends early."""
+        self._draw_rest()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the rows of the checkpoint."""
+        self.rows = [dict(row) for row in state_dict["rows"]]
+
+    def _draw_rest(self) -> None:
+        if self._fresh:
+            self._draw()
+
+    def _draw(self) -> None:
+        draw_curves(self.rows, self.out / "curves.png")
+        self._drawn, self._fresh = time.monotonic(), False
+
+
+class TimeEstimate(Callback):
+    """Says after the first steps, and again after the first epoch, how long the training will take.
+
+    Args:
+        say: receives each line.
+        steps: batches that are timed, after a first one that is not: it warms up.
+    """
+
+    def __init__(self, say: Callable[[str], object], steps: int = 5) -> None:
+        self.say = say
+        self.steps = steps
+        self._batches = 0
+        self._started = 0.0
+        self._epoch_started: float | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After the first epoch: tells from its whole time, validation included."""
+        now = time.monotonic()
+        left = (trainer.max_epochs or 0) - trainer.current_epoch
+        if self._epoch_started is not None and self._epoch_started > 0:
+            each = now - self._epoch_started
+            self.say(f"the first epoch took {duration(each)}; about {duration(each * left)} to go")
+            self._epoch_started = 0.0
+        elif self._epoch_started is None:
+            self._epoch_started = now
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """After the first batches: tells from their time."""
+        self._batches += 1
+        if self._batches == 1:
+            self._started = time.monotonic()
+        elif self._batches == 1 + self.steps:
+            each = (time.monotonic() - self._started) / self.steps
+            epochs = (trainer.max_epochs or 0) - trainer.current_epoch
+            left = epochs * int(trainer.num_training_batches) - self._batches
+            self.say(f"{each:.2g} s a batch: about {duration(each * left)} to go, without validation")
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: `40 s`, `12 min`, `3 h 20 min`, `2 days 4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h"

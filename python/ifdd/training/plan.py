@@ -1,0 +1,169 @@
+"""What a training is going to do, known before it starts, and what is odd about it."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+
+from ifdd.config import IFDDConfig
+from ifdd.text import printable
+from ifdd.training.config import TrainingConfig
+
+FEW_HELD_OUT = 30
+"""Below this many held-out clips a score is mostly chance: one clip moves it by more than 3 points."""
+LARGE_DROP = 0.05
+"""A share of the training clips that no epoch should leave out unmentioned."""
+LARGE_FRAME = 112
+"""Frames of this many pixels a side and more keep a CPU busy for days."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training in numbers.
+
+    ``train_clips``, ``held_out_clips``: clips of both parts; ``parameters``: of the network; ``device``:
+    ``cpu`` or the name of the GPU; ``done``: epochs that a resumed training has behind it, else 0;
+    ``planned``: epochs it was last planned for, else None.
+    """
+
+    config: TrainingConfig
+    network: IFDDConfig
+    class_names: tuple[str, ...]
+    train_clips: int
+    held_out_clips: int
+    parameters: int
+    device: str
+    done: int = 0
+    planned: int | None = None
+
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch; one smaller batch where there are fewer clips than its size."""
+        return max(1, self.train_clips // self.config.data.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimiser in an epoch."""
+        return math.ceil(self.batches / self.config.optim.accumulate)
+
+    @property
+    def left_out(self) -> int:
+        """Training clips that an epoch leaves out, because they fill no batch."""
+        batch = self.config.data.batch_size
+        return self.train_clips % batch if self.train_clips >= batch else 0
+
+    def rates(self) -> list[float]:
+        """Learning rate of each epoch that is still to come."""
+        schedule = self.config.optim.schedule(self.config.data.batch_size)
+        return [schedule(epoch) for epoch in range(self.done, self.config.optim.epochs)]
+
+    def lines(self) -> list[str]:
+        """A heading and its text for each line, aligned."""
+        data, network = self.config.data, self.network
+        left_out = f", {self.left_out} of them left out of each epoch" if self.left_out else ""
+        held_out = f"{self.held_out_clips or 'none'} held out"
+        size = f"{network.clip_frames} frames of {network.image_size} x {network.image_size} pixels"
+        rows = [
+            ("data set", f"{data.name}{self._source()}"),
+            ("clips", f"{self.train_clips} for training{left_out}; {held_out}"),
+            ("classes", f"{len(self.class_names)}: {', '.join(map(printable, self.class_names))}"),
+            ("network", f"{network.backbone}, {self.parameters / 1e6:.2f} million parameters, {size}"),
+            ("start", self._start()),
+            ("device", f"{self.device}, precision {self.config.precision}"),
+            ("steps", self._steps()),
+        ]
+        if self.rates():
+            rows.append(("learning rate", self._rate()))
+        return [f"{heading:<14} {text}" for heading, text in rows]
+
+    def warnings(self) -> list[str]:
+        """What will probably not go as its author thinks, in the words of `ifdd fit`."""
+        data, optim, clips = self.config.data, self.config.optim, self.train_clips
+        found: list[str] = []
+        if not self.rates():
+            return found
+        if optim.warmup != "none" and optim.warmup_epochs >= optim.epochs:
+            found.append(
+                f"the warm-up of {optim.warmup_epochs} epochs is not over after the {optim.epochs} of this "
+                f"training: the learning rate gets no higher than {max(self.rates()):.2g}; "
+                "lower --warmup_epochs, or --warmup none"
+            )
+        if data.batch_size > clips:
+            found.append(
+                f"--batch_size {data.batch_size} is larger than the {clips} training clips: a step takes "
+                f"{clips}, at a learning rate meant for {data.batch_size}"
+            )
+        if self.left_out >= max(LARGE_DROP * clips, 1):
+            found.append(
+                f"{self.left_out} of {clips} training clips, other ones each time, are left out of an epoch, "
+                f"because they do not fill a batch of {data.batch_size}; change --batch_size"
+            )
+        if 0 < self.held_out_clips < FEW_HELD_OUT and optim.select == "best":
+            found.append(
+                f"with {self.held_out_clips} held-out clips the best epoch is chosen largely by chance: one "
+                f"clip is {100 / self.held_out_clips:.0f} % of the score; hold out more (--validation), or "
+                "take the last epoch (--select last)"
+            )
+        if self.device.startswith("cpu") and self.network.image_size >= LARGE_FRAME:
+            found.append(
+                f"{self.network.image_size} pixels on a CPU take long; --model.backbone mvit_nano "
+                "--model.image_size 64 is a network that a CPU can train"
+            )
+        return found
+
+    def _source(self) -> str:
+        data = self.config.data
+        if data.name == "synthetic":
+            return " (drawn faces)"
+        parts = [data.root, data.train_list]
+        return "".join(f", {part}" for part in parts if part is not None)
+
+    def _start(self) -> str:
+        if self.done:
+            return f"the checkpoint of epoch {self.done}"
+        if self.config.init is None:
+            return "random weights"
+        part = "" if self.config.init_part == "all" else " (backbone)"
+        return f"{self.config.init}{part}"
+
+    def _steps(self) -> str:
+        optim = self.config.optim
+        batch = min(self.config.data.batch_size, self.train_clips) * min(optim.accumulate, self.batches)
+        left = optim.epochs - self.done
+        text = f"{_count(left, 'epoch')} of {_count(self.steps, 'step')} of {_count(batch, 'clip')}"
+        if left * self.steps > 1:
+            text += f": {left * self.steps} steps"
+        if not self.done:
+            return text
+        if not left:
+            return f"none: {self.done} of {optim.epochs} epochs are done"
+        before = "" if self.planned in (None, optim.epochs) else f", planned for {self.planned} before"
+        return f"epochs {self.done + 1} to {optim.epochs} ({self.done} done{before}); {text}"
+
+    def _rate(self) -> str:
+        rates, optim = self.rates(), self.config.optim
+        peak = max(rates)
+        course = [f"{rates[0]:.2g}"]
+        if rates[0] < peak:
+            course.append(f"up to {peak:.2g} in epoch {self.done + rates.index(peak) + 1}")
+        if rates[-1] < peak:
+            course.append(f"down to {rates[-1]:.2g}")
+        stated, base = optim.learning_rate, optim.schedule(self.config.data.batch_size).base
+        batch = self.config.data.batch_size * optim.accumulate
+        scaled = f" (--learning_rate {stated:g} for a batch of 32 is {base:.3g} for {batch})"
+        return ", ".join(course) + ("" if base == stated else scaled)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def device_name(config: TrainingConfig) -> str:
+    """The device that a training runs on, as a person calls it."""
+    if config.device == "cpu" or not torch.cuda.is_available():
+        threads = torch.get_num_threads()
+        return f"cpu ({threads} of {os.cpu_count()} cores)" if threads != os.cpu_count() else "cpu"
+    return torch.cuda.get_device_name()

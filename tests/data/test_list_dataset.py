@@ -1,0 +1,130 @@
+"""Finding the videos of lists and class folders, and saying what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ifdd.data.datasets import FolderDataset, ListDataset
+from ifdd.data.errors import DatasetError, DatasetWarning
+
+from .conftest import small
+
+NAMES = ("a", "b", "c")
+
+
+def test_videos_are_found_however_they_are_named(tmp_path: Path, write_folder, write_video) -> None:
+    write_folder(tmp_path / "videos/00007", [f"{i}.jpg" for i in range(1, 10)])
+    write_video(tmp_path / "videos/00012.mp4", count=9)
+    write_video(tmp_path / "videos/b.avi", count=9)
+    file = tmp_path / "list.csv"
+    file.write_text("video_name,label\n7,0\n12,1\nb.avi,2\n/far/away/videos/00007,1\n")
+    data = ListDataset(file, NAMES, tmp_path / "videos", "test", strip_prefix="/far/away/videos", **small())
+    assert [video.path.name for video in data.videos] == ["00007", "00012.mp4", "b.avi", "00007"]
+    assert data.labels == [0, 1, 2, 1]
+    assert data.class_names == NAMES
+    assert all(data[i][0].shape == (3, 8, 16, 16) for i in range(4))
+    (tmp_path / "videos/list.txt").write_text("00007 9 2\n")
+    assert ListDataset(tmp_path / "videos/list.txt", NAMES, first_label=0, **small())[0][1] == 2
+    with pytest.raises(DatasetError, match=r"ListDataset: 3 of 4 videos are missing"):
+        ListDataset(file, NAMES, **small(), strip_prefix="/far/away/")
+
+
+def listed(tmp_path: Path, lines: str, **options) -> list[str]:
+    (tmp_path / "list.txt").write_text(lines)
+    data = ListDataset(tmp_path / "list.txt", NAMES, tmp_path / "d", **options, **small())
+    return [str(video.path.relative_to(tmp_path)) for video in data.videos]
+
+
+def test_spellings(tmp_path: Path) -> None:
+    for name in ("d/a/clip 2", "d/a/x.webm", "d/a/y", "d/Smith, John"):
+        (tmp_path / name).mkdir(parents=True)
+    assert listed(tmp_path, "a\\clip 2 0\n") == ["d/a/clip 2"], "a blank in the name, no number of frames"
+    assert listed(tmp_path, "a/x 0\na\\y.mp4 1\n") == ["d/a/x.webm", "d/a/y"]
+    assert listed(tmp_path, "Smith, John,0\n") == ["d/Smith, John"]
+    assert listed(tmp_path, "label,x,path\n0,1,Smith, John\n") == ["d/Smith, John"]
+
+
+def test_folders_of_another_machine(tmp_path: Path) -> None:
+    (tmp_path / "d/a/x").mkdir(parents=True)
+    for lines, option in (
+        ("/home/me/set/a/x 0\n", {"strip_prefix": "/home/me/set"}),
+        ("/home/me/set/a/x 0\n", {"strip_prefix": "/home/me/set/"}),
+        ("D:\\data\\set\\a\\x 0\n", {"strip_prefix": "D:\\data\\set"}),
+        ("D:\\data\\set\\a\\x 0\n", {"path_map": "D:/data/set="}),
+        ("/home/me/set/a/x 0\n", {"path_map": f"/home/me/set={tmp_path}/d"}),
+        ("/home/me/set/x 0\n", {"path_map": ["/home/you=/nowhere", "/home/me/set=a"]}),
+    ):
+        assert listed(tmp_path, lines, **option) == ["d/a/x"]
+    with pytest.raises(DatasetError, match="1 of 1 videos are missing"):
+        listed(tmp_path, "/home/me/settled/a/x 0\n", path_map="/home/me/set=")
+    with pytest.raises(ValueError, match="path_map must be OLD=NEW, got '/home'"):
+        listed(tmp_path, "x 0\n", path_map="/home")
+
+
+def test_the_error_says_how_missing_videos_would_be_found(tmp_path: Path) -> None:
+    for name in ("d/a/x", "d/a/y"):
+        (tmp_path / name).mkdir(parents=True)
+    lines = "/home/me/a/x 0\n/home/me/a/y 1\n/home/me/a/z 2\n"
+    with pytest.raises(DatasetError) as info:
+        listed(tmp_path, lines)
+    assert str(info.value) == (
+        "ListDataset: 3 of 3 videos are missing: /home/me/a/x, /home/me/a/y, /home/me/a/z; "
+        "2 of 3 are found with --strip_prefix /home/me/"
+    )
+    with pytest.raises(DatasetError, match="1 of 3 videos are missing"):
+        listed(tmp_path, lines, strip_prefix="/home/me/")
+    with pytest.raises(
+        DatasetError, match="--strip_prefix /home/you is the beginning of none of their names"
+    ):
+        listed(tmp_path, lines, strip_prefix="/home/you")
+    with pytest.raises(
+        DatasetError, match=r"2 of 2 are found below .*/d without their first 2 folders: --path_map u/"
+    ):
+        listed(tmp_path, "u/v/a/x 0\nu/w/a/y 1\n")
+    with pytest.raises(DatasetError, match=rf"1 of 1 are found with --root {tmp_path}"):
+        listed(tmp_path, "d/a/../../list.txt 0\n".replace("d/a/../../", ""))
+
+
+def test_names_that_no_file_system_takes_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    with pytest.raises(DatasetError, match="2 of 2 videos are missing"):
+        listed(tmp_path, f"{'x' * 5000} 0\n/ 1\n".replace("/ 1", "no/such 1"))
+
+
+def test_folders_of_classes(tmp_path: Path, write_folder, write_video) -> None:
+    for name in ("sad/p1/2", "happy/1"):
+        write_folder(tmp_path / name, [f"{i}.jpg" for i in range(9)])
+    write_video(tmp_path / "sad/b.mp4", count=9)
+    (tmp_path / "happy/notes.txt").touch()
+    (tmp_path / ".cache").mkdir()
+    data = FolderDataset(tmp_path, **small())
+    assert data.class_names == ("happy", "sad")
+    assert [str(v.path.relative_to(tmp_path)) for v in data.videos] == ["happy/1", "sad/b.mp4", "sad/p1/2"]
+    assert data.labels == [0, 1, 1]
+    assert data[1][0].shape == (3, 8, 16, 16)
+    assert FolderDataset(tmp_path, class_names=("sad", "happy"), **small()).labels == [0, 0, 1]
+    with pytest.warns(DatasetWarning, match="both splits are all of its videos"):
+        assert len(FolderDataset(tmp_path, "test", **small())) == 3
+    with pytest.raises(DatasetError, match="folder 'sad' is none of the classes happy, angry"):
+        FolderDataset(tmp_path, class_names=("happy", "angry"), **small())
+
+
+def test_folders_of_classes_in_two_parts(tmp_path: Path, write_folder) -> None:
+    for name in ("train/a/1", "train/b/2", "test/b/3"):
+        write_folder(tmp_path / name, ["1.jpg"])
+    assert FolderDataset(tmp_path, **small()).labels == [0, 1]
+    with pytest.warns(DatasetWarning, match="test/a: no video of this class"):
+        assert FolderDataset(tmp_path, "test", **small()).labels == [1]
+
+
+def test_folders_without_videos(tmp_path: Path, write_folder) -> None:
+    with pytest.raises(DatasetError, match="expected a folder of videos for each class, found 0"):
+        FolderDataset(tmp_path)
+    write_folder(tmp_path / "a", ["1.jpg"])
+    (tmp_path / "b").mkdir()
+    with pytest.raises(
+        DatasetError, match=r"no videos: .*/a: images, and no folder of frames .*/b: no video"
+    ):
+        FolderDataset(tmp_path)

@@ -1,0 +1,212 @@
+"""What workers report: errors as they are, videos left out, and batches where shared memory is short."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ifdd.config import IFDDConfig
+from ifdd.data.datasets import LeftOut, Video
+from ifdd.data.errors import DatasetError, DatasetWarning, VideoError
+from ifdd.data.lists import hold_out
+from ifdd.training import loading
+from ifdd.training.config import DataConfig, TrainingConfig
+from ifdd.training.data import RecognitionData, sampling_policy
+from ifdd.training.loading import WorkerTraceback
+from ifdd.training.skipped import SkippedVideos
+from ifdd.training.windows import WindowBatch
+
+NETWORK = {"backbone": "mvit_nano", "image_size": 32, "clip_frames": 8, "split_pool": 2}
+HELD = hold_out([index % 2 for index in range(12)], 0.34, 0)[1]
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Twelve folders of ten frames, listed in two classes."""
+    for index in range(12):
+        folder = tmp_path / f"{index:05d}"
+        folder.mkdir()
+        for frame in range(10):
+            Image.new("RGB", (16, 16), (20 * index, 10 * frame, 0)).save(folder / f"{frame}.png")
+    (tmp_path / "list.txt").write_text("".join(f"{index:05d} {index % 2}\n" for index in range(12)))
+    return tmp_path
+
+
+def recognition_data(
+    clips: Path, workers: int, skipped: Path | None = None, **options: Any
+) -> RecognitionData:
+    values = {"train_list": str(clips / "list.txt"), "test_list": str(clips / "list.txt"), "classes": "x,y"}
+    values |= {"validation": 0.34, "batch_size": 4, "eval_batch_size": 2, "workers": workers, **options}
+    config = TrainingConfig(data=DataConfig(name="list", **values), model=NETWORK)  # type: ignore[arg-type]
+    return RecognitionData(config, IFDDConfig.from_dict({**NETWORK, "num_classes": 2}), skipped)
+
+
+def empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_is_the_same_line_from_workers(clips: Path, workers: int) -> None:
+    empty(clips / "00003")
+    data = recognition_data(clips, workers)
+    with pytest.raises(VideoError) as info:
+        list(data.test_dataloader())
+    assert str(info.value).startswith(f"{clips / '00003'}: ")
+    assert "\n" not in str(info.value)
+    assert isinstance(info.value.__cause__, WorkerTraceback if workers else type(None))
+
+
+class _OddError(Exception):
+    """Cannot be sent to another process."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def test_an_error_that_cannot_be_sent_keeps_its_text(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = recognition_data(clips, 1)
+
+    def fail(self: object, index: int) -> None:
+        raise _OddError("odd", "thing")
+
+    monkeypatch.setattr(type(data.dataset("test")), "__getitem__", fail)
+    with pytest.raises(RuntimeError, match=r"^_OddError: odd thing$"):
+        list(data.test_dataloader())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_held_out_videos_are_left_out_and_listed(clips: Path, workers: int) -> None:
+    empty(clips / f"{HELD[1]:05d}")
+    shutil.rmtree(clips / f"{HELD[2]:05d}")
+    data = recognition_data(clips, workers, clips / "skipped.csv", on_error="skip")
+    with pytest.warns(DatasetWarning, match=r"1 of \d videos are missing and left out"):
+        data.setup("fit")
+    with nullcontext() if workers else pytest.warns(DatasetWarning, match="skipped a video"):
+        batches = list(data.val_dataloader())
+    assert sum(len(batch.labels) for batch in batches) == len(HELD) - 2
+    assert all(isinstance(batch, WindowBatch) for batch in batches)
+    again = sum(len(batch.labels) for batch in data.val_dataloader())
+    assert again == len(HELD) - 2
+    rows = list(csv.DictReader((clips / "skipped.csv").open()))
+    assert [(row["split"], Path(row["path"]).name) for row in rows] == [
+        ("validation", f"{HELD[2]:05d}"),
+        ("validation", f"{HELD[1]:05d}"),
+    ]
+    assert rows[0]["reason"] == "missing"
+    with pytest.warns(DatasetWarning, match=r"2 videos were left out, listed in .*skipped.csv"):
+        data.teardown("fit")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_goes_on_without_a_broken_video(clips: Path, workers: int) -> None:
+    kept = hold_out([index % 2 for index in range(12)], 0.34, 0)[0]
+    empty(clips / f"{kept[0]:05d}")
+    data = recognition_data(clips, workers, clips / "skipped.csv", on_error="skip")
+    data.setup("fit")
+    # A warning of a worker is shown there.
+    with pytest.warns(DatasetWarning, match="skipped a video") if not workers else nullcontext():
+        assert [len(labels) for _, labels in data.train_dataloader()] == [4, 4]
+    rows = list(csv.DictReader((clips / "skipped.csv").open()))
+    assert [Path(row["path"]).name for row in rows] == [f"{kept[0]:05d}"]
+    # A training that goes on adds nothing twice.
+    resumed = recognition_data(clips, 0, clips / "skipped.csv", on_error="skip")
+    with pytest.warns(DatasetWarning, match="skipped a video"):
+        list(resumed.train_dataloader())
+    assert len(list(csv.DictReader((clips / "skipped.csv").open()))) == 1
+
+
+def test_nothing_left_of_the_held_out_part(clips: Path) -> None:
+    for index in HELD:
+        empty(clips / f"{index:05d}")
+    data = recognition_data(clips, 0, on_error="skip")
+    with (
+        pytest.warns(DatasetWarning, match="skipped a video"),
+        pytest.raises(DatasetError, match="no clip could be read"),
+    ):
+        list(data.val_dataloader())
+
+
+def test_batches_that_do_not_fit_into_shared_memory_come_through_pipes(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(recognition_data(clips, 0).test_dataloader())
+    monkeypatch.setattr(loading, "free_shared_memory", lambda: 100_000)
+    with pytest.warns(DatasetWarning, match="shared memory is short .* batches go through pipes") as caught:
+        piped = list(recognition_data(clips, 2).test_dataloader())
+    assert len([w for w in caught if "pipes" in str(w.message)]) == 1
+    assert all(isinstance(batch, WindowBatch) for batch in piped)
+    for one, other in zip(piped, expected, strict=True):
+        assert torch.equal(one.clips, other.clips)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_a_small_shared_memory_does_not_hang(clips: Path) -> None:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare, to mount a small /dev/shm")
+    if subprocess.run(
+        ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"]
+    ).returncode:
+        pytest.skip("mounting is not allowed here")
+    script = textwrap.dedent(f"""
+        from ifdd.config import IFDDConfig
+        from ifdd.training.config import DataConfig, TrainingConfig
+        from ifdd.training.data import RecognitionData
+
+        file = "{clips}/list.txt"
+        data = DataConfig(name="list", test_list=file, classes="x,y", eval_batch_size=12, workers=2)
+        network = IFDDConfig(backbone="mvit_nano", image_size=64, num_classes=2)
+        data = RecognitionData(TrainingConfig(data=data), network)
+        print(sum(len(batch.labels) for batch in data.test_dataloader()))
+    """)
+    (clips / "script.py").write_text(script)
+    command = f"mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {sys.executable} {clips}/script.py"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.stdout == "12\n", done.stderr
+    assert "shared memory is short (/dev/shm has 1 MiB free, a batch takes" in done.stderr
+
+
+def test_settings_of_lists() -> None:
+    data = DataConfig(name="list", classes="a, b", path_map="x=y", short="repeat_each")
+    assert data.classes == ["a", "b"]
+    assert data.class_names == ("a", "b")
+    assert data.path_map == ["x=y"]
+    assert sampling_policy(data).short == "repeat_each"
+    assert DataConfig(name="dfew", root="r", classes="ferv39k").class_names[0] == "Angry"  # type: ignore[index]
+    for options, message in (
+        ({"name": "list", "classes": "a"}, "data.classes must be distinct names"),
+        ({"name": "list", "classes": "a,b", "path_map": "x"}, "data.path_map must be OLD=NEW, got 'x'"),
+        (
+            {"name": "mafw", "root": "r", "first_label": 0},
+            "data.first_label must be unset but for list, dfew",
+        ),
+        ({"name": "folder"}, "data.root must be the folder with one folder for each class"),
+        ({"short": "stretch"}, "data.short must be one of"),
+        ({"format": "yaml"}, "data.format must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DataConfig(**options)  # type: ignore[arg-type]
+
+
+def test_the_list_of_skipped_videos_waits_for_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "skipped.csv"
+    skipped = SkippedVideos(file)
+    skipped.add("train", [LeftOut(Video(tmp_path / "a,\n\udcff", 0), "missing")])
+    file.parent.mkdir()
+    skipped.add("train", [LeftOut(Video(tmp_path / "b", 1), "missing")])
+    rows = list(csv.DictReader(file.open(encoding="utf-8")))
+    assert [row["path"] for row in rows] == [f"{tmp_path}/a,\\n\\xff", f"{tmp_path}/b"]
+    assert skipped.summary() == f"2 videos were left out, listed in {file}"
