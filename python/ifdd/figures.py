@@ -19,12 +19,14 @@ from matplotlib.gridspec import GridSpecFromSubplotSpec
 from matplotlib.ticker import MaxNLocator
 
 from ifdd.prediction import Explanation
+from ifdd.text import figure_label
 from ifdd.training.metrics import Scores
 
 STATIC = "#0072B2"
 DYNAMIC = "#D55E00"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DPI = 130
+DPI = 130
+"""Dots per inch of a figure, unless told."""
 
 
 def read_history(logs: str | Path) -> dict[str, list[tuple[int, float]]]:
@@ -76,7 +78,7 @@ def training_curves(runs: Mapping[str, str | Path], path: str | Path) -> Path:
                 color=COLOURS[number % len(COLOURS)],
                 marker="os^Dv"[number % 5],
                 markersize=4,
-                label=label,
+                label=figure_label(label),
             )
     for axis, (name, title, logarithmic) in zip(axes, panels, strict=True):
         axis.set_title(title, fontsize=11)
@@ -113,11 +115,12 @@ def confusion_matrix(scores: Scores, path: str | Path, title: str = "") -> Path:
                 fontsize=8,
                 color="black" if value > 0.55 else "white",
             )
-    axis.set_xticks(range(k), scores.class_names, rotation=40, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(k), scores.class_names)
+    names = [figure_label(name) for name in scores.class_names]
+    axis.set_xticks(range(k), names, rotation=40, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(k), names)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    head = f"{title}\n" if title else ""
+    head = f"{figure_label(title)}\n" if title else ""
     axis.set_title(f"{head}WAR {100 * scores.war:.1f} %, UAR {100 * scores.uar:.1f} %", fontsize=11)
     figure.colorbar(image, ax=axis, shrink=0.8, label="share of the true class")
     return _save(figure, path)
@@ -139,7 +142,7 @@ def recall_bars(results: Mapping[str, Scores], path: str | Path) -> Path:
             color=COLOURS[number % len(COLOURS)],
             hatch=("", "//", "..")[number % 3],
             edgecolor="white",
-            label=f"{label}: UAR {100 * scores.uar:.1f} %",
+            label=f"{figure_label(label)}: UAR {100 * scores.uar:.1f} %",
         )
     axis.axhline(1 / len(names), color="black", linestyle=":", linewidth=1)
     axis.annotate(
@@ -151,14 +154,14 @@ def recall_bars(results: Mapping[str, Scores], path: str | Path) -> Path:
         va="center",
         fontsize=9,
     )
-    axis.set_xticks(range(len(names)), names)
+    axis.set_xticks(range(len(names)), [figure_label(name) for name in names])
     axis.set_ylim(0, 1.0)
     axis.set_ylabel("recall")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(results), fontsize=9, frameon=False)
     return _save(figure, path)
 
 
-def explain(explanation: Explanation, path: str | Path, note: str = "") -> Path:
+def explain(explanation: Explanation, path: str | Path, note: str = "", dpi: int = DPI) -> Path:
     """One window: its frames, where the static and dynamic samples landed, their heat maps, the correlation
     of the frames and the class probabilities.
 
@@ -166,6 +169,7 @@ def explain(explanation: Explanation, path: str | Path, note: str = "") -> Path:
         explanation: from :meth:`ifdd.prediction.Predictor.explain`.
         path: image to write.
         note: a sentence shown under the title.
+        dpi: dots per inch.
     """
     figure = Figure(figsize=(15, 10.4))
     # The empty rows hold titles and labels.
@@ -180,16 +184,17 @@ def explain(explanation: Explanation, path: str | Path, note: str = "") -> Path:
         hspace=0,
     )
     best = int(explanation.probabilities.argmax())
-    head = (
-        f"{explanation.name}: {explanation.class_names[best]} ({100 * explanation.probabilities[best]:.1f} %)"
+    label = figure_label(explanation.class_names[best])
+    share = f"{100 * explanation.probabilities[best]:.1f} % in window {explanation.window}"
+    figure.suptitle(
+        f"{figure_label(explanation.name)}: {label} ({share})", fontsize=16, fontweight="bold", y=0.975
     )
-    figure.suptitle(head, fontsize=16, fontweight="bold", y=0.975)
     seconds = f"{explanation.start_seconds:.2f} s to {explanation.stop_seconds:.2f} s"
     span = f"{seconds}, {len(explanation.frames)} frames"
     figure.text(
         0.5,
         0.928,
-        f"window {explanation.window}: {span}{'. ' if note else ''}{note}",
+        f"window {explanation.window}: {span}{'. ' if note else ''}{figure_label(note)}",
         ha="center",
         fontsize=11,
     )
@@ -202,7 +207,7 @@ def explain(explanation: Explanation, path: str | Path, note: str = "") -> Path:
     bottom = GridSpecFromSubplotSpec(1, 2, rows[6], width_ratios=(1, 1.25), wspace=0.3)
     _correlation(figure, figure.add_subplot(bottom[0]), explanation)
     _probabilities(figure.add_subplot(bottom[1]), explanation)
-    return _save(figure, path)
+    return _save(figure, path, dpi)
 
 
 def _film_strip(figure: Figure, place: Any, explanation: Explanation) -> None:
@@ -286,7 +291,8 @@ def _heat_maps(figure: Figure, place: Any, explanation: Explanation, group: str,
             axis.text(
                 0,
                 1.17,
-                f"{group.capitalize()} features after lifting (brighter: larger norm)",
+                f"{group.capitalize()} features after lifting, norm over the channels (dark {low:.3g}, "
+                f"bright {high:.3g})",
                 transform=axis.transAxes,
                 fontsize=11,
                 color=colour,
@@ -306,8 +312,8 @@ def _correlation(figure: Figure, axis: Axes, explanation: Explanation) -> None:
     axis.set_yticks(ticks, labels)
     axis.set_xlabel("frame")
     axis.set_ylabel("frame")
-    axis.set_title("Correlation of the frames", fontsize=11)
-    figure.colorbar(image, ax=axis, shrink=0.9)
+    axis.set_title("Correlation of the frames (unnormalised)", fontsize=11)
+    figure.colorbar(image, ax=axis, shrink=0.9, label="inner product of the tokens / channels")
 
 
 def _probabilities(axis: Axes, explanation: Explanation) -> None:
@@ -316,10 +322,19 @@ def _probabilities(axis: Axes, explanation: Explanation) -> None:
     places = np.arange(len(values))
     axis.barh(places, values, color=[COLOURS[2] if i == best else "0.7" for i in range(len(values))])
     for place, value in enumerate(values):
-        axis.text(value + 0.012, place, f"{100 * value:.1f} %", va="center", fontsize=10)
-    axis.set_yticks(places, explanation.class_names, fontsize=10)
+        inside = value > 0.85  # beside the bar there is no room left then
+        axis.text(
+            value + (-0.012 if inside else 0.012),
+            place,
+            f"{100 * value:.1f} %",
+            va="center",
+            ha="right" if inside else "left",
+            color="white" if inside else "black",
+            fontsize=10,
+        )
+    axis.set_yticks(places, [figure_label(name) for name in explanation.class_names], fontsize=10)
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.12)
+    axis.set_xlim(0, 1)
     axis.set_xticks(np.linspace(0, 1, 6))
     axis.set_xlabel("probability")
     axis.set_title("Class probabilities of this window", fontsize=11)
@@ -327,9 +342,9 @@ def _probabilities(axis: Axes, explanation: Explanation) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def _save(figure: Figure, path: str | Path, dpi: int = DPI) -> Path:
     target = Path(path)
-    figure.savefig(target, dpi=_DPI)
+    figure.savefig(target, dpi=dpi)
     return target
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,15 +15,36 @@ from torch import Tensor
 
 from ifdd.checkpoint import Checkpoint, load_checkpoint
 from ifdd.config import IFDDConfig
+from ifdd.data.face import parse_crop
 from ifdd.data.resize import frames_to_clip
-from ifdd.data.sampling import Sampling, SamplingPolicy
-from ifdd.data.video import VideoFrames, read_video
+from ifdd.data.sampling import SamplingPolicy
+from ifdd.lookahead import Ended, Lookahead
 from ifdd.model import IFDD, IFDDFeatures
+from ifdd.outcomes import Begun, Outcome, VideoFailure, VideoPrediction, WindowPrediction, WindowResult
+from ifdd.streaming import Footage, Reading, Tail, Window, Windows, read_windows
+from ifdd.text import printable
+from ifdd.training.config import Precision
 from ifdd_kernels import split_frames
 
-Windows = Literal["all", "centre"]
+__all__ = [
+    "DEFAULT_WORKERS",
+    "Explanation",
+    "PredictionError",
+    "Predictor",
+    "VideoFailure",
+    "VideoPrediction",
+    "WindowPrediction",
+]
 
-_SAMPLERS: dict[str, str] = {"all": "consecutive", "centre": "centre"}
+DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
+"""Threads that read videos while the network works."""
+
+_ROOM_BYTES = 256 << 20
+_AUTOCAST: dict[str, torch.dtype | None] = {
+    "32": None,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+}
 _SPLIT_NAMES = {
     "interpolate": "learned fractional indexes (ISSM)",
     "topk": "frames chosen by correlation (hard top-k)",
@@ -32,46 +54,6 @@ _SPLIT_NAMES = {
 
 class PredictionError(ValueError):
     """An input or a network that gives no trustworthy number; the message is one line."""
-
-
-@dataclass(frozen=True)
-class WindowPrediction:
-    """One window: [``start_seconds``, ``stop_seconds``) of the video and its class probabilities (K,)."""
-
-    start_seconds: float
-    stop_seconds: float
-    probabilities: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class VideoPrediction:
-    """A whole video. ``probabilities`` (K,) is the softmax of the mean of the windows' logits."""
-
-    path: str
-    class_names: tuple[str, ...]
-    windows: tuple[WindowPrediction, ...]
-    probabilities: tuple[float, ...]
-
-    @property
-    def label(self) -> str:
-        """Name of the most probable class."""
-        return self.class_names[int(np.argmax(self.probabilities))]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON."""
-        return {
-            "path": self.path,
-            "label": self.label,
-            "probabilities": dict(zip(self.class_names, self.probabilities, strict=True)),
-            "windows": [
-                {
-                    "start_seconds": window.start_seconds,
-                    "stop_seconds": window.stop_seconds,
-                    "probabilities": dict(zip(self.class_names, window.probabilities, strict=True)),
-                }
-                for window in self.windows
-            ],
-        }
 
 
 @dataclass(frozen=True)
@@ -103,18 +85,32 @@ class Explanation:
 class Predictor:
     """Runs a checkpoint on videos.
 
+    A result does not depend on the videos read before and after it, but for rounding: the number of windows
+    in a batch decides how sums are rounded (some 1e-6 of a logit in float32). The same videos in the same
+    order with the same `batch` give the same bits.
+
     Args:
         checkpoint: loaded, or the path of one written by :func:`ifdd.checkpoint.save_checkpoint`.
         device: where the network runs.
         batch: windows per forward pass.
+        precision: ``"32"``, ``"bf16-mixed"`` or ``"16-mixed"``.
 
     Raises:
         PredictionError: the checkpoint's weights are NaN or infinite, or it names no usable sampling policy.
+        ValueError: `batch` or `precision` is not usable.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint | str | os.PathLike[str], device: str = "cpu", batch: int = 8
+        self,
+        checkpoint: Checkpoint | str | os.PathLike[str],
+        device: str = "cpu",
+        batch: int = 8,
+        precision: Precision = "32",
     ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
+        if precision not in _AUTOCAST:
+            raise ValueError(f"precision must be one of {sorted(_AUTOCAST)}, got {precision!r}")
         loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
         for name, weight in loaded.model.state_dict().items():
             if weight.is_floating_point() and not torch.isfinite(weight).all():
@@ -128,62 +124,148 @@ class Predictor:
             raise PredictionError(f"checkpoint: {error}") from error
         self.device = device
         self.batch = batch
+        self.precision = precision
 
     def predict(
-        self, path: str | os.PathLike[str], crop: str | Sequence[int] | None = None, windows: Windows = "all"
+        self,
+        path: str | os.PathLike[str],
+        crop: str | Sequence[int] | None = None,
+        windows: Windows = "all",
+        *,
+        tail: Tail = "overlap",
+        strict: bool = False,
     ) -> VideoPrediction:
-        """Probabilities of a video file or a folder of frames.
+        """Probabilities of a video file or a folder of frames, of any length.
 
         Args:
             path: the video.
             crop: the face: ``"x,y,w,h"``, ``"auto"`` to find it, or None for the whole frame.
-            windows: ``"all"`` consecutive windows, or only the ``"centre"`` one. A video shorter than a
-                window is stretched as in the checkpoint's training, or repeats its last frame.
+            windows: ``"all"`` windows, or only the ``"centre"`` one. A video shorter than a window is
+                stretched as in the checkpoint's training, or repeats its last frame.
+            tail: frames at the end that fill no window: ``"overlap"`` reads them in a last window that begins
+                in the one before, ``"drop"`` leaves them out.
+            strict: refuse a damaged video; otherwise what can be read of it counts, and ``footage.damage``
+                says so.
 
         Raises:
             ifdd.data.video.VideoError: the video cannot be read.
             PredictionError: the network gave NaN or infinite values.
         """
-        video, indices = self._read(path, crop, windows)
-        logits = torch.cat([self._logits(clips, video.path) for clips in self._clips(video, indices)])
-        each = logits.double().softmax(1)
-        whole = logits.double().mean(0).softmax(0)
-        spans = [self._seconds(video, row) for row in indices]
-        return VideoPrediction(
-            str(path),
-            self.class_names,
-            tuple(
-                WindowPrediction(*span, tuple(row.tolist())) for span, row in zip(spans, each, strict=True)
-            ),
-            tuple(whole.tolist()),
+        (result,) = self.predict_many([path], crop, windows, tail=tail, strict=strict, workers=1)
+        if isinstance(result, VideoFailure):
+            raise result.error
+        return result
+
+    def predict_many(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        crop: str | Sequence[int] | None = None,
+        windows: Windows = "all",
+        *,
+        tail: Tail = "overlap",
+        strict: bool = False,
+        workers: int = DEFAULT_WORKERS,
+    ) -> Iterator[VideoPrediction | VideoFailure]:
+        """The predictions of many videos in the order of `paths`, as they come; a video that fails does not
+        end the others. Windows of several videos share a batch.
+
+        Args:
+            paths: the videos.
+            crop: as in :meth:`predict`.
+            windows: as in :meth:`predict`.
+            tail: as in :meth:`predict`.
+            strict: as in :meth:`predict`.
+            workers: threads that read videos beside the network; 0 reads them between its batches.
+        """
+        reading = self.reading(crop, windows, tail=tail, strict=strict)
+        for result in self.stream([Begun(path) for path in paths], reading, workers=workers):
+            if not isinstance(result, WindowResult):
+                yield result
+
+    def reading(
+        self,
+        crop: str | Sequence[int] | None = None,
+        windows: Windows = "all",
+        *,
+        tail: Tail = "overlap",
+        strict: bool = False,
+    ) -> Reading:
+        """How this network reads videos; arguments as in :meth:`predict`."""
+        parse_crop(crop)
+        return Reading(
+            self.config.clip_frames, self.config.image_size, self.policy, windows, tail, crop, strict
         )
 
+    def stream(
+        self,
+        videos: Sequence[Begun],
+        reading: Reading,
+        *,
+        workers: int = DEFAULT_WORKERS,
+        offset: int = 0,
+    ) -> Iterator[Outcome]:
+        """Every window as soon as it is known, in order, and after the last of a video its prediction. With
+        `reading.strict` the windows of a video come when all of it has proved to be sound.
+
+        Args:
+            videos: what to read.
+            reading: from :meth:`reading`.
+            workers: as in :meth:`predict_many`.
+            offset: windows that an earlier run has read. Batches are then filled as in a run that was not
+                interrupted, which makes the results the same bit for bit.
+        """
+        outcomes = self._stream(videos, reading, workers, offset)
+        return _hold_back(outcomes) if reading.strict else outcomes
+
+    def _stream(
+        self, videos: Sequence[Begun], reading: Reading, workers: int, offset: int
+    ) -> Iterator[Outcome]:
+        window_bytes = 3 * reading.frames * reading.size**2
+        room = max(self.batch, min(8 * self.batch, _ROOM_BYTES // window_bytes))
+        sources = [
+            partial(read_windows, video.path, reading, len(video.windows))
+            if video.error is None
+            else partial(_refused, video.error)
+            for video in videos
+        ]
+        batch = _Batch(self, offset)
+        with Lookahead(sources, workers, room, ahead=2 * self.batch + workers) as lookahead:
+            for number, video in enumerate(videos):
+                state = _State(os.fspath(video.path), list(video.windows), len(video.windows))
+                with closing(lookahead.items(number)) as items:
+                    for item in items:
+                        yield from batch.add(state, item)
+                        if state.failed:
+                            break
+            yield from batch.flush()
+
     def explain(
-        self, path: str | os.PathLike[str], window: int = 0, crop: str | Sequence[int] | None = None
+        self,
+        path: str | os.PathLike[str],
+        window: int = 0,
+        crop: str | Sequence[int] | None = None,
+        *,
+        tail: Tail = "overlap",
+        strict: bool = False,
     ) -> Explanation:
-        """The inner quantities of window ``window`` (from 0) of a video.
+        """The inner quantities of window ``window`` (from 0) of a video; windows are those of
+        :meth:`predict`.
 
         Raises:
             ifdd.data.video.VideoError: the video cannot be read.
             PredictionError: there is no such window, or the network gave NaN or infinite values.
         """
-        video, indices = self._read(path, crop, "all")
-        if not 0 <= window < len(indices):
-            raise PredictionError(
-                f"{path}: window {window} does not exist, the video has windows 0 to {len(indices) - 1}"
-            )
-        row = indices[window : window + 1]
-        clip = next(self._clips(video, row))
-        with torch.inference_mode():
+        shown = self._find_window(path, window, self.reading(crop, tail=tail, strict=strict))
+        clip = self._clips([shown.frames])
+        with torch.inference_mode(), self._arithmetic():
             features = self.model.features(clip)
-        logits = _finite(features.output.logits.float().cpu(), video.path)
-        start, stop = self._seconds(video, row[0])
+        logits = _finite(features.output.logits.float().cpu(), path)
         return Explanation(
             name=Path(path).name,
             window=window,
-            start_seconds=start,
-            stop_seconds=stop,
-            frames=video.frames[row[0]],
+            start_seconds=shown.start_seconds,
+            stop_seconds=shown.stop_seconds,
+            frames=shown.frames,
             class_names=self.class_names,
             probabilities=logits[0].double().softmax(0).numpy(),
             split=_SPLIT_NAMES[self.config.split],
@@ -197,29 +279,29 @@ class Predictor:
             else features.correlation[0].float().cpu().numpy(),
         )
 
-    def _read(
-        self, path: str | os.PathLike[str], crop: str | Sequence[int] | None, windows: Windows
-    ) -> tuple[VideoFrames, np.ndarray]:
-        if windows not in _SAMPLERS:
-            raise ValueError(f"windows must be one of {sorted(_SAMPLERS)}, got {windows!r}")
-        video = read_video(path, crop, size=self.config.image_size)
-        sampling = Sampling(
-            _SAMPLERS[windows], self.config.clip_frames, self.policy.stride, self.policy.short
+    def _find_window(self, path: str | os.PathLike[str], number: int, reading: Reading) -> Window:
+        count = 0
+        for shown in read_windows(path, reading):
+            if shown.number == number:
+                return shown
+            count += 1
+        raise PredictionError(
+            f"{printable(path)}: window {number} does not exist, the video has windows 0 to {count - 1}"
         )
-        return video, sampling.indices(len(video.frames))
 
-    def _clips(self, video: VideoFrames, indices: np.ndarray) -> Iterator[Tensor]:
-        """Batches (b, 3, T, S, S) float32 in [0, 1] on the device."""
-        for first in range(0, len(indices), self.batch):
-            clips = [frames_to_clip(video.frames[row]) for row in indices[first : first + self.batch]]
-            yield torch.stack(clips).to(self.device)
+    def logits(self, frames: Sequence[np.ndarray]) -> Tensor:
+        """Logits (b, K) float32 on the CPU of clips uint8 (T, S, S, 3)."""
+        with torch.inference_mode(), self._arithmetic():
+            logits: Tensor = self.model(self._clips(frames)).logits
+        return logits.float().cpu()
 
-    @torch.inference_mode()
-    def _logits(self, clips: Tensor, path: Path) -> Tensor:
-        return _finite(self.model(clips).logits.float().cpu(), path)
+    def _clips(self, frames: Sequence[np.ndarray]) -> Tensor:
+        """(b, 3, T, S, S) float32 in [0, 1] on the device."""
+        return torch.stack([frames_to_clip(clip) for clip in frames]).to(self.device)
 
-    def _seconds(self, video: VideoFrames, row: np.ndarray) -> tuple[float, float]:
-        return float(row.min()) / video.fps, float(row.max() + 1) / video.fps
+    def _arithmetic(self) -> torch.autocast:
+        dtype = _AUTOCAST[self.precision]
+        return torch.autocast(torch.device(self.device).type, dtype=dtype, enabled=dtype is not None)
 
     def _positions(self, features: IFDDFeatures) -> tuple[Tensor, Tensor]:
         """Where both groups were sampled: the sampler itself, applied to the ramp 0, 1, ..., T - 1."""
@@ -246,7 +328,89 @@ def _on_cpu(index: Tensor) -> Tensor:
     return index.cpu().double() if index.is_floating_point() else index.cpu()
 
 
-def _finite(logits: Tensor, path: Path) -> Tensor:
+def _finite(logits: Tensor, path: str | os.PathLike[str]) -> Tensor:
     if not torch.isfinite(logits).all():
-        raise PredictionError(f"{path}: the network gave NaN or infinite values, so there is no prediction")
+        raise _not_finite(path)
     return logits
+
+
+def _not_finite(path: str | os.PathLike[str]) -> PredictionError:
+    return PredictionError(
+        f"{printable(path)}: the network gave NaN or infinite values, so there is no prediction"
+    )
+
+
+@dataclass
+class _State:
+    """A video of which windows are in the batch."""
+
+    path: str
+    windows: list[WindowPrediction]
+    read: int
+    failed: bool = False
+
+
+class _Batch:
+    """Collects windows, and runs the network when there are enough."""
+
+    def __init__(self, predictor: Predictor, offset: int) -> None:
+        self._predictor = predictor
+        self._free = offset % predictor.batch
+        self._waiting: list[tuple[_State, Window | Ended[Footage]]] = []
+        self._windows: list[np.ndarray] = []
+
+    def add(self, state: _State, item: Window | Ended[Footage]) -> Iterator[Outcome]:
+        """One more; yields what is then known."""
+        self._waiting.append((state, item))
+        if isinstance(item, Window):
+            state.read += 1
+            self._windows.append(item.frames)
+        if not self._windows or self._free + len(self._windows) == self._predictor.batch:
+            yield from self.flush()
+
+    def flush(self) -> Iterator[Outcome]:
+        """All that waits."""
+        rows: Iterator[Tensor] = iter(())
+        if self._windows:
+            # Placeholders for windows of an earlier run: the shape of a batch decides how sums are rounded.
+            clips = [np.zeros_like(self._windows[0])] * self._free + self._windows
+            rows = iter(self._predictor.logits(clips)[self._free :])
+            self._free = (self._free + len(self._windows)) % self._predictor.batch
+        waiting, self._waiting, self._windows = self._waiting, [], []
+        for state, item in waiting:
+            row = next(rows) if isinstance(item, Window) else None
+            if not state.failed:
+                yield self._result(state, item, row)
+
+    def _result(self, state: _State, item: Window | Ended[Footage], row: Tensor | None) -> Outcome:
+        if isinstance(item, Window):
+            assert row is not None
+            if not torch.isfinite(row).all():
+                state.failed = True
+                return VideoFailure(state.path, _not_finite(state.path), state.read)
+            window = WindowPrediction.of_logits(item.start_seconds, item.stop_seconds, row.tolist())
+            state.windows.append(window)
+            return WindowResult(state.path, item.number, window, item.part)
+        if item.result is None:
+            assert item.error is not None
+            return VideoFailure(state.path, item.error, state.read)
+        return VideoPrediction.of_windows(state.path, self._predictor.class_names, state.windows, item.result)
+
+
+def _hold_back(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """Windows of a video only after it has succeeded."""
+    held: list[WindowResult] = []
+    for outcome in outcomes:
+        if isinstance(outcome, WindowResult):
+            held.append(outcome)
+            continue
+        if isinstance(outcome, VideoPrediction):
+            yield from held
+        held.clear()
+        yield outcome
+
+
+def _refused(error: Exception) -> Generator[Window, None, Footage]:
+    """Reads nothing."""
+    yield from ()
+    raise error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from ifdd import figures
@@ -81,11 +84,45 @@ def test_explain_writes_a_figure(ifdd: Run, video: Path, checkpoint: Path, tmp_p
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 500
 
 
+def test_the_figure_says_whose_numbers_it_shows(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the names are, they are drawn as they are."""
+    drawn: list[str] = []
+
+    def keep(figure: Figure, path: Path, dpi: int = 0) -> Path:
+        figure.canvas.draw()  # a formula that is none would fail here
+        drawn.extend(text.get_text().replace(r"\$", "$") for text in figure.findobj(Text))
+        (axis,) = (a for a in figure.axes if a.get_xlabel() == "probability")
+        assert axis.get_xlim() == (0, 1)
+        return path
+
+    monkeypatch.setattr(figures, "_save", keep)
+    place = tmp_path / "a_b $\\frac$ [x].mp4"
+    shutil.copy(video, place)
+    classes = ("$x$", "[/]", "a^b_c", "Sad", "$")
+    explanation = Predictor(make_checkpoint(tmp_path / "w.safetensors", classes)).explain(place, 2)
+    figures.explain(explanation, tmp_path / "f.png", note="50$ to 60$")
+    best = classes[int(explanation.probabilities.argmax())]
+    share = f"{100 * explanation.probabilities.max():.1f} % in window 2"
+    assert f"{place.name}: {best} ({share})" in drawn
+    assert "window 2: 1.20 s to 2.00 s, 8 frames. 50$ to 60$" in drawn
+    assert set(classes) <= set(drawn)
+    assert "Correlation of the frames (unnormalised)" in drawn
+
+
+def test_dots_per_inch(ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "f.png"
+    assert ifdd("explain", video, "--checkpoint", checkpoint, "--out", target, "--dpi", 40).code == 0
+    assert Image.open(target).size == (600, 416)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (("--window", "2"), 1, "window 2 does not exist, the video has windows 0 to 1"),
+        (("--window", "3"), 1, "window 3 does not exist, the video has windows 0 to 2"),
         (("--out", "figure.gif"), 2, "a figure ends in .png, .pdf, .svg, .jpg"),
+        (("--dpi", "0"), 2, "--dpi must be 20 to 2400, got 0"),
         (("--crop", "0,0,500,500"), 1, "reaches outside"),
     ],
 )

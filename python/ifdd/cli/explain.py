@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ifdd.cli._commands import UsageError
 from ifdd.cli.common import add_device_option, choose_device, parent_exists, usage_errors
 from ifdd.cli.predict import add_crop_option
+from ifdd.text import printable
 
 SUMMARY = "draw what the network looked at"
 USAGE = "VIDEO --checkpoint CHECKPOINT --out FIGURE [options]"
@@ -24,7 +25,13 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, metavar="FIGURE", help="image to write: .png, .pdf, .svg or .jpg"
     )
-    parser.add_argument("--window", type=int, default=0, help="which window of the video, from 0")
+    parser.add_argument(
+        "--window",
+        type=int,
+        default=0,
+        help="which window of the video, from 0; windows are those of `ifdd predict`",
+    )
+    parser.add_argument("--dpi", type=int, default=130, help="dots per inch of the figure")
     add_crop_option(parser)
     add_device_option(parser)
 
@@ -39,12 +46,14 @@ def run(options: Namespace) -> int:
         parse_crop(options.crop)
     parent_exists(options.out, "--out")
     if Path(options.out).suffix.lower() not in _IMAGES:
-        raise UsageError(f"--out: a figure ends in {', '.join(_IMAGES)}, got {options.out}")
+        raise UsageError(f"--out: a figure ends in {', '.join(_IMAGES)}, got {printable(options.out)}")
+    if not 20 <= options.dpi <= 2400:
+        raise UsageError(f"--dpi must be 20 to 2400, got {options.dpi}")
     device = choose_device(options.device)
 
     from ifdd import figures
     from ifdd.prediction import Predictor
 
     explanation = Predictor(options.checkpoint, device).explain(options.video, options.window, options.crop)
-    print(f"written: {figures.explain(explanation, options.out)}")
+    print(f"written: {printable(figures.explain(explanation, options.out, dpi=options.dpi))}")
     return 0

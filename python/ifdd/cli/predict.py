@@ -1,23 +1,27 @@
 """Recognise the expressions of videos.
 
-A video is read in consecutive windows of as many frames as the network takes; its probabilities are the
-softmax of the mean of the windows' logits. A video that cannot be read costs one line on stderr and exit
-code 1; the others still run.
+An INPUT is a video file, a folder of numbered frames, a folder of videos, or a pattern such as
+'clips/**/*.mp4'. A video is read in windows of as many frames as the network takes, side by side, and a last
+one that ends at the last frame; its probabilities are the softmax of the mean of the windows' logits. A video
+shorter than a window is stretched as in the training of the checkpoint. Videos that cannot be read cost one
+line each on stderr and exit code 1; the others still run.
+
+Results are written as they come. A run that was interrupted or killed goes on with --resume and ends with the
+same files as one that was not.
 """
 
 from __future__ import annotations
 
-import csv
-import json
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from types import FrameType
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ifdd.cli._commands import EXIT_FAILED, UsageError
+from ifdd.cli._commands import UsageError
 from ifdd.cli.common import (
     add_device_option,
     choose_device,
@@ -25,33 +29,109 @@ from ifdd.cli.common import (
     usage_errors,
     wide_console,
 )
-from ifdd.text import one_line
+from ifdd.text import cell, one_line, printable
+from ifdd.training.config import Precision
 
 if TYPE_CHECKING:
-    from ifdd.prediction import VideoPrediction
+    from ifdd.cli.outputs import Outputs
+    from ifdd.cli.progress import Progress
+    from ifdd.outcomes import VideoPrediction
+    from ifdd.prediction import Predictor
+    from ifdd.streaming import Reading
 
 SUMMARY = "recognise the expressions of videos"
-USAGE = "VIDEO [VIDEO ...] --checkpoint CHECKPOINT [options]"
+USAGE = "INPUT [INPUT ...] --checkpoint CHECKPOINT [options]"
+
+#: A table shows that many windows of a video, half of them from its beginning and half from its end.
+TABLE_WINDOWS = 40
 
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video file or folder of numbered frames")
-    parser.add_argument("--checkpoint", required=True, help="weights written by `ifdd fit` or `ifdd convert`")
-    add_crop_option(parser)
     parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="video file, folder of numbered frames, folder of videos, or quoted pattern (*, ?, **)",
+    )
+    parser.add_argument("--checkpoint", required=True, help="weights written by `ifdd fit` or `ifdd convert`")
+    group = parser.add_argument_group("What is read")
+    group.add_argument(
+        "--list",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="inputs from a file, one a line, - for stdin",
+    )
+    group.add_argument("--recursive", action="store_true", help="look into the folders of folders, too")
+    add_crop_option(parser)
+    group.add_argument(
         "--windows",
         type=Literal["all", "centre"],
         default="all",
         help="all windows of a video or the centre one",
     )
-    parser.add_argument(
-        "--json", type=str | None, default=None, metavar="FILE", help="write JSON here, - for stdout"
+    group.add_argument(
+        "--tail",
+        type=Literal["overlap", "drop"],
+        default="overlap",
+        help="frames at the end that fill no window: overlap (a last window ends at the last frame) or drop, "
+        "as published",
     )
-    parser.add_argument(
-        "--csv", type=str | None, default=None, metavar="FILE", help="write CSV here, - for stdout"
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse damaged videos; otherwise what can be read of them counts, and the result says so",
     )
+    group = parser.add_argument_group("What is written")
+    group.add_argument(
+        "--jsonl",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="write JSON Lines here, every window as it comes, - for stdout",
+    )
+    group.add_argument(
+        "--csv",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="write CSV here, every window as it comes, - for stdout",
+    )
+    group.add_argument(
+        "--json",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="write JSON here at the end, - for stdout",
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the files of an interrupted run with the same options; videos that are done, failed "
+        "ones too, are not read again",
+    )
+    group.add_argument(
+        "--retry_failed", action="store_true", help="with --resume: try the videos again that failed"
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    group = parser.add_argument_group("Running")
     add_device_option(parser)
+    group.add_argument(
+        "--precision", type=Precision, default="32", help="arithmetic: 32, bf16-mixed or 16-mixed"
+    )
+    group.add_argument(
+        "--batch",
+        type=int,
+        default=8,
+        help="windows that the network reads at once, of one or several videos",
+    )
+    group.add_argument(
+        "--workers",
+        type=int | None,
+        default=None,
+        help="threads that read videos beside the network, 0 for none; default: one a processor, at most 4",
+    )
 
 
 def add_crop_option(parser: ArgumentParser) -> None:
@@ -67,79 +147,128 @@ def add_crop_option(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
+    from ifdd.cli.outputs import Outputs, OutputTargets
+    from ifdd.cli.progress import Progress
     from ifdd.data.face import parse_crop
+    from ifdd.inputs import InputError, find_videos, read_list
+    from ifdd.journal import run_header
 
     with usage_errors():
         parse_crop(options.crop)
-    parent_exists(options.json, "--json")
-    parent_exists(options.csv, "--csv")
-    if options.json == options.csv == "-":
-        raise UsageError("--json - and --csv - cannot both write to stdout")
+    for option in ("jsonl", "csv", "json"):
+        parent_exists(options[option], f"--{option}")
+    if options.batch < 1:
+        raise UsageError(f"--batch must be at least 1, got {options.batch}")
+    if options.workers is not None and options.workers < 0:
+        raise UsageError(f"--workers must be at least 0, got {options.workers}")
+    if not options.inputs and options.list is None:
+        raise UsageError("name at least one INPUT, or a file of them with --list")
+    targets = OutputTargets(options.jsonl, options.csv, options.json)
+    targets.check(options.resume, options.overwrite, options.retry_failed)
     device = choose_device(options.device)
+    try:
+        names = [*options.inputs, *(read_list(options.list) if options.list is not None else [])]
+    except InputError as error:
+        raise UsageError(f"--list: {error}") from None
 
-    from ifdd.prediction import Predictor
+    from ifdd.prediction import DEFAULT_WORKERS, Predictor
 
-    predictor = Predictor(options.checkpoint, device)
-    predictions: list[VideoPrediction] = []
-    failed = False
-    for video in options.videos:
-        try:
-            predictions.append(predictor.predict(video, options.crop, options.windows))
-        except (ValueError, OSError) as error:
-            failed = True
-            print(f"ifdd: error: {one_line(error)}", file=sys.stderr)
-    if "-" not in (options.json, options.csv):
-        for prediction in predictions:
-            print_prediction(prediction)
-    if options.json is not None:
-        with _opened(options.json) as file:
-            json.dump([prediction.to_dict() for prediction in predictions], file, indent=2)
-            file.write("\n")
-    if options.csv is not None:
-        with _opened(options.csv) as file:
-            _write_csv(file, predictor.class_names, predictions)
-    return EXIT_FAILED if failed else 0
+    predictor = Predictor(options.checkpoint, device, options.batch, options.precision)
+    reading = predictor.reading(options.crop, options.windows, tail=options.tail, strict=options.strict)
+    workers = DEFAULT_WORKERS if options.workers is None else options.workers
+    settings = {
+        name: options[name] for name in ("windows", "tail", "crop", "strict", "precision", "batch")
+    } | {"device": device}
+    header = run_header(options.checkpoint, predictor.class_names, settings)
+    videos = list(find_videos(names, options.recursive))
+    outputs = Outputs(targets, header, overwrite=options.overwrite, retry=options.retry_failed)
+    with _ended_by_sigterm(), outputs, Progress(len(videos)) as progress:
+        _predict(predictor, reading, workers, videos, outputs, progress)
+    return outputs.summarise()
+
+
+def _predict(
+    predictor: Predictor,
+    reading: Reading,
+    workers: int,
+    videos: Sequence[tuple[str, ValueError | None]],
+    outputs: Outputs,
+    progress: Progress,
+) -> None:
+    from ifdd.outcomes import VideoFailure, VideoPrediction
+
+    begun = outputs.begin(videos)
+    progress.skip(len(videos) - len(begun))
+    for outcome in predictor.stream(begun, reading, workers=workers, offset=outputs.windows_read):
+        outputs.add(outcome)
+        progress.show(outcome)
+        if isinstance(outcome, VideoFailure):
+            print(f"ifdd: error: {one_line(outcome.error)}", file=sys.stderr)
+        elif isinstance(outcome, VideoPrediction):
+            if outcome.footage.damage is not None:
+                print(f"ifdd: warning: {_damage(outcome)}", file=sys.stderr)
+            if outputs.tables:
+                print_prediction(outcome)
+
+
+def _damage(prediction: VideoPrediction) -> str:
+    path, damage = printable(prediction.path), one_line(prediction.footage.damage)
+    return damage if damage.startswith(path) else f"{path}: {damage}"
 
 
 def print_prediction(prediction: VideoPrediction) -> None:
-    """A table: one line per window, then the whole video."""
+    """A table: one line per window, then the whole video. Of many windows the middle ones are left out."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     table.add_column("seconds", no_wrap=True)
     for name in prediction.class_names:
-        table.add_column(name, justify="right")
+        table.add_column(cell(name), justify="right")
 
-    def cells(values: tuple[float, ...]) -> list[str]:
+    def cells(values: tuple[float, ...]) -> list[Text]:
         best = max(range(len(values)), key=values.__getitem__)
-        return [f"[bold]{v:.3f}[/bold]" if i == best else f"{v:.3f}" for i, v in enumerate(values)]
+        return [Text(f"{v:.3f}", style="bold" if i == best else "") for i, v in enumerate(values)]
 
-    for window in prediction.windows:
-        span = f"{window.start_seconds:.2f} - {window.stop_seconds:.2f}"
-        table.add_row(span, *cells(window.probabilities))
+    count = len(prediction.windows)
+    half = TABLE_WINDOWS // 2
+    for number, window in enumerate(prediction.windows):
+        if count <= TABLE_WINDOWS or number < half or number >= count - half:
+            span = f"{window.start_seconds:.2f} - {window.stop_seconds:.2f}"
+            table.add_row(span, *cells(window.probabilities))
+        elif number == half:
+            table.add_row(f"{count - 2 * half} more windows")
     table.add_section()
-    table.add_row("whole video", *cells(prediction.probabilities))
+    table.add_row(_extent(prediction), *cells(prediction.probabilities))
     console = wide_console()
-    console.print(f"{prediction.path}: [bold]{prediction.label}[/bold]", highlight=False)
+    console.print(cell(prediction.path).append(": ").append(cell(prediction.label, "bold")), soft_wrap=True)
     console.print(table)
 
 
-def _write_csv(file: TextIO, class_names: tuple[str, ...], predictions: list[VideoPrediction]) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["path", "window", "start_seconds", "stop_seconds", "label", *class_names])
-    for prediction in predictions:
-        for number, window in enumerate(prediction.windows):
-            best = max(range(len(class_names)), key=window.probabilities.__getitem__)
-            span = [window.start_seconds, window.stop_seconds]
-            writer.writerow([prediction.path, number, *span, class_names[best], *window.probabilities])
-        span = [prediction.windows[0].start_seconds, prediction.windows[-1].stop_seconds]
-        writer.writerow([prediction.path, "mean", *span, prediction.label, *prediction.probabilities])
+def _extent(prediction: VideoPrediction) -> str:
+    """What the mean is of."""
+    footage = prediction.footage
+    if footage.stretched:
+        plural = "s" * (footage.frames_read > 1)
+        return f"whole video (short: {footage.frames_read} frame{plural}, stretched)"
+    if footage.frames_used < footage.frames_read:
+        return f"{footage.frames_used} of {footage.frames_read} frames"
+    return "whole video" if footage.damage is None else f"readable {footage.frames_read} frames"
 
 
 @contextmanager
-def _opened(target: str) -> Iterator[TextIO]:
-    if target == "-":
-        yield sys.stdout
-    else:
-        with Path(target).open("w", newline="") as file:
-            yield file
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the command in order, as Ctrl-C does."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread: whoever runs this one decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,110 @@
+"""What a user names on the command line as the videos it stands for."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ifdd.data.video import IMAGE_SUFFIXES, VideoError, list_videos
+from ifdd.text import printable
+
+
+class InputError(ValueError):
+    """A list of videos that cannot be read."""
+
+
+def find_videos(names: Iterable[str], recursive: bool = False) -> Iterator[tuple[str, VideoError | None]]:
+    """Every video that `names` stand for, once, in the order of `names`; with the error that makes it none.
+
+    A name is, in this order: a file, which is a video; a folder of videos; a folder of frames, which is one
+    video; a pattern with ``*``, ``?``, ``[...]`` or ``**`` (any folders). Videos of a folder and matches of a
+    pattern are sorted by path. A name that exists is never a pattern.
+
+    Args:
+        names: as typed.
+        recursive: folders in folders count, too: of videos and of frames.
+    """
+    seen: set[str] = set()
+    for name in names:
+        for path, error in _expand(name, recursive):
+            if path not in seen:
+                seen.add(path)
+                yield path, error
+
+
+def _expand(name: str, recursive: bool) -> list[tuple[str, VideoError | None]]:
+    if os.path.lexists(name):
+        return _videos_of(name, recursive)
+    if not glob.has_magic(name):
+        return [(name, None)]
+    found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 (a Path would change how names are written)
+    if "**" in name:
+        found = [path for path in found if not _through_link(path, name.partition("**")[0])]
+    if not found:
+        return [(name, VideoError(f"{printable(name)}: nothing matches this pattern"))]
+    # A pattern with ** finds a folder and what is in it.
+    return [video for path in found for video in _videos_of(path, recursive)]
+
+
+def _through_link(path: str, begin: str) -> bool:
+    """Whether a match lies behind a link that the pattern does not name: links may go in circles."""
+    depth = len(Path(begin).parts)
+    return any(folder.is_symlink() for folder in Path(path).parents if len(folder.parts) > depth)
+
+
+def _videos_of(name: str, recursive: bool) -> list[tuple[str, VideoError | None]]:
+    """The videos of something that exists."""
+    if not os.path.isdir(name):  # noqa: PTH112 (names keep the form they were typed in)
+        return [(name, None)]
+    try:
+        if not recursive:
+            return [(path, None) for path in _videos_in(name)] or [(name, None)]
+        found = [path for folder in [name, *_folders(Path(name))] for path in _videos_in(folder)]
+    except VideoError as error:
+        return [(name, error)]
+    if not found:
+        return [(name, VideoError(f"{printable(name)}: no video and no frames in this folder"))]
+    return [(path, None) for path in sorted(found, key=Path)]
+
+
+def _videos_in(folder: str) -> list[str]:
+    """The videos right in a folder; or the folder, where it holds more images than videos: then they are its
+    frames, and otherwise cover pictures of the videos.
+    """
+    videos = [str(path) for path in list_videos(folder)]
+    with os.scandir(folder) as entries:
+        images = sum(
+            Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
+            for entry in entries
+        )
+    return [folder] if images > len(videos) else videos
+
+
+def _folders(folder: Path) -> Iterator[str]:
+    """The folders in `folder`, not hidden, at any depth; links are not followed."""
+    for place, inner, _ in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield from (str(Path(place) / name) for name in inner if not (Path(place) / name).is_symlink())
+
+
+def read_list(path: str) -> list[str]:
+    """The lines of a list of videos, ``-`` for standard input, but for empty ones. Bytes that are not UTF-8
+    are kept as they are.
+
+    Raises:
+        InputError: it cannot be read, or names no video.
+    """
+    try:
+        raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{printable(path)}: {error.strerror}") from None
+    if b"\0" in raw:
+        raise InputError(f"{printable(path)}: is no text, expected one path a line")
+    lines = [os.fsdecode(line.rstrip(b"\r")) for line in raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    names = [line for line in lines if line.strip()]
+    if not names:
+        raise InputError(f"{printable(path)}: names no video, expected one path a line")
+    return names

@@ -1,0 +1,328 @@
+"""The journal of a run of predictions: written as they come, and an interrupted run can go on from it.
+
+It is JSON Lines: a line for the run, then for every video a line per window and one at its end. What is whole
+in it is done; a last line that a killed run left half-written is cut off. JSON and CSV (:mod:`ifdd.results`)
+say the same in other forms and can be written from it at any time.
+
+======== =====================================================================================================
+kind     keys
+======== =====================================================================================================
+run      format, version, checkpoint, sha256, classes, settings
+window   path, window (from 0), start_seconds, stop_seconds, label, probabilities, logits
+video    path, windows, then those of :meth:`ifdd.outcomes.VideoPrediction.summary`
+failed   path, windows (how many the network had read), error
+======== =====================================================================================================
+
+All is ASCII. ``path`` is text; where a path is none (bytes that are not UTF-8), ``path_bytes`` holds it in
+hexadecimal and ``path`` shows these bytes as ``\\xNN``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from ifdd.outcomes import (
+    Outcome,
+    VideoFailure,
+    VideoPrediction,
+    WindowPrediction,
+    WindowResult,
+    best,
+    path_of_dict,
+    path_to_dict,
+)
+from ifdd.results import replacing
+from ifdd.streaming import Footage
+from ifdd.text import one_line, printable
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+FORMAT = 1
+
+
+class ResultsError(ValueError):
+    """A file of results that cannot be used; the message is one line."""
+
+
+def run_header(
+    checkpoint: str | os.PathLike[str], class_names: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a journal says of its run; runs with the same header give the same results.
+
+    Raises:
+        OSError: the checkpoint cannot be read.
+    """
+    import ifdd_kernels
+
+    digest = hashlib.sha256()
+    with Path(checkpoint).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {
+        "kind": "run",
+        "format": FORMAT,
+        "version": ifdd_kernels.__version__,
+        "checkpoint": Path(checkpoint).name,
+        "sha256": digest.hexdigest(),
+        "classes": list(class_names),
+        "settings": dict(settings),
+    }
+
+
+def to_line(outcome: Outcome, class_names: Sequence[str]) -> dict[str, Any]:
+    """The journal's line for one outcome."""
+    if isinstance(outcome, WindowResult):
+        window = outcome.prediction
+        return {
+            "kind": "window",
+            **path_to_dict(outcome.path),
+            "window": outcome.number,
+            "start_seconds": window.start_seconds,
+            "stop_seconds": window.stop_seconds,
+            "label": best(class_names, window.probabilities),
+            "probabilities": dict(zip(class_names, window.probabilities, strict=True)),
+            "logits": list(window.logits),
+        }
+    if isinstance(outcome, VideoPrediction):
+        summary = {"windows": len(outcome.windows), **outcome.summary()}
+        return {"kind": "video", **path_to_dict(outcome.path), **summary}
+    failure = {"windows": outcome.windows, "error": one_line(outcome.error)}
+    return {"kind": "failed", **path_to_dict(outcome.path), **failure}
+
+
+def read_outcomes(path: str | os.PathLike[str]) -> Iterator[Outcome]:
+    """The outcomes in a journal as they were when they were written (errors with their text only).
+
+    Raises:
+        ResultsError: the file is no journal, or damaged before its last line.
+    """
+    for outcome, _ in _outcomes(Path(path)):
+        yield outcome
+
+
+class Journal:
+    """Appends outcomes to a file; a context manager.
+
+    Every line is handed to the operating system at once: a killed run keeps what it had.
+
+    Args:
+        path: the file.
+        header: from :func:`run_header`.
+        overwrite: begin anew, whatever the file holds; otherwise a file that is there is gone on from.
+        retry: take the videos that failed out of the file, so that they can be tried again.
+
+    Attributes:
+        done: path -> whether it was predicted, of the videos that are finished.
+        begun: path and windows of the video in the middle of which the file ends.
+        windows_read: windows that the network has read for what is in the file.
+
+    Raises:
+        ResultsError: the file is no journal, is damaged, is of another checkpoint or other settings, or
+            another run is writing to it.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        header: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        retry: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.done: dict[str, bool] = {}
+        self.begun: tuple[str, tuple[WindowPrediction, ...]] | None = None
+        self.windows_read = 0
+        self._class_names = tuple(header["classes"])
+        self._whole = 0  # where the last finished video ends
+        self._file = self._open()
+        try:
+            if overwrite:
+                self._file.truncate(0)
+            if _cut_half_line(self._file) == 0:
+                self._write(header)
+            else:
+                _compare(self.path, header)
+            if retry:
+                self._forget_failures()
+            self._load()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, outcome: Outcome) -> None:
+        """Writes one outcome.
+
+        Raises:
+            OSError: it could not be written, for example because the disk is full.
+        """
+        self._write(to_line(outcome, self._class_names))
+
+    def drop_begun(self) -> None:
+        """Takes the windows of the video in the middle of which the file ends out of it."""
+        if self.begun is not None:
+            self.windows_read -= len(self.begun[1])
+            self.begun = None
+            self._file.truncate(self._whole)
+
+    def _open(self) -> BinaryIO:
+        file = self.path.open("a+b")
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ResultsError(f"{printable(self.path)}: another run is writing to this file") from None
+        except OSError:
+            pass  # some network file systems have no locks
+        return file
+
+    def _load(self) -> None:
+        windows: list[WindowPrediction] = []
+        name = ""
+        self._whole = _header(self.path)[1]
+        for outcome, end in _outcomes(self.path):
+            if isinstance(outcome, WindowResult):
+                windows.append(outcome.prediction)
+                name = outcome.path
+                continue
+            self.done[outcome.path] = isinstance(outcome, VideoPrediction)
+            self.windows_read += (
+                outcome.windows if isinstance(outcome, VideoFailure) else len(outcome.windows)
+            )
+            windows = []
+            self._whole = end
+        self.windows_read += len(windows)
+        self.begun = (name, tuple(windows)) if windows else None
+
+    def _forget_failures(self) -> None:
+        failed = {outcome.path for outcome in read_outcomes(self.path) if isinstance(outcome, VideoFailure)}
+        if not failed:
+            return
+        with replacing(self.path) as file:
+            for line, _ in _lines(self.path):
+                if line["kind"] == "run" or path_of_dict(line) not in failed:
+                    file.write(json.dumps(line) + "\n")
+        self._file.close()
+        self._file = self._open()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line).encode("ascii") + b"\n")
+        self._file.flush()
+
+
+def _cut_half_line(file: BinaryIO) -> int:
+    """Cuts off what a killed run left behind the last whole line; returns the length."""
+    end = length = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 4096)
+        file.seek(start)
+        place = file.read(end - start).rfind(b"\n")
+        if place >= 0:
+            end = start + place + 1
+            break
+        end = start
+    if end < length:
+        file.truncate(end)
+    return end
+
+
+def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The lines of a journal, and where each ends."""
+    end = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            end += len(raw)
+            try:
+                line = json.loads(raw)
+                if not isinstance(line, dict) or (line["kind"] == "run") != (number == 1):
+                    raise ValueError
+            except (ValueError, KeyError):
+                raise ResultsError(
+                    f"{printable(path)}: line {number} is not one of a file of `ifdd predict`"
+                ) from None
+            yield line, end
+
+
+def _outcomes(path: Path) -> Iterator[tuple[Outcome, int]]:
+    class_names: tuple[str, ...] = ()
+    windows: list[WindowPrediction] = []
+    for number, (line, end) in enumerate(_lines(path), 1):
+        try:
+            kind = line["kind"]
+            if kind == "run":
+                class_names = tuple(line["classes"])
+                continue
+            name = path_of_dict(line)
+            if kind == "window":
+                if line["window"] != len(windows):
+                    raise ValueError
+                window = WindowPrediction.of_logits(
+                    line["start_seconds"], line["stop_seconds"], line["logits"]
+                )
+                windows.append(window)
+                yield WindowResult(name, line["window"], window), end
+                continue
+            if kind == "video":
+                yield VideoPrediction.of_windows(name, class_names, windows, _footage(line)), end
+            else:
+                yield VideoFailure(name, ResultsError(line["error"]), line["windows"]), end
+            windows = []
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise ResultsError(
+                f"{printable(path)}: line {number} does not follow from those before it; the file is damaged"
+            ) from None
+
+
+def _footage(line: Mapping[str, Any]) -> Footage:
+    names = (
+        *("windows", "frames_read", "frames_announced", "frames_used", "seconds", "stretched", "damage"),
+    )
+    return Footage(**{name: line[name] for name in names}, remarks=tuple(line["remarks"]))
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    return next(_lines(path))
+
+
+def _compare(path: Path, header: Mapping[str, Any]) -> None:
+    """Refuses to go on from a run whose results would differ."""
+    old = _header(path)[0]
+    try:
+        if old["format"] != header["format"]:
+            raise ResultsError(
+                f"{printable(path)}: is of format {old['format']}, this program writes {header['format']}"
+            )
+        if (old["sha256"], old["classes"]) != (header["sha256"], header["classes"]):
+            raise ResultsError(
+                f"{printable(path)}: was written with another checkpoint, {printable(old['checkpoint'])} "
+                f"(SHA-256 {old['sha256'][:12]}..., now {header['sha256'][:12]}...)"
+            )
+        before, now = old["settings"], header["settings"]
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    except (KeyError, TypeError):
+        raise ResultsError(f"{printable(path)}: line 1 is not one of a file of `ifdd predict`") from None
+    if changed:
+        words = [f"--{name} was {_word(before.get(name))}, now {_word(now.get(name))}" for name in changed]
+        raise ResultsError(f"{printable(path)}: was written with other settings: {'; '.join(words)}")
+
+
+def _word(value: object) -> str:
+    return "not set" if value is None else str(value)

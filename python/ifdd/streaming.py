@@ -1,0 +1,208 @@
+"""A video as the windows that the network reads, one after the other; memory holds one window, whatever the
+length.
+
+A window covers ``frames * stride`` frames, of which it takes every ``stride``-th. With ``tail="overlap"`` all
+frames count: the windows stand side by side from the first frame on, and where frames are left over at the
+end one more window ends at the last frame, overlapping the one before. ``tail="drop"`` leaves those frames
+out, as the published evaluation does. A video shorter than a window is stretched to one as in the
+checkpoint's training.
+
+Every window has the same weight in the mean. The frames in an overlap count twice, at most one window's worth
+in a whole video: the longer it is the less that matters.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ifdd.data.sampling import Sampling, SamplingPolicy
+from ifdd.data.video import VideoError, open_video
+from ifdd.text import printable
+
+Windows = Literal["all", "centre"]
+Tail = Literal["overlap", "drop"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How videos are read.
+
+    Args:
+        frames: frames that the network takes, T.
+        size: their side in pixels, S.
+        policy: step between the frames of a window, and how short videos are stretched.
+        windows: ``"all"``, or only the ``"centre"`` one.
+        tail: ``"overlap"`` or ``"drop"``, see the module.
+        crop: the face: ``"x,y,w,h"``, four integers, ``"auto"`` to find it, or None for the whole frame.
+        strict: refuse damaged videos; otherwise what can be read of them counts.
+
+    Raises:
+        ValueError: an unknown name for `windows` or `tail`.
+    """
+
+    frames: int
+    size: int
+    policy: SamplingPolicy
+    windows: Windows = "all"
+    tail: Tail = "overlap"
+    crop: str | Sequence[int] | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        for field, value, known in (
+            ("windows", self.windows, ("all", "centre")),
+            ("tail", self.tail, ("overlap", "drop")),
+        ):
+            if value not in known:
+                raise ValueError(f"{field} must be one of {sorted(known)}, got {value!r}")
+
+    @property
+    def span(self) -> int:
+        """Frames of the video that one window covers."""
+        return self.frames * self.policy.stride
+
+
+class Window(NamedTuple):
+    """What the network reads at once: ``frames`` uint8 (T, S, S, 3), shown from ``start_seconds`` to
+    ``stop_seconds``; ``part`` of the video, 0 to 1, was read by then (None where its length is not known).
+    """
+
+    number: int
+    start_seconds: float
+    stop_seconds: float
+    frames: np.ndarray
+    part: float | None
+
+
+@dataclass(frozen=True)
+class Footage:
+    """What was read of a video.
+
+    Attributes:
+        windows: number of windows.
+        frames_read: frames that were there and could be read.
+        frames_announced: frames there should be by the header, None if it says nothing.
+        frames_used: frames of the video that lie in a window.
+        seconds: end of the last frame read.
+        stretched: whether it is shorter than a window and was stretched to one.
+        damage: why reading ended early, or None.
+        remarks: warnings, one line each.
+    """
+
+    windows: int
+    frames_read: int
+    frames_announced: int | None
+    frames_used: int
+    seconds: float
+    stretched: bool
+    damage: str | None
+    remarks: tuple[str, ...]
+
+
+class _Shown(NamedTuple):
+    """A frame that may still become part of a window."""
+
+    image: np.ndarray | None
+    start: float
+    stop: float
+
+
+def window_starts(length: int, span: int, tail: Tail) -> list[int]:
+    """First frames of the windows of a video of `length` >= `span` frames."""
+    starts = list(range(0, length - span + 1, span))
+    if tail == "overlap" and length % span:
+        starts.append(length - span)
+    return starts
+
+
+def read_windows(
+    path: str | os.PathLike[str], reading: Reading, skip: int = 0
+) -> Generator[Window, None, Footage]:
+    """Yields the windows of a video file or a folder of frames and returns what was read of it.
+
+    Args:
+        path: the video.
+        reading: how.
+        skip: that many windows at the beginning are left out; their frames are decoded, not converted.
+
+    Raises:
+        VideoError: the video cannot be read or, if that is asked for, is damaged.
+    """
+    if reading.windows == "all":
+        return (yield from _read(path, reading, skip, None))
+    counted = yield from _read(path, reading, 0, -1)
+    if counted.frames_read <= reading.span:
+        yield from _read(path, reading, skip, None)
+        return counted
+    if skip == 0:
+        yield from _read(path, reading, 0, (counted.frames_read - reading.span) // 2)
+    return counted
+
+
+def _read(
+    path: str | os.PathLike[str], reading: Reading, skip: int, only: int | None
+) -> Generator[Window, None, Footage]:
+    """All windows but the first `skip`; or the one from frame `only` on, none if that is negative."""
+    span = reading.span
+    # A last window reaches back into the one before.
+    first = max(0, skip - 1) * span if only is None else only if only >= 0 else float("inf")
+    recent: deque[_Shown] = deque(maxlen=span)
+    count = windows = 0
+    with open_video(path, reading.crop, size=reading.size, strict=reading.strict) as video:
+
+        def window(rows: np.ndarray) -> Window:
+            shown = [recent[row] for row in rows]
+            images = [frame.image for frame in shown if frame.image is not None]
+            part = count / video.frames_announced if video.frames_announced else None
+            return Window(windows, shown[0].start, shown[-1].stop, np.stack(images), part)
+
+        within = np.arange(reading.frames) * reading.policy.stride
+        for frame in video:
+            image = frame.image() if count >= first else None
+            recent.append(_Shown(image, frame.seconds, frame.stop_seconds))
+            count += 1
+            if only is not None:
+                if only >= 0 and count == only + span:
+                    yield window(within)
+                    break
+            elif count % span == 0:
+                if windows >= skip:
+                    yield window(within)
+                windows += 1
+        if count == 0:
+            raise VideoError(f"{printable(path)}: holds no frame")
+        used = windows * span
+        if only is None and (count < span or (count % span and reading.tail == "overlap")):
+            if windows >= skip:
+                rows = within if count >= span else _stretched(count, reading)
+                yield window(rows)
+            windows += 1
+            used = count
+        if only is not None:
+            windows, used = 1, min(count, span)
+        if skip > windows:
+            raise VideoError(
+                f"{path}: has {windows} windows now and had at least {skip}: the file has changed"
+            )
+        return Footage(
+            windows,
+            count,
+            video.frames_announced,
+            used,
+            video.end_seconds,
+            count < span,
+            video.damage,
+            tuple(video.remarks),
+        )
+
+
+def _stretched(length: int, reading: Reading) -> np.ndarray:
+    policy = reading.policy
+    rows: np.ndarray = Sampling("consecutive", reading.frames, policy.stride, policy.short).indices(length)[0]
+    return rows

@@ -1,0 +1,74 @@
+"""What the names on the command line stand for."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from ifdd.inputs import InputError, find_videos, read_list
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    files = ("a.mp4", "b [1].MKV", "cover.jpg", "notes.txt", ".hidden.mp4")
+    deep = ("deep/c.avi", "deep/deeper/d.webm", "deep/frames/1.png", "deep/frames/2.png", ".git/e.mp4")
+    for name in (*files, *deep, "frames/001.jpg", "frames/002.jpg", "frames/preview.gif", "empty/readme"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def paths(*names: str, recursive: bool = False) -> list[str]:
+    found = list(find_videos(names, recursive))
+    assert all(error is None for _, error in found)
+    return [path for path, _ in found]
+
+
+def test_folders_patterns_and_files(tree: Path) -> None:
+    assert paths(".") == ["a.mp4", "b [1].MKV"]
+    assert paths("frames") == ["frames"]
+    assert paths("missing.mp4", "notes.txt") == ["missing.mp4", "notes.txt"]
+    assert paths("*.mp4", "a.mp4", "a.mp4") == ["a.mp4"]
+    assert paths("**/*.[aw]*") == ["deep/c.avi", "deep/deeper/d.webm"]
+    assert paths("d*") == ["deep/c.avi"]
+    # A name that exists is no pattern, whatever is in it.
+    assert paths("b [1].MKV") == ["b [1].MKV"]
+    assert paths("empty") == ["empty"]
+    everything = ["a.mp4", "b [1].MKV", "deep/c.avi", "deep/deeper/d.webm", "deep/frames", "frames"]
+    assert paths(".", recursive=True) == everything
+    assert paths(str(tree), recursive=True) == [str(tree / name) for name in everything]
+
+
+def test_what_holds_no_video_is_an_error_of_its_own(tree: Path) -> None:
+    ((path, error), (other, none)) = find_videos(["no[x]*", "a.mp4"])
+    assert (path, other, none) == ("no[x]*", "a.mp4", None)
+    assert str(error) == "no[x]*: nothing matches this pattern"
+    ((_, error),) = find_videos(["empty"], recursive=True)
+    assert str(error) == "empty: no video and no frames in this folder"
+
+
+def test_a_list_keeps_every_name_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = b"\xef\xbb\xbfa b.mp4\r\n\n  c[1].mp4\n\xff\xe9.mp4\n"
+    (tmp_path / "list").write_bytes(raw)
+    expected = ["a b.mp4", "  c[1].mp4", os.fsdecode(b"\xff\xe9.mp4")]
+    assert read_list(str(tmp_path / "list")) == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    assert read_list("-") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [(None, "No such file"), (b"\n \n", "names no video"), (b"a\0b", "is no text")],
+)
+def test_lists_that_are_none(tmp_path: Path, content: bytes | None, text: str) -> None:
+    if content is not None:
+        (tmp_path / "list").write_bytes(content)
+    with pytest.raises(InputError, match=text):
+        read_list(str(tmp_path / "list"))
