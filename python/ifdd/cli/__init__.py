@@ -1,4 +1,4 @@
-"""The `ifdd` command: fit, test, predict, explain, convert, doctor."""
+"""The `ifdd` command: fit, test, predict, explain, convert, export, doctor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DESCRIPTION = (
     "IFDD recognises facial expressions in video. Train with `fit`, measure with `test`, read single videos "
     "with `predict`, see what the network looked at with `explain`, bring published weights with `convert`, "
-    "check the installation with `doctor`."
+    "write files for other programs with `export`, check the installation with `doctor`."
 )
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": "predict",
     "explain": "explain",
     "convert": "convert",
+    "export": "export",
     "doctor": "doctor",
 }
 """Name of a command -> the module that holds it."""
