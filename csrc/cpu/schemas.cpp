@@ -1,5 +1,5 @@
-// The schemas of all ops, for programs without Python: a C++ program that loads this library finds the ops defined, as a
-// package of AOTInductor needs them. In a Python process the package ifdd_kernels defines them, with the rules that
+// The schemas of all ops, for programs without Python: a C++ program that loads this library finds the ops defined, as
+// a package of AOTInductor needs them. In a Python process the package ifdd_kernels defines them, with the rules that
 // autograd and compilers need; these are the same texts, which a test compares.
 #include <dlfcn.h>
 #include <torch/csrc/stable/library.h>

@@ -47,7 +47,7 @@ def run(options: Namespace) -> int:
     out = options.out
     if out is None:
         out = str(Path(options.checkpoint).with_suffix(SUFFIXES[options.format]))
-    suffix = Path(SUFFIXES[options.format]).suffix
+    suffix = Path(f"name{SUFFIXES[options.format]}").suffix
     if Path(out).suffix != suffix:
         raise UsageError(f"--out: a file of format {options.format} ends in {suffix}, got {out}")
     parent_exists(out, "--out")
@@ -57,8 +57,9 @@ def run(options: Namespace) -> int:
     from ifdd.export import export_checkpoint
 
     exported = export_checkpoint(options.checkpoint, out, options.format)
+    difference = f"{exported.difference:.1e} of the largest value"
     print(
-        f"written: {' and '.join(map(str, exported.files))} ({exported.bytes / 1e6:.1f} MB); largest difference "
-        f"from the network on random clips: {exported.difference:.1e} of the largest value"
+        f"written: {' and '.join(map(str, exported.files))} ({exported.bytes / 1e6:.1f} MB); "
+        f"largest difference from the network on random clips: {difference}"
     )
     return 0

@@ -59,11 +59,23 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
+            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
         )
     assert exported is not None
     exported.model.metadata_props.update(metadata)
     # One file, unless the weights come near the 2 GiB where protobuf ends: then they lie in a file beside it.
     exported.save(path, external_data=False)
+
+
+def _stable_sort(
+    self: Any, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[Any, Any]:
+    """``Tensor.sort(stable=True)`` of an axis of known size: TopK lists equal elements in their order."""
+    from onnxscript import opset20 as op
+
+    size = op.Constant(value_ints=[self.shape[dim]])
+    values, indices = op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
+    return values, indices
 
 
 def _load_onnx(path: Path) -> Run:
@@ -198,8 +210,11 @@ def run_of(found: Format, path: Path) -> Run:
     try:
         return found.load(path)
     except Exception as error:  # every runtime has errors of its own
-        raise ExportError(f"{path}: written, but it does not load: {_one_line(error)}") from error
+        raise ExportError(f"{path.name}: not written: it does not load: {cause(error)}") from error
 
 
-def _one_line(error: Any) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def cause(error: BaseException) -> str:
+    """The first line of what an error came from; exporters wrap it in advice about themselves."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

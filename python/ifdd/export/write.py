@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ifdd.checkpoint import Checkpoint, load_checkpoint
-from ifdd.export.formats import ExportError, Run, check_available, run_of
+from ifdd.export.formats import ExportError, Run, cause, check_available, run_of
 from ifdd.export.program import OUTPUTS, metadata_of, trace
 from ifdd.model import IFDD
 
@@ -48,8 +48,8 @@ def export_checkpoint(
 ) -> Exported:
     """Writes a checkpoint's network as a file of another format, float32 and for the CPU, of any batch.
 
-    The file is run on random clips, one and three at a time, and compared with the network before it takes its
-    place: an existing file is replaced by a good one or not at all.
+    The file is run on random clips, one and three at a time, and compared with the network before it takes
+    its place: an existing file is replaced by a good one or not at all.
 
     Args:
         checkpoint: loaded, or the path of one.
@@ -59,8 +59,8 @@ def export_checkpoint(
     Raises:
         ifdd.checkpoint.CheckpointError: the checkpoint cannot be read.
         ValueError: an unknown format, another suffix, or a network that cannot be traced (:func:`trace`).
-        ExportError: something is missing here, the network's numbers are not finite, or the file does not give
-            them.
+        ExportError: something is missing here, the network's numbers are not finite, or the file does not
+            give them.
         OSError: the file cannot be written.
     """
     target = Path(path)
@@ -73,7 +73,7 @@ def export_checkpoint(
     metadata = metadata_of(loaded)
     expected = _expected(loaded.model)
     program = trace(loaded.model)
-    # On the target's file system, so that the file appears in one step; under its own name, which it may hold.
+    # On the target's file system: the file appears in one step. Under its own name, which it may hold.
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
     try:
         made = folder / target.name
@@ -96,7 +96,7 @@ def _written(
     except OSError:
         raise
     except Exception as error:  # of PyTorch's exporters, each with errors of its own
-        raise ExportError(f"{path.name}: PyTorch cannot write it: {' '.join(str(error).split())}") from error
+        raise ExportError(f"{path.name}: PyTorch cannot write it: {cause(error)}") from error
 
 
 def _expected(model: IFDD) -> list[tuple[Tensor, dict[str, Tensor]]]:
@@ -105,7 +105,7 @@ def _expected(model: IFDD) -> list[tuple[Tensor, dict[str, Tensor]]]:
     pairs = []
     for batch in BATCHES:
         shape = (batch, 3, config.clip_frames, config.image_size, config.image_size)
-        # Frames of different brightness: the hard split compares frames, and noise alone makes them all alike.
+        # Frames of different brightness: the hard split compares frames, and noise makes them all alike.
         light = torch.rand(batch, 1, config.clip_frames, 1, 1, generator=generator)
         clips = light * torch.rand(shape, generator=generator)
         with torch.inference_mode():
@@ -127,16 +127,15 @@ def _difference(run: Run, expected: list[tuple[Tensor, dict[str, Tensor]]], targ
             try:
                 results = run(clips)
             except Exception as error:  # every runtime has errors of its own
-                text = " ".join(str(error).split())
                 raise ExportError(
-                    f"{target}: the file does not run with {len(clips)} clips: {text}"
+                    f"{target}: not written: it does not run with {len(clips)} clips: {cause(error)}"
                 ) from error
         for name in OUTPUTS:
             difference = relative_difference(results[name], wanted[name])
             if not difference <= TOLERANCE:
                 raise ExportError(
-                    f"{target}: not written: with {len(clips)} clips its {name} differs from the network's by "
-                    f"{difference:.1e} of the largest value, more than {TOLERANCE:.0e}"
+                    f"{target}: not written: with {len(clips)} clips its {name} differs from the network's "
+                    f"by {difference:.1e} of the largest value, more than {TOLERANCE:.0e}"
                 )
             largest = max(largest, difference)
     return largest
