@@ -41,6 +41,7 @@ def test_every_network_gives_its_numbers(make: Make, tmp_path: Path, options: di
     checkpoint = make(**options)
     exported = export_checkpoint(checkpoint, tmp_path / "net.onnx", "onnx")
     assert exported.files == (tmp_path / "net.onnx",)
+    assert b"model.py" not in (tmp_path / "net.onnx").read_bytes(), "paths of this machine"
     graph = onnx.load(tmp_path / "net.onnx")
     assert {node.domain for node in graph.graph.node} == {""}
     assert {entry.key: entry.value for entry in graph.metadata_props}.items() >= metadata_of(

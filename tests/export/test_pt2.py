@@ -73,6 +73,7 @@ def test_a_file_is_loaded_beside_ifdd_kernels_alone(make: Make, tmp_path: Path) 
     wanted = checkpoint.model(torch.load(tmp_path / "clips.pt"))._asdict()
     assert tuple(results) == OUTPUTS == tuple(wanted)
     torch.testing.assert_close(results, wanted, rtol=1e-5, atol=1e-5)
+    assert b"model.py" not in (tmp_path / "net.pt2").read_bytes(), "paths of this machine"
     files = {formats.METADATA_FILE: ""}
     torch.export.load(tmp_path / "net.pt2", extra_files=files)
     metadata = json.loads(files[formats.METADATA_FILE])

@@ -50,9 +50,13 @@ def trace(model: IFDD) -> ExportedProgram:
     config = model.config
     example = torch.rand(2, 3, config.clip_frames, config.image_size, config.image_size)
     with torch.no_grad():
-        return torch.export.export(
+        program = torch.export.export(
             _Named(model), (example,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch", min=1)}}
         )
+    # Paths of this machine, which every format would keep.
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def _check(model: IFDD) -> None:
