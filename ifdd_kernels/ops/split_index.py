@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ifdd_kernels import _check, _cuda_limits, reference
 from ifdd_kernels._operator import Backward, register
+from ifdd_kernels._serialised import serialisable
 from ifdd_kernels.backends import run
 from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
 
 
+@serialisable
 class SplitIndex(NamedTuple):
     """What :func:`split_index` returns."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, register
+from ifdd_kernels._serialised import serialisable
 from ifdd_kernels.backends import composed, run
 from ifdd_kernels.ops.split_frames import NORM_STAND_INS, Norm, check_norms, norm_arguments, split_frames
 from ifdd_kernels.ops.split_index import check_arguments as check_index_arguments
@@ -18,6 +19,7 @@ from ifdd_kernels.reference._common import accumulator
 OP = "static_dynamic_split"
 
 
+@serialisable
 class StaticDynamicSplit(NamedTuple):
     """What :func:`static_dynamic_split` returns."""
 

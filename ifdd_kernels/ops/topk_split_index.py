@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ifdd_kernels import _check, _cuda_limits, reference
 from ifdd_kernels._operator import register
+from ifdd_kernels._serialised import serialisable
 from ifdd_kernels.backends import run
 from ifdd_kernels.triton import twin
 
 
+@serialisable
 class TopkIndex(NamedTuple):
     """What :func:`topk_split_index` returns, both int64 and ascending."""
 

@@ -10,6 +10,7 @@ from torch import nn
 from ifdd._labels import check_labels
 from ifdd.model import IFDDOutput
 from ifdd_kernels import lifting_loss
+from ifdd_kernels._serialised import serialisable
 
 REDUCTIONS = ("sum", "mean")
 #: Instead of PyTorch's -100: no label is left out of the mean.
@@ -48,6 +49,7 @@ def soft_target_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> tor
     return nn.functional.cross_entropy(logits.to(wide), target, ignore_index=IGNORED)
 
 
+@serialisable
 class LossParts(NamedTuple):
     """Three scalars: `total` = `classification` + `lifting` (its weight included)."""
 

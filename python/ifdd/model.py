@@ -18,11 +18,13 @@ from ifdd.modules.embedding import ConvEmbedding, S3DEmbedding
 from ifdd.modules.head import ClassHead
 from ifdd.modules.ladm import LADM, ConvLifting, Lifted, Lifting, NoLifting
 from ifdd.modules.pyramid import PyramidAggregation
+from ifdd_kernels._serialised import serialisable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@serialisable
 class IFDDOutput(NamedTuple):
     """What the network returns, in training and in evaluation.
 
@@ -35,6 +37,7 @@ class IFDDOutput(NamedTuple):
     dynamic: torch.Tensor
 
 
+@serialisable
 class IFDDFeatures(NamedTuple):
     """The inner quantities of one forward pass, for figures and analysis.
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "predict",
     "explain": "explain",
     "convert": "convert",
+    "export": "export",
     "doctor": "doctor",
     "completion": "completion",
 }

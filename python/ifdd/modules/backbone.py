@@ -19,6 +19,7 @@ from ifdd.modules.children import apply_linear, weight_and_bias, weights
 from ifdd.modules.drop_path import DropPath
 from ifdd.modules.recompute import checkpointed, norm_again
 from ifdd_kernels import gelu_linear, linear, max_pool_tokens, pool_tokens, pooled_attention
+from ifdd_kernels._serialised import serialisable
 from ifdd_kernels.grids import live_tokens, pooled_grid, table_length
 
 Grid = tuple[int, int, int]
@@ -255,6 +256,7 @@ class MultiscaleBlock(nn.Module):
         return gelu_linear(hidden, *found)
 
 
+@serialisable
 class StageOutput(NamedTuple):
     """Tokens (B, 1 + T*H*W, C) after a stage, class token first, and their grid (T, H, W)."""
 

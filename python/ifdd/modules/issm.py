@@ -12,6 +12,7 @@ from torch import nn
 from ifdd.config import INDEX_SAMPLINGS, SPLITS
 from ifdd.modules.children import call_unrounded, weight_and_bias, weights, without_autocast
 from ifdd_kernels import frame_correlation, split_frames, split_index, static_dynamic_split, topk_split_index
+from ifdd_kernels._serialised import serialisable
 from ifdd_kernels.reference._common import pool_frames
 from ifdd_kernels.reference.split_index import positions
 
@@ -20,6 +21,7 @@ REACH = 2.0
 NORM_EPS = 1e-5
 
 
+@serialisable
 class FrameIndexes(NamedTuple):
     """Which frames form the groups.
 

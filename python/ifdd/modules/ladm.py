@@ -13,10 +13,12 @@ from ifdd.modules.drop_path import DropPath
 from ifdd.modules.issm import EvenOddSplit, FrameIndexes, FrameSplit, make_split
 from ifdd.modules.separable import SeparableConv
 from ifdd_kernels import lifting_attention, lifting_predict, lifting_residual, lifting_update
+from ifdd_kernels._serialised import serialisable
 
 ORDERS = ("update_first", "predict_first")
 
 
+@serialisable
 class Lifted(NamedTuple):
     """Everything a lifting module computes.
 
