@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from ifdd.whole import part_of
 
 COLUMNS = {
     "train/loss": "training_loss",
@@ -59,12 +60,8 @@ def draw_curves(rows: Sequence[Row], path: str | Path, *, dpi: int = 110) -> Pat
         scores.legend(fontsize=9)
     else:
         scores.text(0.5, 0.5, "no clips held out", ha="center", va="center", transform=scores.transAxes)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with part_of(path) as part:
         figure.savefig(part, format=path.suffix.lstrip(".").lower() or "png")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

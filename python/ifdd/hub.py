@@ -17,6 +17,7 @@ from ifdd.checkpoint.files import CheckpointError, PathLike, load_weights, read_
 from ifdd.checkpoint.format import checked_names, save_checkpoint
 from ifdd.config import IFDDConfig
 from ifdd.model import IFDD
+from ifdd.whole import write_whole
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 Model = TypeVar("Model", bound=IFDD)
@@ -103,22 +104,9 @@ def save_folder(model: IFDD, folder: PathLike, class_names: Sequence[str] | None
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(folder / WEIGHTS, model, names)
     content = {"model_type": "ifdd", "ifdd": model.config.to_dict(), "class_names": list(names)}
-    _write(folder / CONFIG, json.dumps(content, indent=2) + "\n")
+    write_whole(folder / CONFIG, json.dumps(content, indent=2) + "\n")
     if not (folder / CARD).exists():
-        _write(folder / CARD, model_card(model.config, names))
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_whole(folder / CARD, model_card(model.config, names))
 
 
 def upload(

@@ -37,9 +37,9 @@ from ifdd.outcomes import (
     path_of_dict,
     path_to_dict,
 )
-from ifdd.results import replacing
 from ifdd.streaming import Footage
 from ifdd.text import one_line, printable
+from ifdd.whole import replacing
 
 try:
     import fcntl

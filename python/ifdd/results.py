@@ -4,29 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TextIO
 
 from ifdd.outcomes import Outcome, VideoFailure, VideoPrediction, WindowResult, best, path_text
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """A text file that takes the place of `path` when the block ends well, and is gone otherwise."""
-    target = Path(path)
-    part = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 class Csv:

@@ -13,8 +13,9 @@ import torch
 from ifdd.curves import draw_curves
 from ifdd.training import callbacks
 from ifdd.training.callbacks import History, ProgressBar, RunCheckpoint, TimeEstimate, duration
-from ifdd.training.folder import run_folder, write_whole
+from ifdd.training.folder import run_folder
 from ifdd.training.module import Recogniser
+from ifdd.whole import write_whole
 
 
 def test_the_later_of_equal_epochs_is_the_best(tmp_path: Path) -> None:

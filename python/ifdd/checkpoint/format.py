@@ -8,7 +8,6 @@ The training checkpoints of a run hold the same and are read as well.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,6 +24,7 @@ from ifdd.checkpoint.kinds import NAMES_OF_KINDS, kind_of, unknown_weights
 from ifdd.checkpoint.training import TrainingRecord
 from ifdd.config import IFDDConfig
 from ifdd.model import IFDD
+from ifdd.whole import part_of
 
 FORMAT = "ifdd-checkpoint"
 FORMAT_VERSION = 1
@@ -79,17 +79,12 @@ def save_checkpoint(
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, header)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with part_of(path) as part:
+            save_file(tensors, part, header)
     except SafetensorError as error:
         # safetensors reports a missing folder or a full disk in its own type.
         raise OSError(f"{path}: cannot write the checkpoint: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Checkpoint:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ifdd.cli._commands import COMMANDS, EXIT_FAILED, EXIT_USAGE, UsageError
 from ifdd.cli._warnings import one_line_warnings
+from ifdd.text import one_line
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explanation(error: Exception) -> str:
     """One line that a user can act on."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed: pip install 'ifdd-kernels[all]'"
     if isinstance(error, (ValueError, OSError, RuntimeError, ImportError)):

@@ -21,6 +21,7 @@ from ifdd.cli.common import (
     wide_console,
 )
 from ifdd.text import cell, printable
+from ifdd.whole import write_whole
 
 if TYPE_CHECKING:
     from ifdd.training.config import DataConfig
@@ -62,7 +63,6 @@ def run(options: Namespace) -> int:
     from ifdd.checkpoint import load_checkpoint
     from ifdd.figures import confusion_matrix
     from ifdd.training.config import TrainingConfig
-    from ifdd.training.folder import write_whole
     from ifdd.training.run import evaluate
 
     checkpoint = load_checkpoint(checkpoint_path)

@@ -14,8 +14,9 @@ from typing import Any, TextIO
 from ifdd.cli._commands import EXIT_FAILED, UsageError
 from ifdd.journal import Journal, read_outcomes, to_line
 from ifdd.outcomes import Begun, Outcome, VideoPrediction, WindowResult
-from ifdd.results import Csv, JsonArray, replacing
+from ifdd.results import Csv, JsonArray
 from ifdd.text import printable
+from ifdd.whole import replacing
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from ifdd.text import printable
 
 
 class VideoError(ValueError):
@@ -15,13 +15,6 @@ class DatasetError(ValueError):
 
 class DatasetWarning(UserWarning):
     """Something about a data set that is worth knowing: one line, like an error."""
-
-
-def printable(name: str | os.PathLike[str]) -> str:
-    """A path on one line that any terminal and any file takes: characters that are not printable, and bytes
-    that are no UTF-8, appear as in Python's `repr`. Other names come back as they are.
-    """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in os.fspath(name))
 
 
 def reason(error: BaseException) -> str:

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import VideoError, printable, reason
+from ifdd.text import printable
+
+from .errors import VideoError, reason
 from .folder import MAX_PIXELS
 from .orientation import UPRIGHT, Orientation
 from .source import Picture, Source, needs

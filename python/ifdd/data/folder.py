@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import VideoError, printable, reason
+from ifdd.text import printable
+
+from .errors import VideoError, reason
 from .source import Picture, PictureError, Source, needs
 
 __all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "FolderSource", "frame_files", "list_videos", "read_image"]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .errors import printable
+from ifdd.text import printable
 
 __all__ = ["Picture", "PictureError", "Source", "needs"]
 

@@ -19,7 +19,9 @@ from types import TracebackType
 
 import numpy as np
 
-from .errors import VideoError, printable, reason
+from ifdd.text import printable
+
+from .errors import VideoError, reason
 from .face import CropBox, find_face, parse_crop
 from .ffmpeg import FileSource
 from .folder import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FolderSource, frame_files, list_videos

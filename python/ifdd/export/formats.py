@@ -73,7 +73,7 @@ def _stable_sort(
     """``Tensor.sort(stable=True)`` of an axis of known size: TopK lists equal elements in their order."""
     from onnxscript import opset20 as op
 
-    size = op.Constant(value_ints=[self.shape[dim]])
+    size: Any = op.Constant(value_ints=[self.shape[dim]])
     values, indices = op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
     return values, indices
 

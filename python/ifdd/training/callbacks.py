@@ -15,8 +15,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 
 from ifdd.curves import COLUMNS, draw_curves
-from ifdd.training.folder import write_whole
 from ifdd.training.module import Recogniser
+from ifdd.whole import write_whole
 
 
 class RunCheckpoint(ModelCheckpoint):

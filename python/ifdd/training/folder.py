@@ -1,9 +1,8 @@
-"""The folder of a run: files that appear whole, and no folder where nothing was trained."""
+"""The folder of a run: none where nothing was trained."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,20 +30,3 @@ def run_folder(out: Path, kept: str) -> Iterator[None]:
                 for folder in missing:
                     folder.rmdir()
         raise
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that is there whole or as it was before.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

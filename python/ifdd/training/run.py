@@ -22,12 +22,13 @@ from ifdd.training.averaging import MovingAverage
 from ifdd.training.callbacks import History, ProgressBar, RunCheckpoint
 from ifdd.training.config import SettingError, TrainingConfig
 from ifdd.training.data import RecognitionData
-from ifdd.training.folder import run_folder, write_whole
+from ifdd.training.folder import run_folder
 from ifdd.training.metrics import Scores
 from ifdd.training.module import Recogniser, TrainingError
 from ifdd.training.plan import TrainingPlan, device_name
 from ifdd.training.resume import check_same_data, record_to_resume
 from ifdd.training.storage import AtomicCheckpointIO, remove_partial_files
+from ifdd.whole import write_whole
 
 LAST = "last.ckpt"
 BEST = "best.ckpt"

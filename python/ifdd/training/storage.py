@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from ifdd.checkpoint.files import TRAINING_RECORD, CheckpointError, read_pickle
 from ifdd.checkpoint.training import TrainingRecord
+from ifdd.whole import PART, part_of
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -29,16 +29,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError("storage_options are not supported: checkpoints are local files")
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with part_of(target) as part:
+            torch.save(checkpoint, part)
 
     def load_checkpoint(
         self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = True
@@ -81,5 +73,5 @@ def training_record(content: dict[str, Any], path: Path) -> TrainingRecord:
 
 def remove_partial_files(folder: Path) -> None:
     """Deletes what a killed writer left behind."""
-    for part in folder.glob(".*.[0-9]*.part"):
+    for part in folder.glob(PART):
         part.unlink(missing_ok=True)
