@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,55 @@ def test_the_help_of_all_lists_the_commands(ifdd: Run) -> None:
     result = ifdd("--help")
     assert result.code == 0
     assert all(command in result.out for command in COMMANDS)
+    assert "ifdd COMMAND --help lists the options of a command." in result.out
+    assert "subcommand" not in result.out
+
+
+def test_help_shows_no_forms_of_the_parsing_library(ifdd: Run) -> None:
+    result = ifdd("fit", "--help")
+    assert "  --classes CLASSES  " in result.out
+    assert "  --print_config  " in result.out or "  --print_config\n" in result.out
+    for form in ("--classes+", "--path_map+", "[=flags]", "(default: )"):
+        assert form not in result.out, form
+
+
+@pytest.mark.parametrize("columns", ["50", "80", "200"])
+def test_command_lines_in_help_can_be_copied(
+    ifdd: Run, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    result = ifdd("completion", "--help")
+    assert "\n  ifdd completion zsh > ~/.zfunc/_ifdd\n" in result.out
+    assert "\n\nPrint a completion script for a shell.\n\n" in result.out
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("raise RuntimeError('operator v::nms\\ndoes not exist')", "operator v::nms does not exist"),
+        ("raise OSError('libcudart.so.13: cannot open')", "libcudart.so.13: cannot open"),
+        ("{}['key']", "'key'"),
+    ],
+)
+@pytest.mark.parametrize("below", [False, True])
+def test_a_package_that_cannot_be_imported_is_named(
+    ifdd: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, expected: str, below: bool
+) -> None:
+    """Its message alone ("operator torchvision::nms does not exist") often says nothing of it."""
+    (tmp_path / "brokenvision").mkdir()
+    (tmp_path / "brokenvision" / "__init__.py").write_text("from brokenvision import _core\n")
+    (tmp_path / "brokenvision" / "_core.py").write_text(code)
+    (tmp_path / "upper.py").write_text("import brokenvision\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def needs_it(*_: Any) -> None:
+        __import__("upper" if below else "brokenvision")
+
+    monkeypatch.setattr("ifdd.cli.completion.run", needs_it)
+    result = ifdd("completion", "bash")
+    assert result.code == 1
+    beside = f"beside torch {metadata.version('torch')}"
+    assert result.err == f"ifdd: error: the package brokenvision cannot be imported {beside}: {expected}\n"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,24 @@ def test_a_library_that_is_not_in_order_fails(ifdd: Run, monkeypatch: pytest.Mon
     result = ifdd("doctor", "--device", "cpu", "--self_test", "false")
     assert result.code == 1
     assert f"FAIL  hidden in {Path.cwd()}" in result.out
+
+
+def test_a_package_that_cannot_be_imported_fails(
+    ifdd: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "brokenvision.py").write_text("raise RuntimeError('operator v::nms does not exist')")
+    for name in ("upper", "upper_too"):
+        (tmp_path / f"{name}.py").write_text("import brokenvision")
+    (tmp_path / "lacking.py").write_text("import not_there_at_all")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("numpy", "upper", "upper_too", "lacking", "absent_itself")
+    monkeypatch.setattr(doctor, "PACKAGES", {name: name for name in names})
+    result = ifdd("doctor", "--self_test", "false", "--device", "cpu")
+    assert result.code == 1
+    failures = [line.strip() for line in result.out.splitlines() if line.startswith("  FAIL")]
+    beside = f"beside torch {metadata.version('torch')}"
+    assert failures[:2] == [
+        f"FAIL  the package brokenvision cannot be imported {beside}: operator v::nms does not exist",
+        "FAIL  the package lacking lacks a package that it needs: not_there_at_all",
+    ]
+    assert result.out.count("brokenvision") == 1

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ifdd.cli._commands import COMMANDS, EXIT_FAILED, EXIT_USAGE, UsageError
+from ifdd.cli._imports import failed_import
 from ifdd.cli._warnings import one_line_warnings
 from ifdd.text import one_line
 
@@ -36,7 +37,13 @@ def build_parser() -> ArgumentParser:
     from ifdd.cli.common import Parser
 
     parser = Parser(prog="ifdd", description=DESCRIPTION, version=ifdd_kernels.__version__)
-    commands = parser.add_subcommands(dest="command", required=True, title="commands", metavar="COMMAND")
+    commands = parser.add_subcommands(
+        dest="command",
+        required=True,
+        title="commands",
+        description="ifdd COMMAND --help lists the options of a command.",
+        metavar="COMMAND",
+    )
     for name in COMMANDS:
         commands.add_subcommand(name, _command_parser(name), help=_command(name).SUMMARY)
     return parser
@@ -91,6 +98,8 @@ def _explanation(error: Exception) -> str:
     text = one_line(error)
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed: pip install 'ifdd-kernels[all]'"
+    if failed := failed_import(error):
+        return failed[1]
     if isinstance(error, (ValueError, OSError, RuntimeError, ImportError)):
         return text
     return f"{type(error).__name__}: {text} (run again with --debug for the traceback)"

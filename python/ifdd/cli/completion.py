@@ -1,8 +1,10 @@
 """Print a completion script for a shell.
 
-For bash: ifdd completion bash > ~/.local/share/bash-completion/completions/ifdd
-For zsh, into a folder of $fpath: ifdd completion zsh > ~/.zfunc/_ifdd
-For fish: ifdd completion fish > ~/.config/fish/completions/ifdd.fish
+Shells look for it in these places, zsh in every folder of $fpath:
+
+    ifdd completion bash > ~/.local/share/bash-completion/completions/ifdd
+    ifdd completion zsh > ~/.zfunc/_ifdd
+    ifdd completion fish > ~/.config/fish/completions/ifdd.fish
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 self-test.
 
 The self-test compares every op with its definition in float64 and trains a small network for one step; it
-takes about ten seconds. Exit code 1 if anything is wrong: with a kernel, with the native library, or with the
-folder, if Python started there would import the package without its kernels.
+takes about ten seconds. Exit code 1 if anything is wrong: with a kernel, with the native library, with a
+package that is installed and cannot be imported, or with the folder, if Python started there would import the
+package without its kernels.
 """
 
 from __future__ import annotations
 
+import importlib
 import platform
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -17,26 +19,28 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import EXIT_FAILED
+from ifdd.cli._imports import failed_import
 from ifdd.cli.common import add_device_option, choose_device, wide_console
 from ifdd.text import one_line
 
 SUMMARY = "check the installation"
 USAGE = "[options]"
 
-PACKAGES = (
-    "ifdd-kernels",
-    "torch",
-    "triton",
-    "numpy",
-    "safetensors",
-    "pytorch-lightning",
-    "torchmetrics",
-    "av",
-    "kornia",
-    "scikit-image",
-    "matplotlib",
-    "jsonargparse",
-)
+PACKAGES = {
+    "ifdd-kernels": "ifdd_kernels",
+    "torch": "torch",
+    "triton": "triton",
+    "numpy": "numpy",
+    "safetensors": "safetensors",
+    "pytorch-lightning": "pytorch_lightning",
+    "torchmetrics": "torchmetrics",
+    "av": "av",
+    "kornia": "kornia",
+    "scikit-image": "skimage",
+    "matplotlib": "matplotlib",
+    "jsonargparse": "jsonargparse",
+}
+"""Name of a package -> the module that it is imported by."""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -57,6 +61,9 @@ def run(options: Namespace) -> int:
     say("[bold]Versions[/bold]")
     for name, version in versions():
         say(f"  {name:18} {version}", highlight=False)
+    unusable = unusable_packages()
+    for found in unusable:
+        say(f"  FAIL  {found}", highlight=False, markup=False, soft_wrap=True)
     say("\n[bold]GPU[/bold]")
     for line in gpus():
         say(f"  {line}", highlight=False)
@@ -92,7 +99,7 @@ def run(options: Namespace) -> int:
         which = "all ops" if len(ops) == len(OPERATORS) else ", ".join(ops)
         say(f"  refused {reason} ({which})", highlight=False, markup=False, soft_wrap=True)
 
-    failed = bool(problems)
+    failed = bool(problems or unusable)
     if not options.self_test:
         return EXIT_FAILED if failed else 0
     say("\n[bold]Self-test[/bold]")
@@ -113,6 +120,24 @@ def versions() -> Iterator[tuple[str, str]]:
             yield name, metadata.version(name)
         except metadata.PackageNotFoundError:
             yield name, "not installed"
+
+
+def unusable_packages() -> list[str]:
+    """One line for each package that is installed and cannot be imported.
+
+    Where several fail because of the same one below them, that one is named, once.
+    """
+    lines: dict[str, str] = {}
+    for name, module in PACKAGES.items():
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                lines.setdefault(name, f"the package {name} lacks a package that it needs: {error.name}")
+        except Exception as error:
+            package, line = failed_import(error) or (name, f"the package {name}: {one_line(error)}")
+            lines.setdefault(package, line)
+    return list(lines.values())
 
 
 def gpus() -> list[str]:

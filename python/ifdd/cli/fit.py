@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ifdd.training.resume import ResumeError
 
 SUMMARY = "train a network"
-USAGE = "--data DATA --out OUT [options]"
+USAGE = "--data DATA --out OUT [options]\n       ifdd fit --out OUT --resume [--epochs EPOCHS]"
 LAST = "last.ckpt"
 SETTINGS = "config.yaml"
 

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import re
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Sequence
@@ -25,8 +26,31 @@ class _ShortHelp(DefaultHelpFormatter):
     def _get_type_str(self, action: Any) -> None:
         return None
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        # Paragraphs stay apart, and indented ones (command lines to copy) stay as they are.
+        paragraphs = re.split(r"\n[ \t]*\n", textwrap.dedent(text).strip("\n"))
+        return "\n\n".join(
+            textwrap.indent(textwrap.dedent(paragraph), f"{indent}  ")
+            if paragraph.startswith(" ")
+            else super(_ShortHelp, self)._fill_text(paragraph, width, indent)
+            for paragraph in paragraphs
+        )
+
+    def _format_action(self, action: Any) -> str:
+        if isinstance(action, argparse._SubParsersAction):
+            # The heading above says what they are.
+            return "".join(map(self._format_action, self._iter_indented_subactions(action)))
+        return super()._format_action(action)
+
+    def _format_action_invocation(self, action: Any) -> str:
+        # An option for a list has a second form that appends, "--classes+", and that of printing the
+        # configuration has flags: forms of the parsing library which are not part of this command line.
+        text = re.sub(r", --\S+\+( \S+)?", "", super()._format_action_invocation(action))
+        return text.replace(" [=flags]", "")
+
     def _expand_help(self, action: Any) -> str:
-        text = super()._expand_help(action).replace("`", "").replace(" (default: null)", "")
+        text = super()._expand_help(action).replace("`", "")
+        text = text.replace(" (default: null)", "").replace(" (default: )", "")
         for ours, theirs in (("false", "False"), ("true", "True"), (r"[\1]", r"\((.*)\)")):
             text = re.sub(rf"\(default: {theirs}\)", f"(default: {ours})", text)
         # The texts of Python's documentation are sentences, those of options are not.
