@@ -46,8 +46,8 @@ def test_the_help_of_all_lists_the_commands(ifdd: Run) -> None:
 def test_help_shows_no_forms_of_the_parsing_library(ifdd: Run) -> None:
     result = ifdd("fit", "--help")
     assert "  --classes CLASSES  " in result.out
-    assert "  --print_config  " in result.out or "  --print_config\n" in result.out
-    for form in ("--classes+", "--path_map+", "[=flags]", "(default: )"):
+    assert "  --print_config" in result.out
+    for form in ("--classes+", "--path_map+", "[=flags]", "\b", "(default: )"):
         assert form not in result.out, form
 
 
@@ -253,6 +253,16 @@ def test_interruptions_and_missing_packages(
     result = ifdd("predict", "v.mp4", "--checkpoint", checkpoint)
     assert result.code == code
     assert "interrupted" in result.err or "kornia is not installed: pip install" in result.err
+
+
+def test_a_terminated_training_says_so(ifdd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    def terminated(*_: Any) -> None:
+        raise SIGTERMException
+
+    monkeypatch.setattr("ifdd.cli.completion.run", terminated)
+    assert ifdd("completion", "bash") == (143, "", "ifdd: terminated\n")
 
 
 def test_without_the_command_line_packages_it_says_so(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ifdd.cli._commands import COMMANDS, EXIT_FAILED, EXIT_USAGE, UsageError
+from ifdd.cli._commands import COMMANDS, EXIT_FAILED, EXIT_TERMINATED, EXIT_USAGE, UsageError
 from ifdd.cli._imports import failed_import
 from ifdd.cli._warnings import one_line_warnings
 from ifdd.text import one_line
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Returns:
-        0 if all went well, 1 if any input failed, 2 for a wrong call.
+        0 if all went well, 1 if any input failed, 2 for a wrong call, 130 after Ctrl-C, 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -77,7 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         build_parser().parse_args(arguments)
         return EXIT_USAGE
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else EXIT_USAGE
+        if isinstance(stop.code, int):
+            return stop.code
+        # No code: Lightning leaves a training or a test like this after SIGTERM (its SIGTERMException).
+        print("ifdd: terminated", file=sys.stderr)
+        return EXIT_TERMINATED
     except KeyboardInterrupt:
         print("ifdd: interrupted", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_TERMINATED = 143  # as of a process that SIGTERM ended
 
 
 class UsageError(ValueError):

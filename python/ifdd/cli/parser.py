@@ -46,7 +46,7 @@ class _ShortHelp(DefaultHelpFormatter):
         # An option for a list has a second form that appends, "--classes+", and that of printing the
         # configuration has flags: forms of the parsing library which are not part of this command line.
         text = re.sub(r", --\S+\+( \S+)?", "", super()._format_action_invocation(action))
-        return text.replace(" [=flags]", "")
+        return re.sub(r"\s*\x08?\[=flags\]", "", text)  # the backspace would reach files and pagers
 
     def _expand_help(self, action: Any) -> str:
         text = super()._expand_help(action).replace("`", "")
