@@ -339,7 +339,7 @@ def pool_in_a_wrapper(model: Any) -> None:
             out, grid = self.inner(x, thw)
             return 3 * out, grid
 
-    model.blocks[2].attn.pool_v = Wrapper(model.blocks[2].attn.pool_v)
+    model.blocks[2].attn.pool_q = Wrapper(model.blocks[2].attn.pool_q)
 
 
 def learnable_scale(model: Any) -> None:
