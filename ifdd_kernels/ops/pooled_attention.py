@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ifdd_kernels import _check, reference, sdpa
+from ifdd_kernels import _check, _preferred, recording, reference, sdpa
 from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run, select
 from ifdd_kernels.grids import table_length
@@ -204,6 +204,11 @@ def _variant(arguments: tuple[Any, ...], without_tables: bool, residual: bool, b
     query, key, value, table_h, table_w, table_t, q_grid, k_grid, scale = arguments
     if not torch.compiler.is_compiling():
         OPERATOR.check(*arguments)
+    if backend == "auto" and _preferred.chosen == "reference":
+        backend = "reference"
+    if recording.active and backend in ("auto", "reference", "sdpa") and not torch.compiler.is_compiling():
+        ran = "reference" if backend == "reference" else "sdpa"
+        recording.note(OPERATOR.name, ran, arguments[:3] if without_tables else arguments)
     if backend == "reference":
         with sdpa.lowered(query, key, value) as parts:
             q, k, v = parts

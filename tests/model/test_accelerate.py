@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 import ifdd
 from ifdd.acceleration.pooling import same_positions
@@ -288,6 +288,114 @@ def test_what_becomes_of_layers_later(monkeypatch: pytest.MonkeyPatch) -> None:
         assert relative_error(ours(clips(1)), untouched) > 1e-5, change.__name__
         ifdd.accelerate(copied := copy.deepcopy(theirs))
         assert relative_error(copied(clips(1)), theirs(clips(1))) <= 1e-5, change.__name__
+
+
+def replace_activation(model: Any) -> None:
+    model.blocks[0].mlp[1] = nn.ReLU()
+
+
+def subclass_of_activation(model: Any) -> None:
+    class Doubled(nn.GELU):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    model.blocks[0].mlp[1] = Doubled()
+
+
+def identity_for_dropout(model: Any) -> None:
+    model.blocks[0].mlp[2] = nn.Identity()
+
+
+def norm_for_dropout(model: Any) -> None:
+    model.blocks[0].mlp[2] = nn.LayerNorm(model.blocks[0].mlp[0].out_features)
+
+
+def one_layer_more(model: Any) -> None:
+    model.blocks[0].mlp.append(nn.Tanh())
+
+
+def one_layer_less(model: Any) -> None:
+    del model.blocks[0].mlp[4]
+
+
+def subclass_of_pool(model: Any) -> None:
+    module = model.blocks[1].attn.pool_v
+
+    class Doubled(type(module)):  # type: ignore[misc]
+        def forward(self, x: Tensor, thw: Any) -> Any:
+            out, grid = super().forward(x, thw)
+            return 2 * out, grid
+
+    module.__class__ = Doubled
+
+
+def pool_in_a_wrapper(model: Any) -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor, thw: Any) -> Any:
+            out, grid = self.inner(x, thw)
+            return 3 * out, grid
+
+    model.blocks[2].attn.pool_q = Wrapper(model.blocks[2].attn.pool_q)
+
+
+def learnable_scale(model: Any) -> None:
+    model.blocks[1].attn.scaler = nn.Parameter(torch.tensor(0.3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replace_activation,
+        subclass_of_activation,
+        identity_for_dropout,
+        norm_for_dropout,
+        one_layer_more,
+        one_layer_less,
+        subclass_of_pool,
+        pool_in_a_wrapper,
+        learnable_scale,
+    ],
+)
+def test_layers_that_are_replaced_count(change: Callable[[nn.Module], None]) -> None:
+    """Whether before or after: what the block computes and every gradient are torchvision's."""
+    theirs, later, _ = pair(2)
+    change(theirs)
+    change(later)
+    before = copy.deepcopy(theirs)
+    ifdd.accelerate(before)
+    for ours in (later, before):
+        assert_same(copy.deepcopy(theirs).double(), ours.double(), clips(dtype=torch.float64))
+
+
+def test_a_part_that_blocks_share() -> None:
+    model = small(2)
+    model.blocks[2].mlp = model.blocks[1].mlp  # type: ignore[index, union-attr]
+    theirs = copy.deepcopy(model)
+    report = ifdd.accelerate(model)
+    assert sorted(report.replaced) == sorted(set(ALL) - {"blocks.2.mlp"})
+    assert report.left == {"blocks.2.mlp": "is accelerated already"}
+    assert_same(theirs, model, clips())
+
+
+def test_undo_of_a_class_that_became_another() -> None:
+    class Halved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / 2
+
+    theirs, ours, report = pair(2)
+    for model in (theirs, ours):
+        parametrize.register_parametrization(model.blocks[1].attn, "rel_pos_h", Halved())  # type: ignore[index, union-attr]
+    with pytest.raises(RuntimeError, match=r"undo: blocks\.1\.attn has become a Parametrized"):
+        report.undo()
+    assert type(ours.blocks[0].attn).__name__ == "AcceleratedMultiscaleAttention"  # type: ignore[index, union-attr]
+    assert_same(theirs, copy.deepcopy(ours), clips())
+    parametrize.remove_parametrizations(ours.blocks[1].attn, "rel_pos_h")  # type: ignore[index, union-attr]
+    report.undo()
+    assert "Accelerated" not in str(ours)
 
 
 def test_dropout_is_left_and_applied() -> None:

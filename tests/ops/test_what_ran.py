@@ -184,6 +184,27 @@ def test_where_the_switch_ends() -> None:
     assert ran() == "reference"
 
 
+@pytest.mark.parametrize(("tables", "residual"), [(False, True), (False, False), (True, False)])
+def test_variants_of_attention_are_seen_and_switched(tables: bool, residual: bool) -> None:
+    """Without tables or without the query it is PyTorch's attention, or the definition."""
+    x = torch.randn(1, 9, 2, 4)
+    table = torch.randn(3, 4) if tables else None
+
+    def ran(**named: Any) -> str:
+        with K.record() as calls:
+            K.pooled_attention(x, x, x, table, table, table, (2, 2, 2), (2, 2, 2), residual=residual, **named)
+        (call,) = calls
+        assert (call.op, call.shapes[:3]) == ("pooled_attention", ((1, 9, 2, 4),) * 3)
+        assert len(call.shapes) == (6 if tables else 3)
+        return call.backend
+
+    assert ran() == "sdpa"
+    assert ran(backend="reference") == "reference"
+    with K.use_backend("reference"):
+        assert ran() == "reference"
+        assert ran(backend="sdpa") == "sdpa"
+
+
 def test_ops_that_a_backend_was_never_written_for() -> None:
     x, w, b = torch.randn(2, 9, 4), torch.randn(3, 4), torch.randn(3)
     with K.use_backend("sdpa"), K.record() as calls:

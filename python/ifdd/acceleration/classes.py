@@ -23,6 +23,8 @@ class Accelerated(nn.Module):
     """Mixed into a class of an MViT: `forward` may take the kernels, and is otherwise the class' own."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        if not is_just_accelerated(self):  # somebody's subclass, which this cannot make again
+            return super().__reduce_ex__(protocol)  # type: ignore[return-value]
         # The class was made at run time: pickle finds it by what it was made of.
         found: Any = super().__reduce_ex__(2)
         return (_empty, type(self).__bases__, *found[2:])
@@ -50,6 +52,15 @@ def is_accelerated(module: nn.Module) -> bool:
     return isinstance(module, Accelerated)
 
 
+def is_just_accelerated(module: nn.Module) -> bool:
+    """Whether its class is the one that :func:`swap` gave it.
+
+    A parametrisation of the module itself and FSDP2 make subclasses of that one.
+    """
+    bases = type(module).__bases__
+    return len(bases) == 2 and issubclass(bases[0], Accelerated) and _class(bases) is type(module)
+
+
 def swap(module: nn.Module, mixin: type[Accelerated], backend: str) -> None:
     """Makes `module` run the forward of `mixin`."""
     module.__class__ = accelerated_class(mixin, type(module))
@@ -57,8 +68,8 @@ def swap(module: nn.Module, mixin: type[Accelerated], backend: str) -> None:
 
 
 def restore(module: nn.Module) -> None:
-    """Undoes :func:`swap`."""
-    if isinstance(module, Accelerated):
+    """Undoes :func:`swap`, of a module for which :func:`is_just_accelerated` holds."""
+    if is_just_accelerated(module):
         module.__class__ = type(module).__bases__[1]
         delattr(module, _BACKEND)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ifdd.acceleration.classes import restore
+from ifdd.acceleration.classes import is_accelerated, is_just_accelerated, restore
 
 
 class Report:
@@ -27,7 +27,17 @@ class Report:
         """Makes the modules in `replaced` what they were before; a second call does nothing.
 
         Parameters, buffers and hooks stay as they are now: they were never others.
+
+        Raises:
+            RuntimeError: a module is now of a subclass of the class it got here, as a parametrisation of the
+                module itself or FSDP2 make one. Then nothing is changed.
         """
+        for name, module in zip(self.replaced, self._modules, strict=False):
+            if is_accelerated(module) and not is_just_accelerated(module):
+                raise RuntimeError(
+                    f"undo: {name or 'the model itself'} has become a {type(module).__name__} since, a "
+                    "subclass of the class that would be taken back; nothing was changed"
+                )
         for module in self._modules:
             restore(module)
         self._modules = ()

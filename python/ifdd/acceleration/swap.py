@@ -59,8 +59,11 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> Report:
         if plan is None:
             continue
         prefix = f"{name}." if name else ""
-        done = [part for part, module in block.named_children() if is_accelerated(module)]
-        become, why = ({}, dict.fromkeys(done, "is accelerated already")) if done else plan(block)
+        become, why = plan(block)
+        for part, module in block.named_children():
+            if is_accelerated(module):  # by an earlier call, or as a part of another block that shares it
+                become.pop(part, None)
+                why[part] = "is accelerated already"
         for part, mixin in become.items():
             module = getattr(block, part)
             swap(module, mixin, backend)

@@ -28,11 +28,18 @@ from ifdd.modules.children import apply_linear, is_untouched, weight_and_bias, w
 from ifdd_kernels import gelu_linear, max_pool_tokens
 
 Answer = tuple[Tensor, Any]
+POOL = ("torchvision.models.video.mvit", "Pool")
+MLP_LAYERS = [nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout]
+
+
+def _place(module: nn.Module) -> tuple[str, str]:
+    """Of its class, which is not imported to be compared with."""
+    return type(module).__module__, type(module).__qualname__
 
 
 def _parts_of_pool(module: Any) -> tuple[nn.Module | None, nn.Module | None]:
     """The convolution and the norm of a `Pool`, where it does nothing else."""
-    if not is_untouched(module) or module.norm_before_pool or not isinstance(module.norm_act, nn.Sequential):
+    if _place(module) != POOL or not is_untouched(module) or module.norm_before_pool:
         return None, None
     layers = module.norm_act
     alone = type(layers) is nn.Sequential and is_untouched(layers) and len(layers) == 1
@@ -56,6 +63,8 @@ class AttentionOnKernels(Accelerated):
         key_value = pair(_read(me.pool_k), _read(me.pool_v))
         query = _read(me.pool_q)
         unread = key_value is None or (me.pool_q is not None and query is None)
+        # A learnable scale gets its gradient from their product only.
+        unread = unread or not isinstance(me.scaler, int | float)
         if unread or not takes(x) or not plain(*tables) or (query and query.eps != key_value.key.eps):  # type: ignore[union-attr]
             return super().forward(x, thw)  # type: ignore[no-any-return]
         assert key_value is not None
@@ -104,21 +113,25 @@ class MLPOnKernels(Accelerated):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C')."""
-        layers: Any = self
-        activation, *dropouts = (layers[place] for place in (1, 2, 4))
-        first, second = (weight_and_bias(layers[place], nn.Linear) for place in (0, 3))
-        readable = (
-            takes(x)
-            and first is not None
-            and second is not None
-            and is_untouched(activation)
-            and activation.approximate == "none"
-            and all(is_untouched(layer) and (layer.p == 0 or not layer.training) for layer in dropouts)
-        )
-        if not readable:
+        layers: list[Any] = list(self.children())
+        second = _second_of_mlp(layers) if takes(x) else None
+        if second is None:
             return super().forward(x)  # type: ignore[no-any-return]
-        assert second is not None
         return gelu_linear(apply_linear(layers[0], x), *second, backend=backend_of(self, "gelu_linear"))
+
+
+def _second_of_mlp(layers: list[Any]) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of the second product; None where these layers are not what the kernel computes."""
+    if [type(layer) for layer in layers] != MLP_LAYERS:  # one may have been replaced, put in or taken out
+        return None
+    first, activation, dropout, second, last = layers
+    computed = (
+        weight_and_bias(first, nn.Linear) is not None
+        and is_untouched(activation)
+        and activation.approximate == "none"
+        and all(is_untouched(layer) and (layer.p == 0 or not layer.training) for layer in (dropout, last))
+    )
+    return weight_and_bias(second, nn.Linear) if computed else None
 
 
 class SkipOnKernels(Accelerated):
@@ -157,10 +170,9 @@ def plan(block: Any) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
 
 
 def _own_class(module: nn.Module, package: str, name: str) -> str:
-    kind = type(module)
-    if (kind.__module__, kind.__qualname__) == (package, name):
+    if _place(module) == (package, name):
         return "" if "forward" not in module.__dict__ else "has a forward of its own"
-    return f"is a {kind.__module__}.{kind.__qualname__}, not torchvision's {name}"
+    return f"is a {'.'.join(_place(module))}, not torchvision's {name}"
 
 
 def _attention_reason(attention: Any) -> str:
@@ -173,7 +185,7 @@ def _attention_reason(attention: Any) -> str:
         module = getattr(attention, name)
         if module is None:
             continue
-        wrong = _own_class(module, "torchvision.models.video.mvit", "Pool")
+        wrong = _own_class(module, *POOL)
         if wrong:
             return f"{name} {wrong}"
         convolution, norm = _parts_of_pool(module)
@@ -184,6 +196,8 @@ def _attention_reason(attention: Any) -> str:
     key_value, query = pair(_read(attention.pool_k), _read(attention.pool_v)), _read(attention.pool_q)
     if key_value is None or (query and query.eps != key_value.key.eps):
         return "pools with norms of several eps, or keys and values with several strides"
+    if not isinstance(attention.scaler, int | float):
+        return f"scales by a {type(attention.scaler).__name__}, not by a number"
     if attention.pool_q is None and key_value.stride != ONES and type(attention.qkv) is not nn.Linear:
         return f"qkv is a {type(attention.qkv).__name__}, not a Linear"
     return ""
@@ -193,9 +207,8 @@ def _mlp_reason(mlp: Any) -> str:
     wrong = _own_class(mlp, "torchvision.ops.misc", "MLP")
     if wrong:
         return wrong
-    kinds = [nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout]
     found = [type(layer) for layer in mlp]
-    if found != kinds:
+    if found != MLP_LAYERS:
         return f"is made of {', '.join(kind.__name__ for kind in found)}"
     if mlp[1].approximate != "none":
         return f"has a GELU approximated by {mlp[1].approximate!r}"
@@ -209,7 +222,7 @@ def _mlp_reason(mlp: Any) -> str:
 
 
 def _skip_reason(skip: Any) -> str:
-    wrong = _own_class(skip, "torchvision.models.video.mvit", "Pool")
+    wrong = _own_class(skip, *POOL)
     if wrong:
         return wrong
     if skip.norm_act is not None:
