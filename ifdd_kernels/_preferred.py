@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import TracebackType
 from typing import Literal, get_args
 
@@ -13,6 +14,9 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 LIBRARY_OPS = frozenset({"gelu_linear", "linear", "max_pool_tokens"})
 #: What ``"auto"`` means, in all threads. Compilers guard on it: another one compiles anew.
 chosen = "auto"
+_lock = threading.Lock()
+#: What was switched on and has not ended, the last of which holds; an object once for each block it is in.
+_switches: list[use_backend] = []
 
 
 class use_backend:  # noqa: N801 - used as a function
@@ -35,15 +39,23 @@ class use_backend:  # noqa: N801 - used as a function
     """
 
     def __init__(self, backend: str) -> None:
-        global chosen
         if backend not in BACKENDS:
             raise ValueError(f"use_backend: unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
-        self.backend, self._before = backend, chosen
-        chosen = backend
+        self.backend, self._entered = backend, 0
+        with _lock:
+            # Of two that hold from there on the first never holds again.
+            if len(_switches) > 1 and not _switches[-1]._entered and not _switches[-2]._entered:
+                del _switches[-2]
+            _switches.append(self)
+            _choose()
 
     def __enter__(self) -> use_backend:
-        global chosen
-        chosen = self.backend
+        with _lock:
+            if not self._entered and self in _switches:
+                _switches.remove(self)  # that of its making: the block is where it holds now
+            self._entered += 1
+            _switches.append(self)
+            _choose()
         return self
 
     def __exit__(
@@ -52,11 +64,19 @@ class use_backend:  # noqa: N801 - used as a function
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        global chosen
-        chosen = self._before
+        # Blocks of several threads end in any order: each takes its own entry away.
+        with _lock:
+            self._entered -= 1
+            del _switches[len(_switches) - 1 - _switches[::-1].index(self)]
+            _choose()
 
     def __repr__(self) -> str:
         return f"use_backend({self.backend!r})"
+
+
+def _choose() -> None:
+    global chosen
+    chosen = _switches[-1].backend if _switches else "auto"
 
 
 def meant(op: str, device: str) -> str:

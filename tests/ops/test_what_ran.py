@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import ifdd_kernels as K
+from ifdd_kernels import _preferred
 from ifdd import IFDD, IFDDConfig
 from ifdd_kernels import _library, recording
 from ifdd_kernels.backends import can_run
@@ -253,3 +254,30 @@ def test_the_switch_under_a_compiler() -> None:
         compiled(x)
     compiled(x)
     assert targets == ["ifdd.lifting_attention.default", "ifdd.lifting_attention_reference.default"]
+
+
+def test_blocks_of_use_backend_end_in_any_order() -> None:
+    """Entered twice, made early, and interleaved as threads do it."""
+    once = K.use_backend("reference")
+    with once:
+        with once:
+            assert _preferred.chosen == "reference"
+        assert _preferred.chosen == "reference"
+    assert _preferred.chosen == "auto"
+    early = K.use_backend("native")
+    with K.use_backend("sdpa"):
+        with early:
+            assert _preferred.chosen == "native"
+        assert _preferred.chosen == "sdpa"
+    assert _preferred.chosen == "auto"
+    first, second = K.use_backend("sdpa"), K.use_backend("reference")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert _preferred.chosen == "reference"
+    second.__exit__(None, None, None)
+    assert _preferred.chosen == "auto"
+    for _ in range(10):
+        K.use_backend("native")
+        K.use_backend("auto")
+    assert len(_preferred._switches) <= 2
