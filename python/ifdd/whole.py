@@ -15,8 +15,7 @@ PART = ".*.[0-9]*.part"
 @contextmanager
 def part_of(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A name beside `path`. What the block writes there takes the place of `path` when it ends well, after it
-    has reached the disk, and is gone otherwise. Where `path` is a link it stays one, and the file that it leads
-    to is replaced.
+    has reached the disk, and is gone otherwise. A link stays one, and the file that it leads to is replaced.
 
     Raises:
         OSError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Pipes, devices and sockets where a file is expected: said at once, never opened (that could wait forever)."""
+"""Pipes, devices and sockets where a file is expected: said at once, never opened, which might never end."""
 
 from __future__ import annotations
 
