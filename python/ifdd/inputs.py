@@ -36,6 +36,8 @@ def find_videos(names: Iterable[str], recursive: bool = False) -> Iterator[tuple
 
 
 def _expand(name: str, recursive: bool) -> list[tuple[str, VideoError | None]]:
+    if not name:  # a Path would take it for the folder that the program runs in
+        return [(name, VideoError("an empty name stands for no video"))]
     if os.path.lexists(name):
         return _videos_of(name, recursive)
     if not glob.has_magic(name):

@@ -188,7 +188,7 @@ def _read(
             windows, used = 1, min(count, span)
         if skip > windows:
             raise VideoError(
-                f"{path}: has {windows} windows now and had at least {skip}: the file has changed"
+                f"{printable(path)}: has {windows} windows now and had at least {skip}: the file has changed"
             )
         return Footage(
             windows,

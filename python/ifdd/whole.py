@@ -15,12 +15,12 @@ PART = ".*.[0-9]*.part"
 @contextmanager
 def part_of(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A name beside `path`. What the block writes there takes the place of `path` when it ends well, after it
-    has reached the disk, and is gone otherwise.
+    has reached the disk, and is gone otherwise. A link stays one, and the file that it leads to is replaced.
 
     Raises:
         OSError: it cannot be written.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     # Names of files have 255 bytes at most.
     part = target.with_name(f".{target.name[:60]}.{os.getpid()}.part")
     try:

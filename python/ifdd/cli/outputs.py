@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from ifdd.cli._commands import EXIT_FAILED, UsageError
+from ifdd.data.folder import IMAGE_SUFFIXES
 from ifdd.journal import Journal, read_outcomes, to_line
 from ifdd.outcomes import Begun, Outcome, VideoPrediction, WindowResult
 from ifdd.results import Csv, JsonArray
@@ -52,12 +54,18 @@ class OutputTargets:
         piped = [option for option, value in named if value == "-"]
         if len(piped) > 1:
             raise UsageError(f"{piped[-1]} - and {piped[0]} - cannot both write to stdout")
-        files = [(option, Path(value)) for option, value in named if _is_file(value)]
+        for option, value in named:
+            if not value:
+                raise UsageError(f"{option} is empty, expected the name of a file, or - for stdout")
+            _reachable(option, Path(value))
+        if self.journal is not None:
+            _reachable("the journal", self.journal)
+        files = self._files()
         for number, (option, file) in enumerate(files):
             if file.is_dir():
                 raise UsageError(f"{option}: {printable(file)} is a folder")
             for other, same in files[:number]:
-                if file.absolute() == same.absolute():
+                if _identity(file) == _identity(same):
                     raise UsageError(f"{other} and {option} name the same file, {printable(file)}")
         if resume and overwrite:
             raise UsageError("--resume keeps what --overwrite would replace: name one of them")
@@ -69,7 +77,7 @@ class OutputTargets:
             return
         if overwrite or (resume and _holds_something(self.journal)):
             return
-        for option, file in [*files, ("--jsonl", self.journal)]:
+        for option, file in files:
             if not _holds_something(file):
                 continue
             if resume:
@@ -82,6 +90,37 @@ class OutputTargets:
                 ways = f"--resume goes on with that run, {ways}"
             raise UsageError(f"{option}: {printable(file)} is there already; {ways}")
 
+    def spare(self, inputs: Iterable[tuple[str, str]]) -> None:
+        """Refuses to write over what the run reads, whatever name or link leads there.
+
+        Args:
+            inputs: what each is ("a video") and its path; of a folder, its frames are meant.
+
+        Raises:
+            UsageError: an output is an input.
+        """
+        written = {_identity(file): (option, file) for option, file in self._files() if file.exists()}
+        frames = {
+            _identity(file.parent): (option, file)
+            for option, file in written.values()
+            if file.suffix.lower() in IMAGE_SUFFIXES
+        }
+        if not written:
+            return
+        for what, path in inputs:
+            found = (frames if os.path.isdir(path) else written).get(_identity(Path(path)))  # noqa: PTH112
+            if found is not None:
+                option, file = found
+                raise UsageError(f"{option}: {printable(file)} is {what} that this run reads")
+
+    def _files(self) -> list[tuple[str, Path]]:
+        """All that is written to the disk, and what asked for it."""
+        named = [(f"--{option}", value) for option, value in vars(self).items()]
+        files = [(option, Path(value)) for option, value in named if _is_file(value)]
+        if self.journal is not None and not _is_file(self.jsonl):
+            files.append(("the journal", self.journal))
+        return files
+
 
 def _is_file(target: str | None) -> bool:
     """Whether a target is a file or will be one: not stdout, a pipe or a device."""
@@ -89,6 +128,25 @@ def _is_file(target: str | None) -> bool:
         return False
     path = Path(target)
     return path.is_file() or path.is_dir() or not path.exists()
+
+
+def _reachable(option: str, file: Path) -> None:
+    """Refuses a name that no file can have, and one that may not be looked at."""
+    try:
+        file.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UsageError(f"{option}: {printable(file)}: {error.strerror}") from None
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    """The same for all names of a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
 
 
 def _holds_something(path: Path) -> bool:

@@ -181,6 +181,10 @@ def run(options: Namespace) -> int:
     } | {"device": device}
     header = run_header(options.checkpoint, predictor.class_names, settings)
     videos = list(find_videos(names, options.recursive))
+    lists = [] if options.list in (None, "-") else [("the list", options.list)]
+    targets.spare(
+        [("the checkpoint", options.checkpoint), *lists, *(("a video", path) for path, _ in videos)]
+    )
     outputs = Outputs(targets, header, overwrite=options.overwrite, retry=options.retry_failed)
     with _ended_by_sigterm(), outputs, Progress(len(videos)) as progress:
         _predict(predictor, reading, workers, videos, outputs, progress)

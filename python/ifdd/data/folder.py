@@ -13,7 +13,7 @@ import numpy as np
 from ifdd.text import printable
 
 from .errors import VideoError, reason
-from .source import Picture, PictureError, Source, needs
+from .source import Picture, PictureError, Source, needs, special_file
 
 __all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "FolderSource", "frame_files", "list_videos", "read_image"]
 
@@ -123,6 +123,9 @@ def read_image(path: Path) -> np.ndarray:
         raise VideoError(needs(path, "Pillow")) from None
     name = printable(path.name)
     try:
+        special = special_file(path)
+        if special is not None:
+            raise PictureError(f"{name}: {special}, expected a file")
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise PictureError(f"{name}: {image.width}x{image.height} pixels are more than {MAX_PIXELS}")

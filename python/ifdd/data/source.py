@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from ifdd.text import printable
 
-__all__ = ["Picture", "PictureError", "Source", "needs"]
+__all__ = ["Picture", "PictureError", "Source", "needs", "special_file"]
 
 
 class PictureError(Exception):
@@ -63,6 +64,19 @@ class Source(ABC):
 
     def close(self) -> None:  # noqa: B027 (a folder holds nothing open)
         """Closes the file; `pictures` cannot go on."""
+
+
+def special_file(path: Path) -> str | None:
+    """What stands at `path` where a file is expected: opening a pipe may wait forever. None for a file.
+
+    Raises:
+        OSError: nothing is there, or it may not be looked at.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return None
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+    return next((kind for is_kind, kind in kinds if is_kind(mode)), "a device")
 
 
 def needs(path: str | os.PathLike[str], package: str) -> str:

@@ -26,7 +26,7 @@ from .face import CropBox, find_face, parse_crop
 from .ffmpeg import FileSource
 from .folder import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FolderSource, frame_files, list_videos
 from .resize import resize_frame
-from .source import Picture, PictureError, Source
+from .source import Picture, PictureError, Source, special_file
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -415,9 +415,12 @@ def _source(path: Path, fps: float) -> Source:
     if path.is_dir():
         return FolderSource(path, fps)
     try:
+        special = special_file(path)
         empty = path.stat().st_size == 0
     except OSError as error:
         raise VideoError(f"{printable(path)}: {reason(error)}") from None
+    if special is not None:
+        raise VideoError(f"{printable(path)}: {special}, expected a file or a folder of frames")
     if empty:
         raise VideoError(f"{printable(path)}: the file is empty")
     if path.suffix.lower() in IMAGE_SUFFIXES:
