@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -425,3 +426,13 @@ def test_a_start_from_a_backbone_of_another_width_is_refused(small_config: Small
     save_checkpoint(path, IFDD(small_config(embed_dim=8)), NAMES)
     with pytest.raises(CheckpointError, match="of other shapes"):
         load_pretrained(IFDD(small_config()), path, part="backbone")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the modes of files are POSIX's")
+def test_a_checkpoint_is_as_readable_as_any_file(tmp_path: Path) -> None:
+    (tmp_path / "any").touch()
+    config = IFDDConfig(backbone="mvit_nano", image_size=32)
+    names = [str(i) for i in range(config.num_classes)]
+    save_checkpoint(tmp_path / "weights.safetensors", IFDD(config), names)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 import ifdd_kernels as K
-from ifdd_kernels import _preferred
 from ifdd import IFDD, IFDDConfig
-from ifdd_kernels import _library, recording
+from ifdd_kernels import _library, _preferred, recording
 from ifdd_kernels.backends import can_run
 from ifdd_kernels.registry import REGISTRY, Maker
 

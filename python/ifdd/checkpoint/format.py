@@ -81,7 +81,10 @@ def save_checkpoint(
     path = Path(path)
     try:
         with part_of(path) as part:
+            part.touch()
+            mode = part.stat().st_mode
             save_file(tensors, part, header)
+            part.chmod(mode)  # which safetensors makes readable for its owner alone
     except SafetensorError as error:
         # safetensors reports a missing folder or a full disk in its own type.
         raise OSError(f"{path}: cannot write the checkpoint: {error}") from error
