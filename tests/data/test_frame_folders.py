@@ -116,7 +116,7 @@ def test_any_name_of_a_video(tmp_path: Path, write_video, monkeypatch, name: byt
 def test_printable_names() -> None:
     for name in ("a b.mp4", "[x] $y", "表情/é.mp4", "back\\slash"):
         assert printable(Path(name)) == name
-    assert printable("a\nb\t\x1b\udcfc") == r"a\nb\t\x1b\udcfc"
+    assert printable("a\nb\t\x1b\udcfc") == r"a\nb\t\x1b\xfc"
 
 
 def test_transparent_images_show_the_colour_they_state(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_failed_write_keeps_the_old_file(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("ifdd.checkpoint.format.os.fsync", fail)
+    monkeypatch.setattr("ifdd.whole.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(path, model, NAMES, {"epoch": 2})
     assert load_checkpoint(path).extra == {"epoch": 1}
