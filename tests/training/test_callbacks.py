@@ -147,7 +147,7 @@ def test_a_text_is_there_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("ifdd.training.folder.os.fsync", full)
+    monkeypatch.setattr("ifdd.whole.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_whole(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "old"
