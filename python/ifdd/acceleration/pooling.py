@@ -178,7 +178,9 @@ def same_positions(queries: int, keys: int, default: torch.dtype) -> bool:
 
 @functools.cache
 def _same_positions(queries: int, keys: int, default: torch.dtype) -> bool:
-    with torch.device("cpu"), torch.inference_mode(False):
+    # Traced or faked tensors have no values to compare.
+    real = torch.utils._python_dispatch._disable_current_modes()
+    with real, torch.device("cpu"), torch.inference_mode(False):
         q, k = torch.arange(queries), torch.arange(keys)
         of_query, of_key = (
             torch.tensor(max(a / b, 1.0), dtype=default) for a, b in ((keys, queries), (queries, keys))

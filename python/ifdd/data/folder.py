@@ -28,8 +28,8 @@ VIDEO_SUFFIXES = (
 """Files that `list_videos` takes for videos, in small or capital letters. `read_video` looks at the content
 and takes any name."""
 
-MAX_PIXELS = 1 << 26
-"""Largest picture that is decoded, 8192x8192: a damaged header must not ask for all memory."""
+MAX_PIXELS = 1 << 25
+"""Largest picture that is decoded, just above 7680x4320: a damaged header must not ask for all memory."""
 
 _NUMBER = re.compile(r"[0-9]+")
 

@@ -29,8 +29,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError("storage_options are not supported: checkpoints are local files")
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with part_of(target) as part:
-            torch.save(checkpoint, part)
+        with part_of(target) as part, part.open("wb") as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(
         self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = True
