@@ -144,7 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
     if mistake:
         print(f"python -m benchmarks: error: {mistake}", file=sys.stderr)
         return 2
-    if not _wanted(options.ops, "overhead") and next(selected(options), None) is None:
+    tasks = list(selected(options))
+    if not tasks and not _wanted(options.ops, "overhead"):
         say("these options leave nothing of the plan to measure")
         return 2
     torch.set_num_threads(options.threads)
@@ -159,7 +160,6 @@ def main(arguments: list[str] | None = None) -> int:
         memory.limit_to_free()
     clock = "cuda" if options.device == "cuda" else options.clock
     say(f"{facts['device']}, {options.threads} threads, {facts['commit']} -> {path}")
-    tasks = list(selected(options))
     session = Session(
         options.device,
         writer,

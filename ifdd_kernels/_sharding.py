@@ -16,35 +16,8 @@ from ifdd_kernels._when_imported import when_imported
 
 DTENSOR = "torch.distributed.tensor"
 
-#: Arguments without a batch, by op: parameters, whose gradients are sums over the batch.
-PARAMETERS: dict[str, tuple[str, ...]] = {
-    "frame_tokens": ("weight", "bias"),
-    "split_index": ("token_weight", "token_bias", "static_weight", "dynamic_weight"),
-    "split_frames": (
-        "static_norm_weight",
-        "static_norm_bias",
-        "dynamic_norm_weight",
-        "dynamic_norm_bias",
-    ),
-    "static_dynamic_split": (
-        "token_weight",
-        "token_bias",
-        "static_weight",
-        "dynamic_weight",
-        "static_norm_weight",
-        "static_norm_bias",
-        "dynamic_norm_weight",
-        "dynamic_norm_bias",
-    ),
-    "pool_tokens": (
-        *(f"weight_{part}" for part in "qkv"),
-        *(f"norm_{kind}_{part}" for part in "qkv" for kind in ("weight", "bias")),
-    ),
-    "pooled_attention": ("table_h", "table_w", "table_t"),
-    "linear": ("weight", "bias"),
-    "gelu_linear": ("weight", "bias"),
-}
-
+#: Words in the names of parameters: tensors without a batch, whose gradients are sums over it.
+PARAMETERS = frozenset({"weight", "bias", "table"})
 #: The axis of the batch where it is not the first.
 BATCH = {("static_dynamic_split", "tokens"): 1}
 #: The axis of the heads in arguments and results, where each head is computed by itself.
@@ -61,8 +34,7 @@ def _placement(operator: Operator, name: str, axis: int | None, result: bool) ->
     if axis is None:
         return Replicate()
     plain = name.removeprefix("grad_")
-    whole = plain in PARAMETERS.get(operator.name, ()) or (operator.name, plain) == ("lifting_loss", "loss")
-    if whole:
+    if not PARAMETERS.isdisjoint(plain.split("_")) or (operator.name, plain) == ("lifting_loss", "loss"):
         return Partial() if result else Replicate()
     return Shard(HEADS[operator.name][plain] if axis else BATCH.get((operator.name, plain), 0))
 

@@ -213,7 +213,7 @@ def _variant(arguments: tuple[Any, ...], without_tables: bool, residual: bool, b
         with sdpa.lowered(query, key, value) as parts:
             q, k, v = parts
             in_order = (table_t, table_h, table_w)
-            return reference.attention_of_parts(q, k, v, in_order, q_grid, k_grid, scale, residual)
+            return reference.attention_of_parts(q, k, v, in_order, q_grid, k_grid, scale, residual)[0]
     if backend not in ("auto", "sdpa"):
         select(OPERATOR.name, backend, *arguments)  # refuses names and devices in its own words
         what = "without tables" if without_tables else "without the residual query"

@@ -72,7 +72,7 @@ def pooled_attention(
 ) -> tuple[Tensor, Tensor]:
     """Heads joined (B, 1 + Nq, h*d), and the rows' log-sum-exp (B, h, 1 + Nq)."""
     q, k, v = (part.transpose(1, 2) for part in (query, key, value))
-    return _attention(q, k, v, (table_t, table_h, table_w), q_grid, k_grid, scale)
+    return attention_of_parts(q, k, v, (table_t, table_h, table_w), q_grid, k_grid, scale)
 
 
 def attention_of_parts(
@@ -83,23 +83,12 @@ def attention_of_parts(
     q_grid: Triple,
     k_grid: Triple,
     scale: float,
-    residual: bool,
-) -> Tensor:
-    """As :func:`pooled_attention` of heads (B, h, 1 + N, d); the query is added only with `residual`."""
-    return _attention(q, k, v, tables, q_grid, k_grid, scale, residual)[0]
-
-
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tables: tuple[Tensor, Tensor, Tensor],
-    q_grid: Triple,
-    k_grid: Triple,
-    scale: float,
     residual: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Heads joined, and the rows' log-sum-exp; ``tables`` are in the order t, h, w."""
+    """As :func:`pooled_attention`, of heads (B, h, 1 + N, d) and tables in the order t, h, w.
+
+    The query is added only with `residual`.
+    """
     out_dtype, dtype = q.dtype, accumulator(q.dtype)
     q, k, v = (part.to(dtype) for part in (q, k, v))
     rows = (tables[0].to(dtype), tables[1].to(dtype), tables[2].to(dtype))

@@ -17,6 +17,7 @@ from ifdd.checkpoint.files import CheckpointError, PathLike, load_weights, read_
 from ifdd.checkpoint.format import checked_names, save_checkpoint
 from ifdd.config import IFDDConfig
 from ifdd.model import IFDD
+from ifdd.text import one_line
 from ifdd.whole import write_whole
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -59,7 +60,7 @@ def repository_files(
             )
         except (OSError, ValueError) as error:  # all errors of the Hub's client are one of them
             raise CheckpointError(
-                f"{shown}: no such folder, and no {file} from the Hugging Face Hub: {_line(error)}"
+                f"{shown}: no such folder, and no {file} from the Hugging Face Hub: {one_line(error)}"
             ) from error
 
     return get(CONFIG), get(WEIGHTS)
@@ -84,14 +85,14 @@ def _read_config(path: Path) -> tuple[IFDDConfig, tuple[str, ...]]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {_line(error)}") from error
+        raise CheckpointError(f"{path}: not readable as JSON: {one_line(error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("ifdd"), dict):
         raise CheckpointError(f"{path}: not the configuration of an IFDD network: it has no object 'ifdd'")
     try:
         config = IFDDConfig.from_dict(content["ifdd"])
         return config, checked_names(content.get("class_names", ()), config.num_classes)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {_line(error)}") from error
+        raise CheckpointError(f"{path}: {one_line(error)}") from error
 
 
 def save_folder(model: IFDD, folder: PathLike, class_names: Sequence[str] | None = None) -> None:
@@ -134,7 +135,7 @@ def upload(
                 ignore_patterns=kept,
             )
         except (OSError, ValueError) as error:
-            raise OSError(f"{repo_id}: not uploaded to the Hugging Face Hub: {_line(error)}") from error
+            raise OSError(f"{repo_id}: not uploaded to the Hugging Face Hub: {one_line(error)}") from error
     return str(getattr(done, "commit_url", done))
 
 
@@ -143,14 +144,10 @@ def _package(what: str) -> Any:
         import huggingface_hub
     except ImportError as error:
         raise ImportError(
-            f"{what} needs huggingface_hub, which does not import ({_line(error)}): "
+            f"{what} needs huggingface_hub, which does not import ({one_line(error)}): "
             "`pip install huggingface_hub` installs it"
         ) from error
     return huggingface_hub
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def model_card(config: IFDDConfig, class_names: Sequence[str]) -> str:

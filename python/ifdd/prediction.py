@@ -18,6 +18,7 @@ from ifdd.config import IFDDConfig
 from ifdd.data.face import parse_crop
 from ifdd.data.resize import frames_to_clip
 from ifdd.data.sampling import SamplingPolicy
+from ifdd.data.video import VideoError
 from ifdd.lookahead import Ended, Lookahead
 from ifdd.model import IFDD, IFDDFeatures
 from ifdd.outcomes import Begun, Outcome, VideoFailure, VideoPrediction, WindowPrediction, WindowResult
@@ -280,11 +281,12 @@ class Predictor:
         )
 
     def _find_window(self, path: str | os.PathLike[str], number: int, reading: Reading) -> Window:
-        count = 0
-        for shown in read_windows(path, reading):
-            if shown.number == number:
-                return shown
-            count += 1
+        if number < 0:
+            raise PredictionError(f"{printable(path)}: window {number} does not exist, they count from 0")
+        try:
+            return next(read_windows(path, reading, skip=number))
+        except StopIteration as ended:
+            count = ended.value.windows
         raise PredictionError(
             f"{printable(path)}: window {number} does not exist, the video has windows 0 to {count - 1}"
         )
@@ -394,6 +396,12 @@ class _Batch:
         if item.result is None:
             assert item.error is not None
             return VideoFailure(state.path, item.error, state.read)
+        if item.result.windows < len(state.windows):
+            changed = VideoError(
+                f"{printable(state.path)}: has {item.result.windows} windows now and had at least "
+                f"{len(state.windows)}: the file has changed"
+            )
+            return VideoFailure(state.path, changed, state.read)
         return VideoPrediction.of_windows(state.path, self._predictor.class_names, state.windows, item.result)
 
 

@@ -113,14 +113,6 @@ class _Shown(NamedTuple):
     stop: float
 
 
-def window_starts(length: int, span: int, tail: Tail) -> list[int]:
-    """First frames of the windows of a video of `length` >= `span` frames."""
-    starts = list(range(0, length - span + 1, span))
-    if tail == "overlap" and length % span:
-        starts.append(length - span)
-    return starts
-
-
 def read_windows(
     path: str | os.PathLike[str], reading: Reading, skip: int = 0
 ) -> Generator[Window, None, Footage]:
@@ -186,10 +178,6 @@ def _read(
             used = count
         if only is not None:
             windows, used = 1, min(count, span)
-        if skip > windows:
-            raise VideoError(
-                f"{printable(path)}: has {windows} windows now and had at least {skip}: the file has changed"
-            )
         return Footage(
             windows,
             count,

@@ -33,6 +33,18 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_a_folder_with_a_damaged_image_is_damaged(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(4):
+        Image.new("RGB", (8 + 8 * (number > 1), 8)).save(tmp_path / f"{number}.png")
+    assert read_through(tmp_path) == Reading(4, (8, 8), notes=("frames of 2 sizes",))
+    (tmp_path / "3.png").write_bytes(b"no image")
+    found = read_through(tmp_path)
+    assert (found.frames, found.size, found.fault) == (3, (8, 8), inspection.DAMAGED)
+    assert "3.png" in found.reason
+
+
 def check(ifdd: Run, root: Path, train: str, test: str | None = None, *options: object) -> Any:
     (root / "train.txt").write_text(train)
     lists = ["--train_list", root / "train.txt"]

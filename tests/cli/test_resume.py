@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from ifdd.journal import Journal, ResultsError, run_header
-from ifdd.outcomes import path_of_dict
+from ifdd.outcomes import Begun, VideoFailure, VideoPrediction, path_of_dict
+from ifdd.prediction import Predictor
 
 from .conftest import make_checkpoint, write_video
 
@@ -268,3 +269,14 @@ def test_a_run_ended_by_a_signal_has_what_was_done_and_goes_on(
         assert "2 videos are done; the same command with --resume does the rest" in err
         assert len(json.loads((tmp_path / "o.json").read_text())) == 2
     assert [json.loads(line)["kind"] for line in target.read_text().splitlines()].count("video") == 2
+
+
+def test_a_video_that_became_shorter_is_not_gone_on_with(video: Path, checkpoint: Path) -> None:
+    """Of 20 frames come three windows of 8: an earlier run that had read four has read another video."""
+    predictor = Predictor(checkpoint)
+    known = predictor.predict(video).windows
+    (whole,) = predictor.stream([Begun(video, known)], predictor.reading())
+    assert isinstance(whole, VideoPrediction)
+    (failed,) = predictor.stream([Begun(video, (*known, known[0]))], predictor.reading())
+    assert isinstance(failed, VideoFailure)
+    assert str(failed.error) == f"{video}: has 3 windows now and had at least 4: the file has changed"

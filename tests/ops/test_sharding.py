@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from ifdd_kernels._schema import outputs_of
-from ifdd_kernels._sharding import HEADS, PARAMETERS
+from ifdd_kernels._sharding import HEADS
 from ifdd_kernels.registry import REGISTRY, Entry, Maker
 
 FEW = ("static_dynamic_split", "lifting_attention", "lifting_loss")
@@ -58,7 +58,8 @@ def compare(rank: int, store: str, names: tuple[str, ...]) -> None:
                     if axis and argument in HEADS[name]:
                         value = torch.cat((value, value.flip(1)), 2)  # an even number of heads
                     learned = value.is_floating_point()
-                    place = Replicate() if argument in PARAMETERS.get(name, ()) else Shard(axis)
+                    parameter = any(word in argument for word in ("weight", "bias", "table"))
+                    place = Replicate() if parameter else Shard(axis)
                     args.append(value.clone().requires_grad_(learned))
                     split.append(distribute_tensor(value, mesh, [place]).requires_grad_(learned))
                 wanted, got = run(entry, args), run(entry, split)

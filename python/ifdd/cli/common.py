@@ -67,6 +67,8 @@ def add_data_options(parser: ArgumentParser) -> None:
         help="dfew, ferv39k, mafw, list (your own list files), folder (a folder of videos for each class) or "
         "synthetic (drawn faces, needs no files)",
     )
+    # A data set that nobody named would train or test something else than was meant.
+    parser.set_defaults(data=None)
     parser.add_class_arguments(DataConfig, skip={"name"}, as_group=True)
 
 
@@ -74,7 +76,6 @@ def add_training_options(parser: ArgumentParser) -> None:
     """All of :class:`TrainingConfig`, flat but for `--model.*`."""
     _add_config_option(parser, "YAML file with any of the options below; options beside it win")
     add_data_options(parser)
-    _no_default_data_set(parser)
     _add_recipe_options(parser)
     add_device_option(parser)
 
@@ -83,7 +84,6 @@ def add_test_options(parser: ArgumentParser) -> None:
     """Data and device; the recipe's options are accepted, so that one YAML file serves both commands."""
     _add_config_option(parser, "YAML file, the one of `ifdd fit` (OUT/config.yaml) or with options below")
     add_data_options(parser)
-    _no_default_data_set(parser)
     add_device_option(parser)
     before = len(parser._actions)
     _add_recipe_options(parser)
@@ -101,11 +101,6 @@ def add_network_options(parser: ArgumentParser) -> None:
 def _add_config_option(parser: ArgumentParser, text: str) -> None:
     parser.add_argument("--config", action="config", help=text)
     parser._option_string_actions["--print_config"].help = "print all options as such a YAML file and exit"
-
-
-def _no_default_data_set(parser: ArgumentParser) -> None:
-    """A data set that nobody named would train or test something else than was meant."""
-    parser.set_defaults(data=None)
 
 
 def _add_recipe_options(parser: ArgumentParser) -> None:

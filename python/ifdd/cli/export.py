@@ -25,7 +25,11 @@ SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".aoti.pt2"}
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint, .safetensors")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="weights: model.safetensors, best.ckpt or last.ckpt of `ifdd fit`, or what `ifdd convert` wrote",
+    )
     parser.add_argument(
         "--format",
         type=Literal["onnx", "pt2", "aoti"],

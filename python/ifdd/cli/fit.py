@@ -21,6 +21,7 @@ from ifdd.cli.common import (
     setting_errors,
     training_config,
 )
+from ifdd.training.folder import LAST, SETTINGS
 
 if TYPE_CHECKING:
     from ifdd.training.plan import TrainingPlan
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 SUMMARY = "train a network"
 USAGE = "--data DATA --out OUT [options]\n       ifdd fit --out OUT --resume [--epochs EPOCHS]"
-LAST = "last.ckpt"
-SETTINGS = "config.yaml"
 
 
 def configure(parser: ArgumentParser) -> None:

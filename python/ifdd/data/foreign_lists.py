@@ -100,8 +100,7 @@ def read_listing(
 
     Raises:
         DatasetError: an unreadable line, a label that is none of the classes (named with its line), or
-        numbers that
-            may count from 0 as well as from 1.
+            numbers that may count from 0 as well as from 1.
         ValueError: an unknown format or first label.
     """
     if format not in get_args(ListFormat):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from .errors import VideoError
 from .locate import exists
-from .video import frame_files, open_video
+from .video import open_video
 
 MISSING = "missing"
 UNREADABLE = "unreadable"
@@ -76,19 +76,22 @@ def read_through(path: Path) -> Reading:
     """Decodes a whole video."""
     if not exists(path):
         return Reading(fault=MISSING, reason="no such file or folder")
-    size = None
+    sizes: dict[tuple[int, int], None] = {}
+    folder = path.is_dir()
     try:
         with open_video(path) as stream:
             for frame in stream:
-                if size is None:
+                # The images of a folder are decoded already; those of a file are converted for it.
+                if folder or not sizes:
                     height, width = frame.image().shape[:2]
-                    size = (width, height)
+                    sizes[width, height] = None
             damage, notes = stream.damage, [*stream.remarks]
             frames = stream.frames_read
-        if path.is_dir() and (sizes := _image_sizes(path)) > 1:
-            notes.append(f"frames of {sizes} sizes")
+        if len(sizes) > 1:
+            notes.append(f"frames of {len(sizes)} sizes")
     except VideoError as error:
         return Reading(fault=UNREADABLE, reason=str(error))
+    size = next(iter(sizes), None)
     if damage is not None:
         return Reading(frames, size, DAMAGED, damage, tuple(notes))
     return Reading(frames, size, notes=tuple(notes))
@@ -166,13 +169,3 @@ def _read_alone(path: Path) -> Reading:
             return pool.submit(read_through, path).result()
         except BrokenProcessPool:
             return Reading(fault=UNREADABLE, reason="the decoder crashed")
-
-
-def _image_sizes(folder: Path) -> int:
-    from PIL import Image
-
-    sizes = set()
-    for file in frame_files(folder):
-        with Image.open(file) as image:
-            sizes.add(image.size)
-    return len(sizes)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ifdd.text import printable
 
-from .errors import DatasetError
+from .errors import DatasetError, reason
 
 MAX_BYTES = 256 << 20
 """Larger files are no lists: a video given by mistake is not read into memory."""
@@ -48,8 +48,7 @@ def read_bytes(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         if isinstance(error, DatasetError):
             raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DatasetError(f"{printable(path)}: cannot read the list ({reason})") from None
+        raise DatasetError(f"{printable(path)}: cannot read the list ({reason(error)})") from None
     content = _as_utf8(path, content)
     if b"\0" in content:
         kind = "an Excel workbook or another archive" if content.startswith(b"PK") else "no text file"

@@ -7,6 +7,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+EXPORTED = "model.safetensors"
+SETTINGS = "config.yaml"
+
 
 @contextlib.contextmanager
 def run_folder(out: Path, kept: str) -> Iterator[None]:

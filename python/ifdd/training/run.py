@@ -22,17 +22,13 @@ from ifdd.training.averaging import MovingAverage
 from ifdd.training.callbacks import History, ProgressBar, RunCheckpoint
 from ifdd.training.config import SettingError, TrainingConfig
 from ifdd.training.data import RecognitionData
-from ifdd.training.folder import run_folder
+from ifdd.training.folder import BEST, EXPORTED, LAST, SETTINGS, run_folder
 from ifdd.training.metrics import Scores
 from ifdd.training.module import Recogniser, TrainingError
 from ifdd.training.plan import TrainingPlan, device_name
 from ifdd.training.resume import check_same_data, record_to_resume
 from ifdd.training.storage import AtomicCheckpointIO, remove_partial_files
 from ifdd.whole import write_whole
-
-LAST = "last.ckpt"
-BEST = "best.ckpt"
-EXPORTED = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ def fit(
         announce(_plan(config, model, data.class_names, clips, record))
     with run_folder(out, kept=LAST):
         remove_partial_files(out)
-        write_whole(out / "config.yaml", yaml.safe_dump(config.to_options(), sort_keys=False))
+        write_whole(out / SETTINGS, yaml.safe_dump(config.to_options(), sort_keys=False))
         trainer = _trainer(
             config, _loggers(out), [*_callbacks(config, out, monitored, progress), *callbacks], progress
         )
