@@ -43,19 +43,9 @@ Isa active_isa() {
   return chosen;
 }
 
-bool fast_bfloat16() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("amx-bf16");
-#else
-  return true;
-#endif
-}
-
 }  // namespace ifdd
 
 // Asked of the kernels' library by any Python: the module with the rest belongs to the version it was built with.
 extern "C" __attribute__((visibility("default"))) const char* ifdd_instruction_set() {
   return ifdd::isa_name(ifdd::active_isa());
 }
-
-extern "C" __attribute__((visibility("default"))) bool ifdd_fast_bfloat16() { return ifdd::fast_bfloat16(); }

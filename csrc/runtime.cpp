@@ -34,7 +34,6 @@ py::dict build_info() {
   info["torch_target"] = IFDD_TORCH_TARGET;  // oldest torch the stable ABI calls allow
   info["instruction_sets"] = py::tuple(compiled);
   info["instruction_set"] = ifdd::isa_name(ifdd::active_isa());
-  info["fast_bfloat16"] = ifdd::fast_bfloat16();
   info["sanitize"] = split(IFDD_SANITIZE);
   return info;
 }

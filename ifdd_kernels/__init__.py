@@ -4,8 +4,8 @@ Importing never builds anything and never touches a GPU. Without the native libr
 definitions in plain PyTorch; :func:`build_info` says what is missing and how to get it.
 """
 
-from ifdd_kernels import _flops, _library, _sharding, backends, reference
-from ifdd_kernels._library import build_info
+from ifdd_kernels import _flops, _library, _products, _sharding, backends, reference
+from ifdd_kernels._build_info import build_info
 from ifdd_kernels._preferred import use_backend
 from ifdd_kernels._version import __version__
 from ifdd_kernels.grids import LiveTokens, live_tokens, pooled_grid
@@ -35,6 +35,7 @@ from ifdd_kernels.recording import record
 # The schemas above come first: the library only adds kernels to ops that exist, FlopCounterMode counts them
 # and DTensor splits them.
 _library.load()
+_products.connect()
 _flops.register_all()
 _sharding.register_all()
 

@@ -7,7 +7,6 @@ import functools
 import importlib.machinery
 import importlib.util
 import os
-import platform
 import re
 import runpy
 import sys
@@ -19,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from ifdd_kernels._version import __version__
 
 NAMESPACE = "ifdd"
 Capability = tuple[int, int]
@@ -163,6 +160,12 @@ def loaded() -> bool:
     return load()
 
 
+def path() -> Path | None:
+    """The loaded library."""
+    load()
+    return _state.path if _state is not None else None
+
+
 def failure() -> str:
     """Why the native kernels are not loaded and how to get them; empty if they are."""
     load()
@@ -201,19 +204,24 @@ def _stale(library: Path) -> str:
     return f"{library} was built from other sources than {root / 'csrc'}; run `{IN_PLACE}` in {root} again"
 
 
-def _ask(function: str, answer: Any) -> Any:
-    """What a C function of the loaded library answers; None without it, or from sources of before it.
+def c_function(name: str, result: Any, *arguments: Any) -> Any:
+    """A C function of the loaded library; None without it, or from sources of before it.
 
     The library itself is asked, for any Python can load it: the module ``_runtime`` belongs to one version.
     """
     if not load():
         return None
     assert _state is not None
-    ask = getattr(ctypes.CDLL(str(_state.path)), function, None)
-    if ask is None:
-        return None
-    ask.restype = answer
-    return ask()
+    function = getattr(ctypes.CDLL(str(_state.path)), name, None)
+    if function is not None:
+        function.restype, function.argtypes = result, arguments
+    return function
+
+
+def ask(function: str, answer: Any) -> Any:
+    """What a C function without arguments answers; None where there is none."""
+    ask = c_function(function, answer)
+    return None if ask is None else ask()
 
 
 # Kernels are registered once, by load(): the answer stays, and scanning the op names takes milliseconds.
@@ -238,7 +246,7 @@ def capability(index: int | None = None) -> Capability | None:
 @functools.cache
 def cuda_architectures() -> tuple[str, ...]:
     """What the loaded library has CUDA code for, as CMake writes it; empty without CUDA kernels."""
-    answer = _ask("ifdd_cuda_architectures", ctypes.c_char_p)
+    answer = ask("ifdd_cuda_architectures", ctypes.c_char_p)
     return tuple(filter(None, answer.decode().split(","))) if answer is not None else ()
 
 
@@ -287,7 +295,7 @@ def has_code(architecture: str, capability: Capability) -> bool:
     return capability >= own
 
 
-def _runtime_info() -> tuple[dict[str, Any], str]:
+def runtime_info() -> tuple[dict[str, Any], str]:
     """What the compiled module ``_runtime`` says about the build; without it nothing, and why."""
     path = _runtime_in(FOLDER)
     if path is None:
@@ -304,41 +312,3 @@ def _runtime_info() -> tuple[dict[str, Any], str]:
         return {}, f"{path} does not load: {' '.join(str(error).split())}"
     info: dict[str, Any] = module.build_info()
     return info, ""
-
-
-def build_info() -> dict[str, Any]:
-    """What is installed and what runs, for bug reports and for choosing a backend.
-
-    Returns:
-        A dict with: ``version`` (of ifdd-kernels), ``folder`` (of the imported package), ``python``,
-        ``torch``, ``native`` (bool: the native kernels are loaded), ``reason`` (why not, and how to get
-        them), ``path`` of the library, ``cpu_ops`` and ``cuda_ops`` (names with a native kernel),
-        ``cuda_architectures`` (of the CUDA code, empty without). With a native build also
-        ``instruction_set`` (in use; the environment variable ``IFDD_CPU_ISA`` lowers it), ``fast_bfloat16``
-        (bool: the CPU has matrix tiles, its bfloat16 products are left to PyTorch), ``compiler``, ``flags``,
-        ``build_type``, ``torch_build`` and ``torch_target`` (the torch built with and the oldest one
-        supported), ``instruction_sets`` (compiled) and ``sanitize``; ``runtime_reason`` says why those from
-        ``compiler`` on are missing, if they are: each Python that shares a checkout has a module with them of
-        its own.
-    """
-    native = load()
-    assert _state is not None
-    info: dict[str, Any] = {
-        "version": __version__,
-        "folder": str(FOLDER),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "native": native,
-        "reason": _state.reason,
-        "path": str(_state.path) if _state.path is not None else None,
-        "cpu_ops": sorted(native_ops("cpu")),
-        "cuda_ops": sorted(native_ops("cuda")),
-        "cuda_architectures": cuda_architectures(),
-    }
-    if not native:
-        return info
-    build, info["runtime_reason"] = _runtime_info()
-    if (name := _ask("ifdd_instruction_set", ctypes.c_char_p)) is not None:
-        info["instruction_set"] = name.decode()
-        info["fast_bfloat16"] = _ask("ifdd_fast_bfloat16", ctypes.c_bool)
-    return {**build, **info}

@@ -1,6 +1,6 @@
-// Linear layers of 16-bit tokens through float32 products. Without matrix tiles a CPU multiplies 16-bit numbers no
-// faster than float32 ones, and PyTorch's library does it slower (float16 by orders of magnitude): blocks of rows are
-// widened in the cache, multiplied by the float32 library and rounded once.
+// Linear layers of 16-bit tokens through float32 products: blocks of rows are widened in the cache, multiplied by the
+// float32 library and rounded once. On many CPUs that is faster than PyTorch's 16-bit products (float16: by orders of
+// magnitude); choice.h knows where.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "choice.h"
 #include "floating.h"
 #include "kernels/linear.h"
 #include "kernels/sum_rows.h"
@@ -55,9 +56,7 @@ inline void check_linear_grad(const char* op, const Tensor& grad, const Tensor& 
 
 // Whether the products are better computed in float32.
 inline bool widened(const Tensor& x, const Tensor& weight) {
-  const ScalarType dtype = x.scalar_type();
-  const bool slow = dtype == ScalarType::Half || (dtype == ScalarType::BFloat16 && !fast_bfloat16());
-  return slow && x.numel() > 0 && weight.size(0) > 0;
+  return x.numel() > 0 && weight.size(0) > 0 && through_float32(x.scalar_type());
 }
 
 template <size_t count>

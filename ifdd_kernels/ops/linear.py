@@ -1,14 +1,12 @@
-"""``linear``: a linear layer that a CPU computes in float32 where that is faster than its 16-bit products."""
+"""``linear``: a linear layer that a CPU computes in float32 where its 16-bit products are slower."""
 
 from __future__ import annotations
-
-import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ifdd_kernels import _check, _library, _preferred, recording, reference
+from ifdd_kernels import _check, _preferred, _products, recording, reference
 from ifdd_kernels._constant import constant_result
 from ifdd_kernels._operator import AUTOCAST_DEVICES, Backward, register
 from ifdd_kernels.backends import run
@@ -28,18 +26,11 @@ def fake_backward(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
-@functools.cache
-def _fast_bfloat16() -> bool:
-    return OPERATOR.name not in _library.native_ops("cpu") or _library.build_info().get("fast_bfloat16", True)
-
-
 # A constant of the process: compilers take the answer instead of tracing it.
 @constant_result
 def faster_in_float32(dtype: torch.dtype) -> bool:
     """Whether a CPU's products of this dtype are better computed in float32, as the native kernel does."""
-    if dtype == torch.float16:
-        return OPERATOR.name in _library.native_ops("cpu")
-    return dtype == torch.bfloat16 and not _fast_bfloat16()
+    return _products.through_float32(dtype)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -110,9 +101,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
 
     .. math:: y = W x + b
 
-    On CPUs without matrix tiles (AMX), float16 and bfloat16 tokens are widened to float32 by blocks of rows,
-    multiplied by PyTorch's float32 library and rounded once, forward and backward. Everywhere else ``auto``
-    is ``F.linear`` itself.
+    On CPUs where that was measured as faster (or ``IFDD_CPU_PRODUCTS`` says so), float16 and bfloat16
+    tokens are widened to float32 by blocks of rows, multiplied by PyTorch's float32 library and rounded
+    once, forward and backward. Everywhere else ``auto`` is ``F.linear`` itself.
 
     Args:
         x: (..., K), at least two axes; float16 to float64, any strides. Autocast casts it to its dtype.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ifdd_kernels import build_info, gelu_linear, linear, max_pool_tokens
+from ifdd_kernels import _products, gelu_linear, linear, max_pool_tokens
 from ifdd_kernels.backends import can_run
 from ifdd_kernels.testing import check_against_float64, poisoned_memory, thread_count
 
@@ -106,7 +107,23 @@ def gelu_then_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(F.gelu(x), weight, bias)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.fixture
+def in_float32() -> Iterator[None]:
+    """16-bit products through float32, whatever is faster on this CPU."""
+    with _products.forced(through=True):
+        yield
+
+
+# Both ways of 16-bit products on any CPU, whichever is faster there.
+@pytest.mark.parametrize(
+    ("dtype", "through"),
+    [
+        (torch.float64, False),
+        (torch.float32, False),
+        *((dtype, through) for dtype in (torch.bfloat16, torch.float16) for through in (False, True)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "rows", [67, 1901]
 )  # the second are three blocks of rows in 16 bits, as equal as they can be
@@ -114,7 +131,7 @@ def gelu_then_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     ("op", "layers"), [(ops.linear, F.linear), (ops.gelu_linear, gelu_then_linear)], ids=["linear", "gelu"]
 )
 def test_linear_layers_are_as_exact_as_those_of_pytorch(
-    op: Any, layers: Any, rows: int, dtype: torch.dtype
+    op: Any, layers: Any, rows: int, dtype: torch.dtype, through: bool
 ) -> None:
     generator = torch.Generator().manual_seed(5)
 
@@ -129,7 +146,7 @@ def test_linear_layers_are_as_exact_as_those_of_pytorch(
         return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
 
     exact = run(layers, [a.double() for a in args], grad.double())
-    with poisoned_memory():
+    with poisoned_memory(), _products.forced(through):
         ours = run(op, args, grad)
     check_against_float64(
         ours,
@@ -146,12 +163,7 @@ def test_linear_layers_are_as_exact_as_those_of_pytorch(
     )
 
 
-IN_FLOAT32 = pytest.mark.skipif(
-    build_info().get("fast_bfloat16", True), reason="this CPU's bfloat16 products are left to PyTorch"
-)
-
-
-@IN_FLOAT32
+@pytest.mark.usefixtures("in_float32")
 def test_auto_takes_float32_products_for_16_bits_only() -> None:
     x, weight, bias = torch.randn(3, 40, 24), torch.randn(8, 24), torch.randn(8)
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
@@ -164,7 +176,7 @@ def test_auto_takes_float32_products_for_16_bits_only() -> None:
         assert torch.equal(linear(low[0], low[1]), ops.linear(low[0], low[1], None))
 
 
-@IN_FLOAT32
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("op", [linear, gelu_linear], ids=["linear", "gelu_linear"])
 def test_autocast_keeps_no_copy_of_the_weight_and_rounds_no_gradient(op: Any) -> None:
     kept: list[Tensor] = []

@@ -223,7 +223,7 @@ def test_each_python_takes_its_own_runtime_module(monkeypatch: pytest.MonkeyPatc
     """Two versions share an editable checkout: the other's module is not loaded, but named."""
     monkeypatch.setattr(_library, "FOLDER", tmp_path)
     (tmp_path / "_runtime.cpython-27-other.so").write_bytes(b"of another Python")
-    info, reason = _library._runtime_info()
+    info, reason = _library.runtime_info()
     assert info == {}
     assert (
         f"for Python {sys.version_info[0]}.{sys.version_info[1]} (there: _runtime.cpython-27-other.so)"
@@ -231,13 +231,13 @@ def test_each_python_takes_its_own_runtime_module(monkeypatch: pytest.MonkeyPatc
     )
     own = tmp_path / f"_runtime{EXTENSION_SUFFIXES[0]}"
     own.write_bytes(b"not a module")
-    info, reason = _library._runtime_info()
+    info, reason = _library.runtime_info()
     assert info == {}
     assert reason.startswith(f"{own} does not load: ")
     built = _library._runtime_in(PACKAGE)
     if built is not None:
         shutil.copy(built, own)
-        info, reason = _library._runtime_info()
+        info, reason = _library.runtime_info()
         assert reason == ""
         assert info["torch_target"] == "2.11"
 
@@ -247,10 +247,10 @@ def test_what_runs_is_known_without_the_runtime_module(monkeypatch: pytest.Monke
     """A Python that has no module of its own computes as fast: the library itself is asked."""
     whole = ifdd_kernels.build_info()
     assert whole["runtime_reason"] == ""
-    monkeypatch.setattr(_library, "_runtime_info", lambda: ({}, "none"))
+    monkeypatch.setattr(_library, "runtime_info", lambda: ({}, "none"))
     bare = ifdd_kernels.build_info()
     assert bare["runtime_reason"] == "none"
-    for name in ("instruction_set", "fast_bfloat16"):
+    for name in ("instruction_set", "products"):
         assert bare[name] == whole[name]
     assert "compiler" not in bare
 

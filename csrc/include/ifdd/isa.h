@@ -48,8 +48,4 @@ bool isa_supported(Isa isa);
 // and build_info() shows which.
 Isa active_isa();
 
-// Whether this machine multiplies bfloat16 matrices much faster than float32 ones: with matrix tiles (AMX). Other
-// instructions of x86 do not, AVX512_BF16 included. Of other machines nothing is known: they are left to PyTorch.
-bool fast_bfloat16();
-
 }  // namespace ifdd

@@ -15,8 +15,8 @@ Function = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 def convolve(function: Function, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """function(x, weight, bias), a convolution; in float32 and rounded once on CPUs slow in 16 bits.
 
-    Without AMX that takes half to two thirds of the time. The result has the dtype it has elsewhere:
-    autocast's, or x's.
+    On an Intel Xeon without AMX that took half to two thirds of the time. The result has the dtype it has
+    elsewhere: autocast's, or x's.
     """
     dtype = product_dtype(x)
     if x.device.type != "cpu" or not faster_in_float32(dtype):
