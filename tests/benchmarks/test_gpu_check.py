@@ -358,7 +358,10 @@ def test_breaks_the_device(device):
 """
 
 
-@pytest.mark.parametrize("missing", [(), ("pytest-xdist",), ("pytest-xdist", "pytest-timeout")])
+@pytest.mark.parametrize(
+    "missing",
+    [(), pytest.param(("pytest-xdist",), marks=pytest.mark.nightly), ("pytest-xdist", "pytest-timeout")],
+)
 def test_tests_that_hang_or_crash_are_named_and_passed_over(
     missing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "NETWORK", network)
 
 
+def folders(options: Namespace) -> list[Path]:
+    """Of the trainings that there are."""
+    return [path for name in demo.recipe(options) if (path := demo.folder(options, name)).exists()]
+
+
 def test_the_demo_runs_from_training_to_figures(
-    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["--out", str(tmp_path / "d"), "--epochs", "1", "--steps_per_epoch", "2"]
     arguments += ["--batch", "7", "--test_size", "14", "--workers", "0"]
@@ -49,7 +55,10 @@ def test_the_demo_runs_from_training_to_figures(
     for name, value in start.model.state_dict().items():
         if name.startswith(("embedding.", "backbone.", "pyramid.")):
             assert torch.equal(begun[name], value), f"IFDD does not begin with the common start: {name}"
+    seen = []
+    monkeypatch.setattr(demo, "run", lambda options: seen.append(folders(options)) or 0)
     assert demo.main([*arguments, "--overwrite"]) == 0
+    assert seen == [[]]
 
 
 def test_without_the_package_of_the_real_clip_the_demo_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

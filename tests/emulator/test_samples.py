@@ -15,7 +15,9 @@ import torch
 from emulator import build
 from emulator.build import ROOT, EmulatedOp, Plant
 from emulator.compare import DTYPES, check, labels, registry_sample
-from ops.cases import nightly
+from ifdd_kernels.registry import REGISTRY
+from ops.cases import everyday, nightly
+from ops.devices import short
 
 pytestmark = pytest.mark.skipif(build.compiler is None, reason="the emulator needs a C++ compiler")
 
@@ -25,9 +27,21 @@ OPS = sorted({path.stem for path in Path(ROOT / "csrc" / "cuda").glob("*.cu")} -
 emulated = functools.cache(EmulatedOp)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("name", "label"), [(name, label) for name in OPS for label in labels(name)])
+@pytest.mark.parametrize(
+    ("name", "label", "dtype"),
+    [
+        nightly(
+            *(name, label, dtype),
+            id=f"{name}-{label}-{short(dtype)}",
+            when=dtype != torch.float32 and label not in everyday(REGISTRY[name]),
+        )
+        for name in OPS
+        for label in labels(name)
+        for dtype in DTYPES
+    ],
+)
 def test_registry(name: str, label: str, dtype: torch.dtype) -> None:
+    """All in float32, by day two of an op in 16 bits."""
     check(emulated(name), registry_sample(name, label, dtype).args)
 
 

@@ -6,8 +6,8 @@ truth's. Compiled contenders run as the functions that they compile. Not covered
 graphs, and what looks at values (the gate, the clocks).
 
 By day each label of a case runs once per pass, and each precision with each set of contenders once per pass,
-at the first batch it has in the plan; whole networks run once per pass; sizes of the network other than the
-standard one are left out. The whole plan runs at night.
+at the first batch it has in the plan; whole networks run once, forward and backward; sizes of the network
+other than the standard one are left out. The whole plan runs at night.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _chosen(name: str) -> Iterator[Task]:
             continue
         passes, contenders = task.pass_name, tuple(c.name for c in case.contenders)
         kinds = {(passes, "label", case.label), (passes, task.precision, contenders)}
-        if name in LARGE:
-            kinds = {(passes,)}
+        if name in LARGE:  # forward and backward: the other pass is half of that
+            kinds = {passes} if passes == "training" else set()
         if not kinds <= seen:
             seen |= kinds
             yield task

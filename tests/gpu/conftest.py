@@ -1,4 +1,4 @@
-"""What tests on a GPU need around them: reproducible products, the interpreter's bfloat16, a sound device."""
+"""What tests on a GPU need around them: reproducible products, a sound device; and a repaired interpreter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from gpu.device_health import pytest_runtest_teardown
 from ifdd_kernels.triton import _tuned, interpreted
-from ops import interpreter_bfloat16
+from ops import interpreter_bfloat16, quick_interpreter
 
 __all__ = ["pytest_runtest_teardown"]
 
@@ -37,11 +37,11 @@ def _no_stopwatch(monkeypatch: pytest.MonkeyPatch, no_choices: Path) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _bfloat16() -> Iterator[None]:
-    """The interpreter computes bfloat16 as the hardware does."""
+def _interpreter() -> Iterator[None]:
+    """It computes bfloat16 as the hardware does, and nothing in vain."""
     if not interpreted():
         yield
         return
     pytest.importorskip("triton", reason="Triton is not installed")
-    with interpreter_bfloat16.repaired():
+    with interpreter_bfloat16.repaired(), quick_interpreter.quick():
         yield

@@ -26,6 +26,7 @@ from ifdd_kernels.testing import (
     zero_fraction,
 )
 from ops.backend_checks import check_backend, check_call
+from ops.cases import nightly
 
 
 def test_relative_error() -> None:
@@ -242,7 +243,9 @@ assert found() == before, (found(), before)
 """
 
 
-@pytest.mark.parametrize("switch", ["backends", "backends.cuda.matmul", "backends.cudnn.conv"])
+@pytest.mark.parametrize(
+    "switch", ["backends", nightly("backends.cuda.matmul"), nightly("backends.cudnn.conv")]
+)
 def test_full_float32_where_the_newer_switches_were_used(switch: str) -> None:
     """In a process of its own: that they were used cannot be undone."""
     code = NEWER_SWITCHES.format(switch=switch)

@@ -28,7 +28,7 @@ def _tiny_config(**optim: Any) -> TrainingConfig:
     return TrainingConfig(data=data, optim=OptimConfig(**settings), model=TINY, device="cpu", seed=3)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., TrainingConfig]:
     """Makes a tiny training; keyword arguments are fields of `OptimConfig`."""
     return _tiny_config

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +15,9 @@ from ifdd.figures import read_history, training_curves
 from ifdd.training.config import TrainingConfig
 from ifdd.training.data import OneFrame, RecognitionData, make_dataset
 from ifdd.training.module import Recogniser, TrainingError
-from ifdd.training.run import build_model, evaluate, export, fit
+from ifdd.training.run import FitResult, build_model, evaluate, export, fit
 from ifdd.training.storage import load_training_checkpoint
+from ifdd_kernels.testing import thread_count
 
 Make = Callable[..., TrainingConfig]
 
@@ -32,16 +33,32 @@ class Rates(pl.Callback):
             self.seen.append((trainer.current_epoch, group["lr"], group["weight_decay"]))
 
 
+@dataclass
+class Trained:
+    """A training that has ended."""
+
+    config: TrainingConfig
+    rates: Rates
+    result: FitResult
+    folder: Path
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("run") / "fit"
+def training(tiny_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    config, rates = tiny_config(warmup="original", warmup_epochs=2), Rates()
+    folder = tmp_path_factory.mktemp("run") / "fit"
+    with thread_count(1):
+        return Trained(config, rates, fit(config, folder, callbacks=(rates,)), folder)
 
 
-def test_a_training_writes_what_it_promises(tiny_config: Make, trained: Path) -> None:
-    config = tiny_config(warmup="original", warmup_epochs=2)
-    rates = Rates()
-    result = fit(config, trained, callbacks=(rates,))
+@pytest.fixture
+def trained(training: Trained) -> Path:
+    """Its folder."""
+    return training.folder
 
+
+def test_a_training_writes_what_it_promises(training: Trained) -> None:
+    config, rates, result, trained = training.config, training.rates, training.result, training.folder
     schedule = config.optim.schedule(7)
     assert [epoch for epoch, _, _ in rates.seen] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for epoch, rate, decay in rates.seen:

@@ -1,4 +1,4 @@
-"""The interpreter computes bfloat16 as the hardware does."""
+"""The interpreter computes bfloat16 as the hardware does, and nothing in vain."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import pytest
 
 from ifdd_kernels.triton import interpreted
-from ops import interpreter_bfloat16
+from ops import interpreter_bfloat16, quick_interpreter
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _bfloat16() -> Iterator[None]:
+def _interpreter() -> Iterator[None]:
     if not interpreted():
         yield
         return
-    with interpreter_bfloat16.repaired():
+    with interpreter_bfloat16.repaired(), quick_interpreter.quick():
         yield

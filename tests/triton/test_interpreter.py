@@ -1,4 +1,4 @@
-"""The interpreter's bfloat16 repair, against PyTorch's own bfloat16."""
+"""The interpreter's bfloat16 repair, against PyTorch's own bfloat16; and what it leaves out to be quick."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ifdd_kernels.triton import interpreted
+from ops.quick_interpreter import quick
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="for Triton's interpreter")
 
@@ -34,8 +35,8 @@ def _add(x, y, size: tl.constexpr):
     tl.store(y + i, tl.load(x + i) + tl.load(x + i))
 
 
-def _run(kernel: Any, *tensors: Tensor, size: int) -> None:
-    kernel[(1,)](*tensors, size=size)
+def _run(kernel: Any, *tensors: Tensor, **constants: int) -> None:
+    kernel[(1,)](*tensors, **constants)
 
 
 @pytest.mark.parametrize("source", [torch.float32, torch.float16, torch.bfloat16])
@@ -64,3 +65,22 @@ def test_arithmetic_in_bfloat16_is_refused() -> None:
     x = torch.randn(8).bfloat16()
     with pytest.raises(Exception, match="convert to float32 first"):
         _run(_add, x, torch.empty_like(x), size=8)
+
+
+@triton.jit
+def _double(x):
+    return x + x
+
+
+@triton.jit
+def _doubled(x, y):
+    tl.store(y, _double(_double(tl.load(x))))
+
+
+def test_a_function_that_calls_another_gives_the_same_when_quick() -> None:
+    x, (slow, fast) = torch.tensor([2.0]), torch.zeros(2, 1)
+    _run(_doubled, x, slow)
+    with quick():
+        _run(_doubled, x, fast)
+        _run(_doubled, fast, fast)  # at a second launch, too
+    assert (float(slow), float(fast)) == (8.0, 32.0)

@@ -24,18 +24,11 @@ SLOW = ("pool_tokens", "pooled_attention")
 
 
 def _by_day(entry: Entry, label: str, dtype: torch.dtype) -> bool:
-    """All samples in float32, two in bfloat16, one in float16.
-
-    Of the slow ops two in float32 and one in bfloat16.
-    """
-    few = everyday(entry)
-    slow = entry.name in SLOW
-    if dtype == torch.float32:
-        return not slow or label in few
+    """Two samples in float32, the first in bfloat16 and, of the quick ops, in float16."""
     first = next(sample.label for sample in entry.samples(Maker(torch.float32, "meta")))
-    if dtype == torch.bfloat16:
-        return label == first if slow else label in few
-    return label == first and not slow
+    if dtype == torch.float32:
+        return label in everyday(entry)
+    return label == first and (dtype == torch.bfloat16 or entry.name not in SLOW)
 
 
 SAMPLES = [
@@ -54,15 +47,6 @@ FIRST = [pytest.param(entry, id=entry.name) for entry in WRITTEN]
 #: Rules are registered alike for all ops: the interpreter's slow ones wait for the night.
 RULED = [
     nightly(entry, id=entry.name, when=not affordable(entry.name, "triton", DEVICE)) for entry in WRITTEN
-]
-#: One that compilers see as one op is among them.
-COMPILED = [
-    nightly(
-        entry,
-        id=entry.name,
-        when=OPERATORS[entry.name].backends["triton"].traced and not affordable(entry.name, "triton", DEVICE),
-    )
-    for entry in WRITTEN
 ]
 DIFFERENTIABLE = [
     case for case, entry in zip(RULED, WRITTEN, strict=True) if REGISTRY[entry.name].operator.backward
@@ -110,7 +94,7 @@ class _Calls(torch.nn.Module):
         return outputs_of(self.op(*(next(given) if a is None else a[0] for a in self.arguments)))
 
 
-@pytest.mark.parametrize("entry", COMPILED)
+@pytest.mark.parametrize("entry", RULED)
 def test_compiles_and_exports_in_one_graph(entry: Entry) -> None:
     arguments = tuple(_detached(_first(entry)))
     tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
