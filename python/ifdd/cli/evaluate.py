@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 SUMMARY = "measure a checkpoint on a test set"
 USAGE = "--checkpoint CHECKPOINT --data DATA [options]"
+TRAINING_ONLY = frozenset(
+    {*("soft_labels", "on_error", "validation", "batch_size", "augment"), *("train_size", "posed")}
+)
+"""Options of the data that change nothing in a test."""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -44,7 +48,7 @@ def configure(parser: ArgumentParser) -> None:
         default=None,
         help="folder for scores.json and confusion.png; default: the folder of the checkpoint",
     )
-    add_test_options(parser)
+    add_test_options(parser, TRAINING_ONLY)
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
 
 

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ifdd.cli._commands import UsageError
 from ifdd.cli.common import add_device_option, choose_device, parent_exists, usage_errors
 from ifdd.cli.predict import add_crop_option
+from ifdd.cli.spare import spare
 from ifdd.text import printable
 
 SUMMARY = "draw what the network looked at"
@@ -49,6 +50,9 @@ def run(options: Namespace) -> int:
         raise UsageError(f"--out: a figure ends in {', '.join(_IMAGES)}, got {printable(options.out)}")
     if not 20 <= options.dpi <= 2400:
         raise UsageError(f"--dpi must be 20 to 2400, got {options.dpi}")
+    spare(
+        [("--out", Path(options.out))], [("the video", options.video), ("the checkpoint", options.checkpoint)]
+    )
     device = choose_device(options.device)
 
     from ifdd import figures

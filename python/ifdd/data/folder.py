@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -111,14 +112,14 @@ def list_videos(folder: str | os.PathLike[str], recursive: bool = False) -> list
 
 
 def read_image(path: Path) -> np.ndarray:
-    """One image as uint8 RGB (H, W, 3), upright by its EXIF orientation; of several pictures the first.
+    """One image as uint8 RGB (H, W, 3), upright by its EXIF orientation; of several pages the first.
     Transparency is dropped: the colour that a pixel states counts, however transparent it is.
 
     Raises:
         PictureError: it cannot be read; the text names the file, not its folder.
     """
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError:
         raise VideoError(needs(path, "Pillow")) from None
     name = printable(path.name)
@@ -127,16 +128,43 @@ def read_image(path: Path) -> np.ndarray:
         if special is not None:
             raise PictureError(f"{name}: {special}, expected a file")
         with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise PictureError(f"{name}: {image.width}x{image.height} pixels are more than {MAX_PIXELS}")
-            if image.mode.startswith(("I", "F")):
-                raise PictureError(f"{name}: pixels of mode {image.mode}, expected 8 bits a channel")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except PictureError:
-        raise
+            length = animation_length(image)
+            if length > 1:
+                raise PictureError(
+                    f"an animation of {length} pictures, expected one; name the file itself to read it as a "
+                    "video"
+                )
+            return picture_pixels(image)
+    except PictureError as error:
+        raise PictureError(f"{name}: {error}") from None
     # Whatever a damaged file makes a decoder of Pillow raise: no list of these errors has been complete.
     except Exception as error:
         raise PictureError(f"{name}: {reason(error)}") from None
+
+
+def animation_length(image: Any) -> int:
+    """Pictures of an open Pillow image that a viewer shows one after the other; 1 if it does not move. Pages
+    of a TIFF and the second picture of a phone's JPEG are none.
+    """
+    if image.format not in ("WEBP", "PNG", "GIF"):
+        return 1
+    # A PNG may hold a picture for programs that show no animations.
+    return int(getattr(image, "n_frames", 1)) - bool(image.info.get("default_image"))
+
+
+def picture_pixels(image: Any) -> np.ndarray:
+    """The pixels of an open Pillow image, see `read_image`.
+
+    Raises:
+        PictureError: too large, or not of 8 bits a channel.
+    """
+    from PIL import ImageOps
+
+    if image.width * image.height > MAX_PIXELS:
+        raise PictureError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+    if image.mode.startswith(("I", "F")):
+        raise PictureError(f"pixels of mode {image.mode}, expected 8 bits a channel")
+    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
