@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ifdd.data.video import IMAGE_SUFFIXES, VideoError, list_videos
+from ifdd.data.errors import VideoError
+from ifdd.data.folder import holds_frames, list_videos
 from ifdd.text import printable
 
 
@@ -73,16 +74,8 @@ def _videos_of(name: str, recursive: bool) -> list[tuple[str, VideoError | None]
 
 
 def _videos_in(folder: str) -> list[str]:
-    """The videos right in a folder; or the folder, where it holds more images than videos: then they are its
-    frames, and otherwise cover pictures of the videos.
-    """
-    videos = [str(path) for path in list_videos(folder)]
-    with os.scandir(folder) as entries:
-        images = sum(
-            Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
-            for entry in entries
-        )
-    return [folder] if images > len(videos) else videos
+    """The videos right in a folder; or the folder, where it is one."""
+    return [folder] if holds_frames(folder) else [str(path) for path in list_videos(folder)]
 
 
 def _folders(folder: Path) -> Iterator[str]:

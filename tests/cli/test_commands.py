@@ -122,7 +122,7 @@ def test_a_package_that_cannot_be_imported_is_named(
             ("fit", "--out", "x", "--data", "synthetic", "--epochs", "0"),
             "error: --epochs must be at least 1, got 0",
         ),
-        (("fit", "--out", "x", "--data", "dfew"), "error: --root must be the folder of dfew"),
+        (("fit", "--out", "x", "--data", "dfew"), "error: --root is missing: the folder of dfew"),
         (
             ("fit", "--out", "x", "--data", "synthetic", "--model.backbone", "resnet"),
             "error: --model.backbone must be one of",

@@ -16,7 +16,15 @@ from ifdd.text import printable
 from .errors import VideoError, reason
 from .source import Picture, PictureError, Source, needs, special_file
 
-__all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "FolderSource", "frame_files", "list_videos", "read_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "FolderSource",
+    "frame_files",
+    "holds_frames",
+    "list_videos",
+    "read_image",
+]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Files that are frames of a folder, in small or capital letters."""
@@ -88,6 +96,18 @@ def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
             )
         numbered[number] = name
     return [folder / numbered[number] for number in sorted(numbered)]
+
+
+def holds_frames(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a video: it holds more images than videos, of which they would be cover pictures.
+    Hidden files are ignored.
+
+    Raises:
+        VideoError: the folder cannot be listed.
+    """
+    suffixes = [Path(entry.name).suffix.lower() for entry in _entries(Path(folder))]
+    images, videos = (sum(s in kind for s in suffixes) for kind in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
+    return images > videos
 
 
 def list_videos(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
