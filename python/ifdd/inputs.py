@@ -64,7 +64,11 @@ def _videos_of(name: str, recursive: bool) -> list[tuple[str, VideoError | None]
         return [(name, None)]
     try:
         if not recursive:
-            return [(path, None) for path in _videos_in(name)] or [(name, None)]
+            if videos := _videos_in(name):
+                return [(path, None) for path in videos]
+            inner = any(_folders(Path(name)))
+            more = "; --recursive looks into the folders in it" if inner else ""
+            return [(name, VideoError(f"{printable(name)}: no video and no frames in this folder{more}"))]
         found = [path for folder in [name, *_folders(Path(name))] for path in _videos_in(folder)]
     except VideoError as error:
         return [(name, error)]

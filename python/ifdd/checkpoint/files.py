@@ -15,6 +15,7 @@ from torch import nn
 
 from ifdd.checkpoint.wrappers import Weights as Weights
 from ifdd.checkpoint.wrappers import describe_entries, unwrap
+from ifdd.training.folder import BEST, EXPORTED, LAST
 
 PathLike = str | os.PathLike[str]
 
@@ -153,9 +154,18 @@ def _read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
         raise CheckpointError(f"{path}: damaged or not a safetensors file: {error}") from error
 
 
+def _what_instead(path: Path) -> str:
+    if not path.exists():
+        return "no such file"
+    if not path.is_dir():
+        return "not a file"
+    inside = next((path / name for name in (EXPORTED, BEST, LAST) if (path / name).is_file()), None)
+    return "is a folder" + ("" if inside is None else f"; the weights in it are {inside}")
+
+
 def _first_bytes(path: Path, count: int = 64) -> bytes:
     if not path.is_file():
-        raise CheckpointError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        raise CheckpointError(f"{path}: {_what_instead(path)}")
     try:
         with path.open("rb") as file:
             return file.read(count)

@@ -55,7 +55,7 @@ def configure(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
     checkpoint_path = Path(options.checkpoint)
-    if not checkpoint_path.is_file():
+    if not checkpoint_path.exists():
         raise UsageError(f"--checkpoint: {checkpoint_path} does not exist")
     device = choose_device(options.device)
     if options.data is None:
