@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from ifdd.text import printable
 
 class InputError(ValueError):
     """A list of videos that cannot be read."""
+
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def find_videos(names: Iterable[str], recursive: bool = False) -> Iterator[tuple[str, VideoError | None]]:
@@ -31,8 +35,11 @@ def find_videos(names: Iterable[str], recursive: bool = False) -> Iterator[tuple
     seen: set[str] = set()
     for name in names:
         for path, error in _expand(name, recursive):
-            if path not in seen:
-                seen.add(path)
+            # However its folder was spelled. A link to a video is a name of its own.
+            folder, last = os.path.split(path)
+            place = os.path.join(os.path.realpath(folder), last)  # noqa: PTH118 (the last part may be "..")
+            if place not in seen:
+                seen.add(place)
                 yield path, error
 
 
@@ -41,6 +48,8 @@ def _expand(name: str, recursive: bool) -> list[tuple[str, VideoError | None]]:
         return [(name, VideoError("an empty name stands for no video"))]
     if os.path.lexists(name):
         return _videos_of(name, recursive)
+    if _ADDRESS.match(name):
+        return [(name, VideoError(f"{printable(name)}: an address, expected a file; download it first"))]
     if not glob.has_magic(name):
         return [(name, None)]
     found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 (a Path would change how names are written)

@@ -91,15 +91,7 @@ def read_pickle(path: PathLike) -> Any:
         CheckpointError: the file is missing, damaged, or holds other objects.
     """
     path = Path(path)
-    start = _first_bytes(path)
-    if not start:
-        raise CheckpointError(f"{path}: the file is empty")
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path}: a Git LFS pointer instead of the file it stands for; run `git lfs pull`"
-        )
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise CheckpointError(f"{path}: a web page instead of a weights file; download it anew")
+    _first_bytes(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -164,13 +156,23 @@ def _what_instead(path: Path) -> str:
 
 
 def _first_bytes(path: Path, count: int = 64) -> bytes:
+    """The beginning of a file, unless it shows that something else lies in the place of weights."""
     if not path.is_file():
         raise CheckpointError(f"{path}: {_what_instead(path)}")
     try:
         with path.open("rb") as file:
-            return file.read(count)
+            start = file.read(count)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not start:
+        raise CheckpointError(f"{path}: the file is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path}: a Git LFS pointer instead of the file it stands for; run `git lfs pull`"
+        )
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise CheckpointError(f"{path}: a web page instead of a weights file; download it anew")
+    return start
 
 
 def _reason(error: Exception) -> str:

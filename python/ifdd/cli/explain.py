@@ -9,10 +9,10 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
-from ifdd.cli.common import add_device_option, choose_device, parent_exists, usage_errors
+from ifdd.cli.common import add_device_option, choose_device, parent_exists
 from ifdd.cli.predict import add_crop_option
 from ifdd.cli.spare import spare
-from ifdd.text import printable
+from ifdd.text import one_line, printable
 
 SUMMARY = "draw what the network looked at"
 USAGE = "VIDEO --checkpoint CHECKPOINT --out FIGURE [options]"
@@ -43,8 +43,10 @@ def run(options: Namespace) -> int:
 
     from ifdd.data.face import parse_crop
 
-    with usage_errors():
+    try:
         parse_crop(options.crop)
+    except ValueError as error:
+        raise UsageError(f"--{one_line(error)}") from None
     parent_exists(options.out, "--out")
     if Path(options.out).suffix.lower() not in _IMAGES:
         raise UsageError(f"--out: a figure ends in {', '.join(_IMAGES)}, got {printable(options.out)}")

@@ -26,7 +26,9 @@ __all__ = [
     "read_image",
 ]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm"),
+)
 """Files that are frames of a folder, in small or capital letters."""
 
 VIDEO_SUFFIXES = (
@@ -40,7 +42,7 @@ and takes any name."""
 MAX_PIXELS = 1 << 25
 """Largest picture that is decoded, just above 7680x4320: a damaged header must not ask for all memory."""
 
-_NUMBER = re.compile(r"[0-9]+")
+_NUMBER = re.compile(r"\d+")  # in any script
 
 
 class FolderSource(Source):
@@ -166,7 +168,7 @@ def animation_length(image: Any) -> int:
     """Pictures of an open Pillow image that a viewer shows one after the other; 1 if it does not move. Pages
     of a TIFF and the second picture of a phone's JPEG are none.
     """
-    if image.format not in ("WEBP", "PNG", "GIF"):
+    if image.format not in ("WEBP", "PNG", "GIF", "AVIF"):
         return 1
     # A PNG may hold a picture for programs that show no animations.
     return int(getattr(image, "n_frames", 1)) - bool(image.info.get("default_image"))
