@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ifdd.data.video import IMAGE_SUFFIXES, VideoError, list_videos
+from ifdd.data.errors import VideoError
+from ifdd.data.folder import holds_frames, list_videos
 from ifdd.text import printable
 
 
 class InputError(ValueError):
     """A list of videos that cannot be read."""
+
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def find_videos(names: Iterable[str], recursive: bool = False) -> Iterator[tuple[str, VideoError | None]]:
@@ -30,8 +35,11 @@ def find_videos(names: Iterable[str], recursive: bool = False) -> Iterator[tuple
     seen: set[str] = set()
     for name in names:
         for path, error in _expand(name, recursive):
-            if path not in seen:
-                seen.add(path)
+            # However its folder was spelled. A link to a video is a name of its own.
+            folder, last = os.path.split(path)
+            place = os.path.join(os.path.realpath(folder), last)  # noqa: PTH118 (the last part may be "..")
+            if place not in seen:
+                seen.add(place)
                 yield path, error
 
 
@@ -40,6 +48,8 @@ def _expand(name: str, recursive: bool) -> list[tuple[str, VideoError | None]]:
         return [(name, VideoError("an empty name stands for no video"))]
     if os.path.lexists(name):
         return _videos_of(name, recursive)
+    if _ADDRESS.match(name):
+        return [(name, VideoError(f"{printable(name)}: an address, expected a file; download it first"))]
     if not glob.has_magic(name):
         return [(name, None)]
     found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 (a Path would change how names are written)
@@ -63,7 +73,11 @@ def _videos_of(name: str, recursive: bool) -> list[tuple[str, VideoError | None]
         return [(name, None)]
     try:
         if not recursive:
-            return [(path, None) for path in _videos_in(name)] or [(name, None)]
+            if videos := _videos_in(name):
+                return [(path, None) for path in videos]
+            inner = any(_folders(Path(name)))
+            more = "; --recursive looks into the folders in it" if inner else ""
+            return [(name, VideoError(f"{printable(name)}: no video and no frames in this folder{more}"))]
         found = [path for folder in [name, *_folders(Path(name))] for path in _videos_in(folder)]
     except VideoError as error:
         return [(name, error)]
@@ -73,16 +87,8 @@ def _videos_of(name: str, recursive: bool) -> list[tuple[str, VideoError | None]
 
 
 def _videos_in(folder: str) -> list[str]:
-    """The videos right in a folder; or the folder, where it holds more images than videos: then they are its
-    frames, and otherwise cover pictures of the videos.
-    """
-    videos = [str(path) for path in list_videos(folder)]
-    with os.scandir(folder) as entries:
-        images = sum(
-            Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
-            for entry in entries
-        )
-    return [folder] if images > len(videos) else videos
+    """The videos right in a folder; or the folder, where it is one."""
+    return [folder] if holds_frames(folder) else [str(path) for path in list_videos(folder)]
 
 
 def _folders(folder: Path) -> Iterator[str]:

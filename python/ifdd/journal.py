@@ -25,7 +25,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from ifdd.outcomes import (
     Outcome,
@@ -118,7 +118,6 @@ class Journal:
         path: the file.
         header: from :func:`run_header`.
         overwrite: begin anew, whatever the file holds; otherwise a file that is there is gone on from.
-        retry: take the videos that failed out of the file, so that they can be tried again.
 
     Attributes:
         done: path -> whether it was predicted, of the videos that are finished.
@@ -136,7 +135,6 @@ class Journal:
         header: Mapping[str, Any],
         *,
         overwrite: bool = False,
-        retry: bool = False,
     ) -> None:
         self.path = Path(path)
         self.done: dict[str, bool] = {}
@@ -148,12 +146,12 @@ class Journal:
         try:
             if overwrite:
                 self._file.truncate(0)
-            if _cut_half_line(self._file) == 0:
+            end = whole_lines(self._file)
+            self._file.truncate(end)
+            if end == 0:
                 self._write(header)
             else:
                 _compare(self.path, header)
-            if retry:
-                self._forget_failures()
             self._load()
         except BaseException:
             self._file.close()
@@ -182,21 +180,32 @@ class Journal:
             self.begun = None
             self._file.truncate(self._whole)
 
+    def forget_failures(self) -> None:
+        """Takes the videos that failed out of the file, so that they can be tried again."""
+        failed = {path for path, predicted in self.done.items() if not predicted}
+        if not failed:
+            return
+        with replacing(self.path) as file:
+            for line, _ in _lines(self.path):
+                if line["kind"] == "run" or path_of_dict(line) not in failed:
+                    file.write(json.dumps(line) + "\n")
+        self._file.close()
+        self._file = self._open()
+        self._load()
+
     def _open(self) -> BinaryIO:
         file = self.path.open("a+b")
         try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            claim(file, self.path)
+        except ResultsError:
             file.close()
-            raise ResultsError(f"{printable(self.path)}: another run is writing to this file") from None
-        except OSError:
-            pass  # some network file systems have no locks
+            raise
         return file
 
     def _load(self) -> None:
         windows: list[WindowPrediction] = []
         name = ""
+        self.done, self.windows_read = {}, 0
         self._whole = _header(self.path)[1]
         for outcome, end in _outcomes(self.path):
             if isinstance(outcome, WindowResult):
@@ -212,36 +221,37 @@ class Journal:
         self.windows_read += len(windows)
         self.begun = (name, tuple(windows)) if windows else None
 
-    def _forget_failures(self) -> None:
-        failed = {outcome.path for outcome in read_outcomes(self.path) if isinstance(outcome, VideoFailure)}
-        if not failed:
-            return
-        with replacing(self.path) as file:
-            for line, _ in _lines(self.path):
-                if line["kind"] == "run" or path_of_dict(line) not in failed:
-                    file.write(json.dumps(line) + "\n")
-        self._file.close()
-        self._file = self._open()
-
     def _write(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line).encode("ascii") + b"\n")
         self._file.flush()
 
 
-def _cut_half_line(file: BinaryIO) -> int:
-    """Cuts off what a killed run left behind the last whole line; returns the length."""
-    end = length = file.seek(0, os.SEEK_END)
+def claim(file: IO[Any], path: str | os.PathLike[str]) -> None:
+    """Keeps other runs from writing to an open file until it is closed.
+
+    Raises:
+        ResultsError: another run is writing to it.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ResultsError(f"{printable(path)}: another run is writing to this file") from None
+    except OSError:
+        pass  # some network file systems have no locks
+
+
+def whole_lines(file: BinaryIO) -> int:
+    """Where the last whole line of a file ends; a killed run may have left half of one behind it."""
+    end = file.seek(0, os.SEEK_END)
     while end > 0:
         start = max(0, end - 4096)
         file.seek(start)
         place = file.read(end - start).rfind(b"\n")
         if place >= 0:
-            end = start + place + 1
-            break
+            return start + place + 1
         end = start
-    if end < length:
-        file.truncate(end)
-    return end
+    return 0
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:

@@ -48,6 +48,8 @@ class Csv:
 class JsonArray:
     """A JSON array of :meth:`ifdd.outcomes.VideoPrediction.to_dict`, written as the videos come."""
 
+    END = "\n]\n"
+
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._count = 0
@@ -62,5 +64,5 @@ class JsonArray:
 
     def close(self) -> None:
         """Ends the array."""
-        self._file.write("\n]\n" if self._count else "[]\n")
+        self._file.write(self.END if self._count else "[]\n")
         self._file.flush()

@@ -51,6 +51,23 @@ def test_help_shows_no_forms_of_the_parsing_library(ifdd: Run) -> None:
         assert form not in result.out, form
 
 
+@pytest.mark.parametrize("command", ["test", "check"])
+def test_help_leaves_out_what_changes_nothing(ifdd: Run, command: str) -> None:
+    shown = ifdd(command, "--help").out
+    for option in (
+        "--batch_size",
+        "--validation",
+        "--augment",
+        "--on_error",
+        "--posed",
+        "--epochs",
+        "--model.",
+    ):
+        assert f" {option}" not in shown, option
+    assert ("  --eval_batch_size" in shown, "  --device" in shown) == (command == "test",) * 2
+    assert "  --test_list" in shown
+
+
 @pytest.mark.parametrize("columns", ["50", "80", "200"])
 def test_command_lines_in_help_can_be_copied(
     ifdd: Run, monkeypatch: pytest.MonkeyPatch, columns: str
@@ -115,14 +132,14 @@ def test_a_package_that_cannot_be_imported_is_named(
         (("predict", "v.mp4"), "missing --checkpoint"),
         (("convert",), "missing IN, OUT"),
         (("completion", "dos"), "SHELL must be one of bash, zsh, fish, got 'dos'"),
-        (("fit", "--out", "x", "--data", "list"), "error: --classes must be the class names"),
+        (("fit", "--out", "x", "--data", "list"), "error: --classes is missing: the class names"),
         (("fit", "--out", "x", "--posed", "true", "--data", "dfew"), "error: --posed must be off but for"),
         (("fit", "--out", "x", "--epochs", "many"), "ifdd fit: error: "),
         (
             ("fit", "--out", "x", "--data", "synthetic", "--epochs", "0"),
             "error: --epochs must be at least 1, got 0",
         ),
-        (("fit", "--out", "x", "--data", "dfew"), "error: --root must be the folder of dfew"),
+        (("fit", "--out", "x", "--data", "dfew"), "error: --root is missing: the folder of dfew"),
         (
             ("fit", "--out", "x", "--data", "synthetic", "--model.backbone", "resnet"),
             "error: --model.backbone must be one of",

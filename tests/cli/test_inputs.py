@@ -38,9 +38,12 @@ def test_folders_patterns_and_files(tree: Path) -> None:
     assert paths("*.mp4", "a.mp4", "a.mp4") == ["a.mp4"]
     assert paths("**/*.[aw]*") == ["deep/c.avi", "deep/deeper/d.webm"]
     assert paths("d*") == ["deep/c.avi"]
+    assert paths("a.mp4", "./a.mp4", "deep/../a.mp4", str(tree / "a.mp4")) == ["a.mp4"]
+    (tree / "same.mp4").symlink_to("a.mp4")
+    assert paths("a.mp4", "same.mp4") == ["a.mp4", "same.mp4"]
+    (tree / "same.mp4").unlink()
     # A name that exists is no pattern, whatever is in it.
     assert paths("b [1].MKV") == ["b [1].MKV"]
-    assert paths("empty") == ["empty"]
     everything = ["a.mp4", "b [1].MKV", "deep/c.avi", "deep/deeper/d.webm", "deep/frames", "frames"]
     assert paths(".", recursive=True) == everything
     assert paths(str(tree), recursive=True) == [str(tree / name) for name in everything]
@@ -50,8 +53,14 @@ def test_what_holds_no_video_is_an_error_of_its_own(tree: Path) -> None:
     ((path, error), (other, none)) = find_videos(["no[x]*", "a.mp4"])
     assert (path, other, none) == ("no[x]*", "a.mp4", None)
     assert str(error) == "no[x]*: nothing matches this pattern"
-    ((_, error),) = find_videos(["empty"], recursive=True)
-    assert str(error) == "empty: no video and no frames in this folder"
+    ((_, error),) = find_videos(["https://host/v.mp4?x=1"])
+    assert str(error) == "https://host/v.mp4?x=1: an address, expected a file; download it first"
+    for recursive in (False, True):
+        ((_, error),) = find_videos(["empty"], recursive)
+        assert str(error) == "empty: no video and no frames in this folder"
+    (tree / "empty" / "class").mkdir()
+    ((_, error),) = find_videos(["empty"])
+    assert str(error).endswith(" in this folder; --recursive looks into the folders in it")
 
 
 def test_a_list_keeps_every_name_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def test_a_checkpoint_that_names_no_usable_sampling_is_refused(checkpoint: Path)
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--crop", "1,2,3"), "four integers x,y,w,h"),
+        (("--crop", "1,2,3"), "error: --crop must be 'auto' or four integers x,y,w,h"),
         (("--json", "-", "--csv", "-"), "cannot both write to stdout"),
         (("--json", "/nowhere/at/all.json"), "--json: folder /nowhere/at does not exist"),
         (("--windows", "some"), "windows"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ifdd.journal import Journal, ResultsError, run_header
+from ifdd.journal import Journal, ResultsError, claim, run_header
 from ifdd.outcomes import Begun, VideoFailure, VideoPrediction, path_of_dict
 from ifdd.prediction import Predictor
 
@@ -102,7 +102,7 @@ def test_a_run_cut_anywhere_goes_on_to_the_same_files(
     # After whole lines (in the middle of a video, of a batch, between videos) and in the middle of one.
     for cut in (0, 100, ends[0] + 1, ends[2] + 40, ends[5] + 1, ends[8] + 1, ends[-2] - 5, len(complete)):
         (tmp_path / "o.jsonl").write_bytes(complete[:cut])
-        (tmp_path / "o.csv").write_bytes((whole / "o.csv").read_bytes()[: cut // 2])
+        (tmp_path / "o.csv").write_bytes((whole / "o.csv").read_bytes()[: cut // 4])
         (tmp_path / "o.json").unlink(missing_ok=True)
         result = ifdd(*arguments, *outputs(tmp_path), "--resume")
         assert result.code == 1, result.err
@@ -230,6 +230,46 @@ def test_two_runs_do_not_write_to_one_file(whole: Path, tmp_path: Path) -> None:
     with Journal(tmp_path / "o", header), pytest.raises(ResultsError, match="another run is writing"):
         Journal(tmp_path / "o", header, overwrite=True)
     Journal(tmp_path / "o", header).__exit__(None, None, None)
+
+
+def test_files_of_another_run_are_kept(
+    ifdd: Run, arguments: list[str], clips: Path, checkpoint: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Two runs, each with its own file of JSON Lines, and one name for CSV and JSON."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    other = ["predict", str(clips / "0.mp4"), "--checkpoint", str(checkpoint), f"--jsonl={tmp_path / 'b'}"]
+    assert ifdd(*other).code == 0
+    for kind in ("csv", "json"):
+        result = ifdd(*other, f"--{kind}={tmp_path / f'o.{kind}'}", "--resume")
+        assert result.code == 1
+        assert f"o.{kind} holds results that {tmp_path / 'b'} does not, those of another run" in result.err
+        assert result.err.count("\n") == 1
+    with (tmp_path / "o.csv").open("ab") as file:
+        claim(file, "o.csv")
+        result = ifdd(*other, f"--csv={tmp_path / 'o.csv'}", "--overwrite")
+        assert (result.code, "o.csv: another run is writing to this file" in result.err) == (1, True)
+    same(tmp_path, whole)
+
+
+def test_a_json_file_that_came_meanwhile_is_kept(
+    ifdd: Run, clips: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Predictor.stream
+
+    def other_run(*arguments: Any, **options: Any) -> Any:
+        (tmp_path / "o.json").write_text("theirs")
+        return stream(*arguments, **options)
+
+    monkeypatch.setattr(Predictor, "stream", other_run)
+    call = ["predict", str(clips / "0.mp4"), "--checkpoint", str(checkpoint), f"--jsonl={tmp_path / 'b'}"]
+    result = ifdd(*call, f"--json={tmp_path / 'o.json'}")
+    assert (result.code, "o.json was written by another program meanwhile, and is kept" in result.err) == (
+        1,
+        True,
+    )
+    assert (tmp_path / "o.json").read_text() == "theirs"
+    assert ifdd(*call, f"--json={tmp_path / 'p.json'}", "--resume").code == 0
+    assert len(json.loads((tmp_path / "p.json").read_text())) == 1
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,35 @@ def test_what_is_read_is_not_written_over(
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 
+def test_no_other_command_writes_over_what_it_reads(ifdd: Run, place: Path) -> None:
+    (place / "train.csv").write_text("clip.mp4,x\nclip.mp4,y\n")
+    frame, weights = place / "frames" / "1.png", place / "weights.safetensors"
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    check = (
+        "check",
+        "--data",
+        "list",
+        "--classes",
+        "x,y",
+        "--train_list",
+        place / "train.csv",
+        "--workers",
+        "0",
+    )
+    for call, says in (
+        ((*check, "--csv", place / "train.csv"), f"--csv: {place / 'train.csv'} is a list"),
+        ((*check, "--json", place / "hard.csv"), f"--json: {place / 'hard.csv'} is a video"),
+        (
+            ("explain", place / "frames", "--checkpoint", weights, "--out", frame),
+            f"--out: {frame} is the video",
+        ),
+        (("convert", weights, weights), f"OUT: {weights} is the file"),
+    ):
+        result = ifdd(*call)
+        assert (result.code, result.err) == (2, f"ifdd: error: {says} that this run reads\n")
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+
+
 def test_the_journal_is_written_over_by_no_other_output(ifdd: Run, place: Path) -> None:
     result = ifdd(
         *("predict", place / "clip.mp4", "--checkpoint", place / "weights.safetensors"),

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import pytest
 
 from ifdd.checkpoint import load_checkpoint
 from ifdd.cli import main
+from ifdd.training.callbacks import TimeEstimate
 
 from .conftest import TINY, write_video
 
@@ -172,6 +174,33 @@ def test_train_longer_with_the_data_elsewhere(ifdd: Run, videos: Path, run: Path
     assert other.code != 0
     assert "the training was started with" in other.err
     assert len(other.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_ctrl_c_in_a_training(
+    ifdd: Run, videos: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """The library that trains would end the process without a word, with another exit code."""
+
+    class Interrupting(TimeEstimate):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("ifdd.training.callbacks.TimeEstimate", Interrupting)
+    out, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
+    if begun:
+        shutil.copytree(run, out)
+        result = ifdd("fit", "--out", out, "--resume", "--epochs", "3", "--progress", "false")
+        advice = f"go on with: ifdd fit --out {out} --resume"
+    else:
+        call = ("fit", "--out", out, "--data", "list", "--root", videos, "--classes", ",".join(CLASSES))
+        result = ifdd(*call, "--train-list", videos / "train.csv", *NETWORK, *QUIET)
+        advice = "stopped before the end of the first epoch: there is nothing to go on from"
+        assert not out.exists()
+    assert result.code == 130
+    *_, line, last = result.err.splitlines()
+    assert (last, line.endswith(advice)) == ("ifdd: interrupted", True), result.err
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_start_from_a_training_checkpoint(ifdd: Run, videos: Path, tmp_path: Path) -> None:

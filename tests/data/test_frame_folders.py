@@ -19,7 +19,7 @@ from ifdd.data.video import VideoError, count_frames, frame_files, list_videos, 
     [
         *("frame{:04d}.jpg", "img{:05d}.jpg", "out{:03d}.png", "frame-{:04d}.jpg", "clip.{:05d}.jpg"),
         *("frame ({:d}).png", "frame_det_00_{:06d}.bmp", "{:05d}.webp", "img_{:05d}_face.jpg", "{}.JPE"),
-        *("clip12_frame{:04d}.TIFF", "{}.tif", "-{}.png", "[a] {} $x.png", "x\n{}.png", "표정{}.png"),
+        *("clip12_frame{:04d}.TIFF", "{}.ppm", "-{}.png", "[a] {} $x.png", "x\n{}.png", "표정{}.png"),
         *("a:b{:03d}.png", "2024-05-01 12.30.00 {}.jpeg", "{}\xa0.bmp", "１２_{}.png"),
     ],
 )
@@ -28,6 +28,11 @@ def test_common_names(tmp_path: Path, write_folder, pattern: str) -> None:
     write_folder(tmp_path / "a", sorted(names))
     assert [file.name for file in frame_files(tmp_path / "a")] == names
     assert len(read_video(tmp_path / "a").frames) == count_frames(tmp_path / "a") == 7
+
+
+def test_numbers_of_another_script(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, ["٢.png", "١٠.png"])
+    assert [file.name for file in frame_files(tmp_path)] == ["٢.png", "١٠.png"]
 
 
 def test_mixed_suffixes(tmp_path: Path, write_folder) -> None:
@@ -56,7 +61,7 @@ def test_names_that_do_not_order(tmp_path: Path, write_folder) -> None:
         return str(info.value)
 
     assert "image 'cover.png' has no number in its name" in message("a", "1.png", "cover.png")
-    assert "image '٣.png' has no number" in message("b", "٣.png", "٤.png")
+    assert "image 'Ⅷ.png' has no number" in message("b", "Ⅷ.png", "Ⅸ.png")
     assert "frame 7 is there twice ('a7.png' and 'b07.png'); the last number" in message(
         "c", "b07.png", "a7.png"
     )

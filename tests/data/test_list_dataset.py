@@ -27,7 +27,7 @@ def test_videos_are_found_however_they_are_named(tmp_path: Path, write_folder, w
     assert all(data[i][0].shape == (3, 8, 16, 16) for i in range(4))
     (tmp_path / "videos/list.txt").write_text("00007 9 2\n")
     assert ListDataset(tmp_path / "videos/list.txt", NAMES, first_label=0, **small())[0][1] == 2
-    with pytest.raises(DatasetError, match=r"ListDataset: 3 of 4 videos are missing"):
+    with pytest.raises(DatasetError, match=r"list.csv: 3 of 4 videos are missing"):
         ListDataset(file, NAMES, **small(), strip_prefix="/far/away/")
 
 
@@ -70,7 +70,7 @@ def test_the_error_says_how_missing_videos_would_be_found(tmp_path: Path) -> Non
     with pytest.raises(DatasetError) as info:
         listed(tmp_path, lines)
     assert str(info.value) == (
-        "ListDataset: 3 of 3 videos are missing: /home/me/a/x, /home/me/a/y, /home/me/a/z; "
+        f"{tmp_path / 'list.txt'}: 3 of 3 videos are missing: /home/me/a/x, /home/me/a/y, /home/me/a/z; "
         "2 of 3 are found with --strip_prefix /home/me/"
     )
     with pytest.raises(DatasetError, match="1 of 3 videos are missing"):
@@ -117,6 +117,31 @@ def test_folders_of_classes_in_two_parts(tmp_path: Path, write_folder) -> None:
     assert FolderDataset(tmp_path, **small()).labels == [0, 1]
     with pytest.warns(DatasetWarning, match="test/a: no video of this class"):
         assert FolderDataset(tmp_path, "test", **small()).labels == [1]
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("Train", "Test"), ("train",)])
+def test_parts_by_other_names_are_no_classes(tmp_path: Path, write_folder, names: tuple[str, ...]) -> None:
+    for name in names:
+        write_folder(tmp_path / name / "a" / "1", ["1.jpg"])
+    with pytest.raises(
+        DatasetError, match=rf"folders {', '.join(sorted(names))}; the two parts are called train"
+    ):
+        FolderDataset(tmp_path, class_names=("a", "b"))
+
+
+def test_the_folder_of_one_class_is_not_the_data_set(tmp_path: Path) -> None:
+    for name in ("1.mp4", "2.mp4"):
+        (tmp_path / name).touch()
+    with pytest.raises(DatasetError, match="found 0 folders and 2 videos: is the folder above meant"):
+        FolderDataset(tmp_path)
+
+
+def test_cover_pictures_do_not_make_a_folder_a_video(tmp_path: Path) -> None:
+    for name in ("a/p/1.mp4", "a/p/2.mp4", "a/p/cover.jpg", "b/3.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    data = FolderDataset(tmp_path)
+    assert [video.path.name for video in data.videos] == ["1.mp4", "2.mp4", "3.mp4"]
 
 
 def test_folders_without_videos(tmp_path: Path, write_folder) -> None:

@@ -111,6 +111,58 @@ def test_gif_pictures_are_shown_as_long_as_they_say(tmp_path: Path) -> None:
     assert stream.end_seconds == pytest.approx(1.8)
 
 
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "default.png", "gif.jpg"])
+def test_animated_images_are_videos(tmp_path: Path, name: str) -> None:
+    from PIL import Image
+
+    first, *others = (Image.new("RGB", (8, 8), (40 * k, 0, 0)) for k in range(5))
+    kind = {"webp": {"lossless": True}, "png": {"default_image": name == "default.png"}}.get(
+        name[-4:].strip(".")
+    )
+    lengths = [100, 500, 0, 1000] if kind and kind.get("default_image") else [50, 100, 500, 0, 1000]
+    with (tmp_path / name).open("wb") as file:
+        first.save(
+            file, "GIF" if kind is None else name.split(".")[1].upper(),
+            save_all=True, append_images=others, duration=lengths, **(kind or {}),
+        )  # fmt: skip
+    with open_video(tmp_path / name) as stream:
+        shown = [(frame.seconds, int(frame.image()[0, 0, 0])) for frame in stream]
+    assert [colour for _, colour in shown] == [0, 40, 80, 120, 160][-len(lengths) :]
+    # A picture that states no length is shown for 1/25 second.
+    spans = np.cumsum([(length or 40) / 1000 for length in lengths])
+    assert [seconds for seconds, _ in shown] == pytest.approx([0, *spans[:-1]])
+    assert stream.end_seconds == pytest.approx(spans[-1])
+    assert (stream.frames_announced, stream.damage, stream.remarks) == (len(lengths), None, [])
+    assert stream.fps == pytest.approx(len(lengths) / spans[-1])
+
+
+def test_a_damaged_animation_costs_its_end(tmp_path: Path) -> None:
+    from PIL import Image
+
+    first, *others = (Image.new("RGB", (8, 8), (40 * k, 0, 0)) for k in range(5))
+    first.save(tmp_path / "a.png", save_all=True, append_images=others)
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[: [k for k in range(len(data)) if data[k : k + 4] == b"fcTL"][3]])
+    with open_video(tmp_path / "a.png") as stream:
+        assert len(drain(stream)) == 3
+    assert str(stream.damage).startswith("damaged or cut off after 3 readable frames (picture 4: ")
+
+
+def test_an_animation_is_no_frame_of_a_folder(tmp_path: Path) -> None:
+    from PIL import Image
+
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    first.save(tmp_path / "1.webp", save_all=True, append_images=[second])
+    with pytest.raises(
+        VideoError, match=r"\(1\.webp: an animation of 2 pictures, expected one; name the file"
+    ):
+        read_video(tmp_path)
+    first.save(tmp_path / "1.tif", save_all=True, append_images=[second])
+    with open_video(tmp_path / "1.tif") as stream:
+        assert len(drain(stream)) == 1
+    assert stream.remarks == ["holds 2 pages; the first is read"]
+
+
 @pytest.mark.parametrize(
     ("stamps", "seconds", "remark"),
     [
@@ -265,6 +317,24 @@ def test_a_missing_end_between_two_frames(
         count = len(drain(stream))
     assert count >= 19
     assert stream.damage is not None, "the bytes behind are missing"
+
+
+def test_a_header_that_knows_of_more_bytes_is_a_remark(tmp_path: Path, write_video) -> None:
+    """FLV: recorders and cutting tools leave the number as it was in another file."""
+    path = tmp_path / "a.flv"
+    write_video(path, 25, codec="libx264")
+    with open_video(path) as stream:
+        drain(stream)
+    assert (stream.damage, stream.remarks) == (None, [])
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: places[20]])
+    with open_video(path) as stream:
+        drain(stream)
+    assert stream.damage is None
+    remark = f"the header announces a file of {size} bytes, it has {places[20]}: the end may be missing"
+    assert stream.remarks == [remark]
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.avi"])

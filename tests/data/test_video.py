@@ -173,9 +173,7 @@ def test_what_is_not_a_video(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video\n" * 40)
     assert "not a readable video (Invalid data found" in failure(tmp_path / "text.mp4")
     (tmp_path / "folder").mkdir()
-    assert "no .jpg/.jpeg/.jpe/.png/.bmp/.webp/.tif/.tiff images in this folder" in failure(
-        tmp_path / "folder"
-    )
+    assert "images in this folder" in failure(tmp_path / "folder")
     with pytest.raises(VideoError) as info:
         count_frames(tmp_path / "nothing")
     check_message(info.value, tmp_path / "nothing")

@@ -170,7 +170,10 @@ def test_unreadable_files(suffix: str, model: IFDD, tmp_path: Path) -> None:
 
 
 def test_a_folder_is_not_called_missing(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a file"):
+    with pytest.raises(CheckpointError, match=r"is a folder$"):
+        read_weights(tmp_path)
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(CheckpointError, match=r"is a folder; the weights in it are .*last\.ckpt$"):
         read_weights(tmp_path)
 
 

@@ -221,10 +221,11 @@ def test_unknown_weights_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_are_something_else(content: bytes, message: str, tmp_path: Path) -> None:
-    (tmp_path / "w.ckpt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"w\.ckpt: {message}") as error:
-        load_checkpoint(tmp_path / "w.ckpt")
-    assert "\n" not in str(error.value)
+    for name in ("w.ckpt", "w.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"{name}: {message}") as error:
+            load_checkpoint(tmp_path / name)
+        assert "\n" not in str(error.value)
 
 
 def test_a_checkpoint_of_this_package_says_which_weights_it_holds(model: IFDD, tmp_path: Path) -> None:

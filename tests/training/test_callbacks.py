@@ -136,6 +136,17 @@ def test_the_time_is_told_after_the_first_steps_and_after_the_first_epoch(
     ]
 
 
+def test_a_resumed_training_of_short_epochs_is_told_the_time_once() -> None:
+    said: list[str] = []
+    estimate = TimeEstimate(said.append, steps=2)
+    for number in range(5, 8):
+        trainer: Any = SimpleNamespace(max_epochs=8, current_epoch=number, num_training_batches=2)
+        estimate.on_train_epoch_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+        for _ in range(2):
+            estimate.on_train_batch_end(trainer)
+    assert said == ["epoch 6 took 0 s; about 0 s to go"]
+
+
 def test_times_as_people_say_them() -> None:
     said = [duration(seconds) for seconds in (0.4, 89, 91, 5000, 12_000, 200_000)]
     assert said == ["0 s", "89 s", "2 min", "83 min", "3 h 20 min", "2 days 7 h"]

@@ -193,7 +193,7 @@ def test_settings_of_lists() -> None:
             {"name": "mafw", "root": "r", "first_label": 0},
             "data.first_label must be unset but for list, dfew",
         ),
-        ({"name": "folder"}, "data.root must be the folder with one folder for each class"),
+        ({"name": "folder"}, "data.root is missing: the folder that holds a folder of videos for each class"),
         ({"short": "stretch"}, "data.short must be one of"),
         ({"format": "yaml"}, "data.format must be one of"),
     ):
@@ -206,6 +206,7 @@ def test_the_list_of_skipped_videos_waits_for_its_folder(tmp_path: Path) -> None
     skipped = SkippedVideos(file)
     skipped.add("train", [LeftOut(Video(tmp_path / "a,\n\udcff", 0), "missing")])
     file.parent.mkdir()
+    assert skipped.summary() == f"1 video was left out, listed in {file}"
     skipped.add("train", [LeftOut(Video(tmp_path / "b", 1), "missing")])
     rows = list(csv.DictReader(file.open(encoding="utf-8")))
     assert [row["path"] for row in rows] == [f"{tmp_path}/a,\\n\\xff", f"{tmp_path}/b"]

@@ -15,6 +15,7 @@ from torch import nn
 
 from ifdd.checkpoint.wrappers import Weights as Weights
 from ifdd.checkpoint.wrappers import describe_entries, unwrap
+from ifdd.training.folder import BEST, EXPORTED, LAST
 
 PathLike = str | os.PathLike[str]
 
@@ -90,15 +91,7 @@ def read_pickle(path: PathLike) -> Any:
         CheckpointError: the file is missing, damaged, or holds other objects.
     """
     path = Path(path)
-    start = _first_bytes(path)
-    if not start:
-        raise CheckpointError(f"{path}: the file is empty")
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path}: a Git LFS pointer instead of the file it stands for; run `git lfs pull`"
-        )
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise CheckpointError(f"{path}: a web page instead of a weights file; download it anew")
+    _first_bytes(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -153,14 +146,33 @@ def _read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
         raise CheckpointError(f"{path}: damaged or not a safetensors file: {error}") from error
 
 
+def _what_instead(path: Path) -> str:
+    if not path.exists():
+        return "no such file"
+    if not path.is_dir():
+        return "not a file"
+    inside = next((path / name for name in (EXPORTED, BEST, LAST) if (path / name).is_file()), None)
+    return "is a folder" + ("" if inside is None else f"; the weights in it are {inside}")
+
+
 def _first_bytes(path: Path, count: int = 64) -> bytes:
+    """The beginning of a file, unless it shows that something else lies in the place of weights."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        raise CheckpointError(f"{path}: {_what_instead(path)}")
     try:
         with path.open("rb") as file:
-            return file.read(count)
+            start = file.read(count)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not start:
+        raise CheckpointError(f"{path}: the file is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path}: a Git LFS pointer instead of the file it stands for; run `git lfs pull`"
+        )
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise CheckpointError(f"{path}: a web page instead of a weights file; download it anew")
+    return start
 
 
 def _reason(error: Exception) -> str:

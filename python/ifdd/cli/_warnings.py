@@ -25,4 +25,6 @@ def one_line_warnings() -> Iterator[None]:
                 usual(message, category, *where, **more)
 
         warnings.showwarning = show
+        # What Pillow remarks on damaged images; whether they can be read is said in our own words.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         yield

@@ -22,6 +22,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import EXIT_FAILED, UsageError
 from ifdd.cli.common import add_test_options, data_config, network_options, parent_exists, wide_console
+from ifdd.cli.evaluate import TRAINING_ONLY
+from ifdd.cli.spare import spare
 from ifdd.text import cell, one_line, printable
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 
 SUMMARY = "read a data set in advance and say what is wrong with it"
 USAGE = "--data DATA [options]"
+UNUSED = TRAINING_ONLY - {"soft_labels"} | {
+    *("device", "short", "sampling", "crop", "eval_batch_size", "one_frame", "test_size")
+}
+"""Options that change nothing in what is looked at; the votes of soft labels are."""
 SHOWN = 20
 """Most faults that are printed; the reports hold all."""
 
@@ -53,7 +59,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="write a JSON object for each video, a line each, and one with the counts at the end",
     )
-    add_test_options(parser)
+    add_test_options(parser, UNUSED)
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
 
 
@@ -72,6 +78,11 @@ def run(options: Namespace) -> int:
     network = IFDDConfig.from_dict(network_options(options))
     report = Report(data)
     videos = list(_listed(data, network, report))
+    lists = [("a list", path) for path in (data.train_list, data.test_list) if path is not None]
+    spare(
+        [(f"--{name}", Path(options[name])) for name in ("csv", "json") if options[name] is not None],
+        [*lists, *(("a video", video.path) for video in videos)],
+    )
     window = network.clip_frames * sampling_policy(data).stride
     with ExitStack() as stack:
         writers = [

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -80,15 +80,18 @@ def add_training_options(parser: ArgumentParser) -> None:
     add_device_option(parser)
 
 
-def add_test_options(parser: ArgumentParser) -> None:
-    """Data and device; the recipe's options are accepted, so that one YAML file serves both commands."""
+def add_test_options(parser: ArgumentParser, unused: Collection[str]) -> None:
+    """Data and device. The options of a training are accepted, so that one YAML file serves all commands, but
+    help shows neither those of the recipe nor the `unused` ones among the others.
+    """
     _add_config_option(parser, "YAML file, the one of `ifdd fit` (OUT/config.yaml) or with options below")
     add_data_options(parser)
     add_device_option(parser)
     before = len(parser._actions)
     _add_recipe_options(parser)
-    for action in parser._actions[before:]:
-        action.help = argparse.SUPPRESS
+    for place, action in enumerate(parser._actions):
+        if place >= before or action.dest in unused:
+            action.help = argparse.SUPPRESS
 
 
 def add_network_options(parser: ArgumentParser) -> None:

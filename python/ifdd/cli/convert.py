@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
 from ifdd.cli.common import add_network_options, network_options, parent_exists
+from ifdd.cli.spare import spare
 from ifdd.config import IFDDConfig
 
 SUMMARY = "bring published weights into a checkpoint"
@@ -40,6 +41,7 @@ def run(options: Namespace) -> int:
     if Path(options.output).suffix != ".safetensors":
         raise UsageError(f"OUT: a checkpoint ends in .safetensors, got {options.output}")
     parent_exists(options.output, "OUT")
+    spare([("OUT", Path(options.output))], [("the file", options.input)])
     names = None if options.classes is None else class_list(options.classes)
     network = network_options(options)
 

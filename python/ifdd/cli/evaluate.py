@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 SUMMARY = "measure a checkpoint on a test set"
 USAGE = "--checkpoint CHECKPOINT --data DATA [options]"
+TRAINING_ONLY = frozenset(
+    {*("soft_labels", "on_error", "validation", "batch_size", "augment"), *("train_size", "posed")}
+)
+"""Options of the data that change nothing in a test."""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -44,14 +48,14 @@ def configure(parser: ArgumentParser) -> None:
         default=None,
         help="folder for scores.json and confusion.png; default: the folder of the checkpoint",
     )
-    add_test_options(parser)
+    add_test_options(parser, TRAINING_ONLY)
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
 
 
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
     checkpoint_path = Path(options.checkpoint)
-    if not checkpoint_path.is_file():
+    if not checkpoint_path.exists():
         raise UsageError(f"--checkpoint: {checkpoint_path} does not exist")
     device = choose_device(options.device)
     if options.data is None:

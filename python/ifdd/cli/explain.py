@@ -9,9 +9,10 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
-from ifdd.cli.common import add_device_option, choose_device, parent_exists, usage_errors
+from ifdd.cli.common import add_device_option, choose_device, parent_exists
 from ifdd.cli.predict import add_crop_option
-from ifdd.text import printable
+from ifdd.cli.spare import spare
+from ifdd.text import one_line, printable
 
 SUMMARY = "draw what the network looked at"
 USAGE = "VIDEO --checkpoint CHECKPOINT --out FIGURE [options]"
@@ -42,13 +43,18 @@ def run(options: Namespace) -> int:
 
     from ifdd.data.face import parse_crop
 
-    with usage_errors():
+    try:
         parse_crop(options.crop)
+    except ValueError as error:
+        raise UsageError(f"--{one_line(error)}") from None
     parent_exists(options.out, "--out")
     if Path(options.out).suffix.lower() not in _IMAGES:
         raise UsageError(f"--out: a figure ends in {', '.join(_IMAGES)}, got {printable(options.out)}")
     if not 20 <= options.dpi <= 2400:
         raise UsageError(f"--dpi must be 20 to 2400, got {options.dpi}")
+    spare(
+        [("--out", Path(options.out))], [("the video", options.video), ("the checkpoint", options.checkpoint)]
+    )
     device = choose_device(options.device)
 
     from ifdd import figures

@@ -21,6 +21,7 @@ from ifdd.cli.common import (
     setting_errors,
     training_config,
 )
+from ifdd.text import printable
 from ifdd.training.folder import LAST, SETTINGS
 
 if TYPE_CHECKING:
@@ -82,9 +83,12 @@ def run(options: Namespace) -> int:
             )
     except ResumeError as error:
         raise UsageError(changed_settings(error)) from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C; SIGTERM, which Lightning turns into an exit
         if (out / LAST).exists():
-            print(f"ifdd fit: stopped; go on with: ifdd fit --out {out} --resume", file=sys.stderr)
+            text = f"stopped; go on with: ifdd fit --out {printable(str(out))} --resume"
+        else:
+            text = "stopped before the end of the first epoch: there is nothing to go on from"
+        print(f"ifdd fit: {text}", file=sys.stderr)
         raise
     print(f"best epoch: {result.epoch + 1} of {config.optim.epochs}")
     if result.validation is not None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from ifdd.cli._commands import EXIT_FAILED, UsageError
-from ifdd.data.folder import IMAGE_SUFFIXES
-from ifdd.journal import Journal, read_outcomes, to_line
+from ifdd.cli.spare import identity, spare
+from ifdd.journal import Journal, ResultsError, claim, read_outcomes, to_line, whole_lines
 from ifdd.outcomes import Begun, Outcome, VideoPrediction, WindowResult
 from ifdd.results import Csv, JsonArray
 from ifdd.text import printable
@@ -65,7 +64,7 @@ class OutputTargets:
             if file.is_dir():
                 raise UsageError(f"{option}: {printable(file)} is a folder")
             for other, same in files[:number]:
-                if _identity(file) == _identity(same):
+                if identity(file) == identity(same):
                     raise UsageError(f"{other} and {option} name the same file, {printable(file)}")
         if resume and overwrite:
             raise UsageError("--resume keeps what --overwrite would replace: name one of them")
@@ -99,19 +98,7 @@ class OutputTargets:
         Raises:
             UsageError: an output is an input.
         """
-        written = {_identity(file): (option, file) for option, file in self._files() if file.exists()}
-        frames = {
-            _identity(file.parent): (option, file)
-            for option, file in written.values()
-            if file.suffix.lower() in IMAGE_SUFFIXES
-        }
-        if not written:
-            return
-        for what, path in inputs:
-            found = (frames if os.path.isdir(path) else written).get(_identity(Path(path)))  # noqa: PTH112
-            if found is not None:
-                option, file = found
-                raise UsageError(f"{option}: {printable(file)} is {what} that this run reads")
+        spare(self._files(), inputs)
 
     def _files(self) -> list[tuple[str, Path]]:
         """All that is written to the disk, and what asked for it."""
@@ -140,17 +127,40 @@ def _reachable(option: str, file: Path) -> None:
         raise UsageError(f"{option}: {printable(file)}: {error.strerror}") from None
 
 
-def _identity(path: Path) -> tuple[int, int] | str:
-    """The same for all names of a file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return os.path.realpath(path)
-    return status.st_dev, status.st_ino
-
-
 def _holds_something(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
+
+
+def _state(target: str | None) -> tuple[int, int, int] | None:
+    """Changes when another program writes a file; None where there is none."""
+    if target is None or not _is_file(target) or not Path(target).exists():
+        return None
+    status = Path(target).stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class _Comparison:
+    """Takes what would be written to a file, and sees whether all of the first `length` bytes that are there
+    would be written again.
+    """
+
+    def __init__(self, file: BinaryIO, length: int) -> None:
+        self._file = file
+        self._left = max(0, length)
+        self._same = True
+        file.seek(0)
+
+    def write(self, text: str) -> None:
+        new = text.encode()[: self._left]
+        self._same = self._same and self._file.read(len(new)) == new
+        self._left -= len(new)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    @property
+    def contained(self) -> bool:
+        return self._same and self._left == 0
 
 
 class Outputs:
@@ -173,7 +183,16 @@ class Outputs:
         self._lines: TextIO | None = None
         self._array: JsonArray | None = None
         path = targets.journal
-        self.journal = None if path is None else Journal(path, header, overwrite=overwrite, retry=retry)
+        self.journal = None if path is None else Journal(path, header, overwrite=overwrite)
+        self._json_before = _state(targets.json)
+        if self.journal is not None:
+            try:
+                self._refuse_files_of_others(overwrite)
+                if retry:
+                    self.journal.forget_failures()
+            except BaseException:
+                self.journal.__exit__(None, None, None)
+                raise
 
     @property
     def windows_read(self) -> int:
@@ -235,6 +254,42 @@ class Outputs:
             print(text, file=sys.stdout if self.tables else sys.stderr)
         return EXIT_FAILED if failed else 0
 
+    def _refuse_files_of_others(self, overwrite: bool) -> None:
+        """Keeps a CSV or JSON file that another run is writing, or that holds more than the journal."""
+        assert self.journal is not None
+        for option, target, write in (
+            ("--csv", self._targets.csv, self._write_csv),
+            ("--json", self._targets.json, self._write_json),
+        ):
+            if not _is_file(target) or not _holds_something(Path(str(target))):
+                continue
+            with Path(str(target)).open("rb") as file:
+                claim(file, str(target))
+                if overwrite:
+                    continue
+                comparison = _Comparison(file, whole_lines(file) - len(JsonArray.END) * (option == "--json"))
+                write(comparison)  # type: ignore[arg-type]
+            if not comparison.contained:
+                raise ResultsError(
+                    f"{option}: {printable(str(target))} holds results that {printable(self.journal.path)} "
+                    "does not, those of another run: name another file, or move this one away"
+                )
+
+    def _write_csv(self, file: TextIO) -> None:
+        """All that the journal holds."""
+        assert self.journal is not None
+        rows = Csv(file, self._class_names)
+        for outcome in read_outcomes(self.journal.path):
+            rows.add(outcome)
+
+    def _write_json(self, file: TextIO) -> None:
+        """All that the journal holds."""
+        assert self.journal is not None
+        array = JsonArray(file)
+        for outcome in read_outcomes(self.journal.path):
+            array.add(outcome)
+        array.close()
+
     def _open(self) -> None:
         targets = self._targets
         if targets.jsonl is not None and not _is_file(targets.jsonl):
@@ -244,11 +299,10 @@ class Outputs:
             assert self.journal is not None
             path = str(targets.csv)
             with replacing(path) as file:
-                rows = Csv(file, self._class_names)
-                for outcome in read_outcomes(self.journal.path):
-                    rows.add(outcome)
+                self._write_csv(file)
             more = Path(path).open("a", encoding="utf-8", newline="")  # noqa: SIM115 (closed with the others)
             opened = self._files.enter_context(more)
+            claim(opened, path)
             self._writers.append(Csv(opened, self._class_names, heading=False))
         elif targets.csv is not None:
             self._writers.append(Csv(self._stream(targets.csv), self._class_names))
@@ -262,11 +316,15 @@ class Outputs:
             self._array.close()
         if _is_file(self._targets.json):
             assert self.journal is not None
-            with replacing(str(self._targets.json)) as file:
-                array = JsonArray(file)
-                for outcome in read_outcomes(self.journal.path):
-                    array.add(outcome)
-                array.close()
+            target = str(self._targets.json)
+            if _state(target) != self._json_before:
+                raise ResultsError(
+                    f"--json: {printable(target)} was written by another program meanwhile, and is kept; the "
+                    f"results are in {printable(self.journal.path)}, and the same command with --resume and "
+                    "another name for --json writes them there"
+                )
+            with replacing(target) as file:
+                self._write_json(file)
 
     def _stream(self, target: str) -> TextIO:
         if target == "-":

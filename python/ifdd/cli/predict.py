@@ -26,7 +26,6 @@ from ifdd.cli.common import (
     add_device_option,
     choose_device,
     parent_exists,
-    usage_errors,
     wide_console,
 )
 from ifdd.text import cell, one_line, printable
@@ -153,8 +152,10 @@ def run(options: Namespace) -> int:
     from ifdd.inputs import InputError, find_videos, read_list
     from ifdd.journal import run_header
 
-    with usage_errors():
+    try:
         parse_crop(options.crop)
+    except ValueError as error:
+        raise UsageError(f"--{one_line(error)}") from None
     for option in ("jsonl", "csv", "json"):
         parent_exists(options[option], f"--{option}")
     if options.batch < 1:

@@ -22,7 +22,7 @@ from .folder import MAX_PIXELS
 from .orientation import UPRIGHT, Orientation
 from .source import Picture, Source, needs
 from .timing import Clock
-from .truncation import missing_bytes
+from .truncation import doubtful_end, missing_bytes
 
 __all__ = ["FileSource"]
 
@@ -91,6 +91,9 @@ class FileSource(Source):
             yield Picture(start, end, partial(_convert, frame, turned))
         self.remarks += clock.remarks()
         self.loss = self._loss or self._missing(end)
+        doubt = doubtful_end(self.path, self._container.format.name)
+        if self.loss is None and doubt is not None:
+            self.remarks.append(doubt)
 
     def _decoded(self) -> Iterator[tuple[Any, bool]]:
         """The undamaged frames in the order they are shown, and whether they come behind damage."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,19 @@ from ifdd.text import printable
 from .errors import VideoError, reason
 from .source import Picture, PictureError, Source, needs, special_file
 
-__all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "FolderSource", "frame_files", "list_videos", "read_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "FolderSource",
+    "frame_files",
+    "holds_frames",
+    "list_videos",
+    "read_image",
+]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm"),
+)
 """Files that are frames of a folder, in small or capital letters."""
 
 VIDEO_SUFFIXES = (
@@ -31,7 +42,7 @@ and takes any name."""
 MAX_PIXELS = 1 << 25
 """Largest picture that is decoded, just above 7680x4320: a damaged header must not ask for all memory."""
 
-_NUMBER = re.compile(r"[0-9]+")
+_NUMBER = re.compile(r"\d+")  # in any script
 
 
 class FolderSource(Source):
@@ -89,6 +100,18 @@ def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
     return [folder / numbered[number] for number in sorted(numbered)]
 
 
+def holds_frames(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a video: it holds more images than videos, of which they would be cover pictures.
+    Hidden files are ignored.
+
+    Raises:
+        VideoError: the folder cannot be listed.
+    """
+    suffixes = [Path(entry.name).suffix.lower() for entry in _entries(Path(folder))]
+    images, videos = (sum(s in kind for s in suffixes) for kind in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
+    return images > videos
+
+
 def list_videos(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
     """The video files of a folder (`VIDEO_SUFFIXES`), sorted by path. Hidden files and folders are ignored.
 
@@ -111,14 +134,14 @@ def list_videos(folder: str | os.PathLike[str], recursive: bool = False) -> list
 
 
 def read_image(path: Path) -> np.ndarray:
-    """One image as uint8 RGB (H, W, 3), upright by its EXIF orientation; of several pictures the first.
+    """One image as uint8 RGB (H, W, 3), upright by its EXIF orientation; of several pages the first.
     Transparency is dropped: the colour that a pixel states counts, however transparent it is.
 
     Raises:
         PictureError: it cannot be read; the text names the file, not its folder.
     """
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError:
         raise VideoError(needs(path, "Pillow")) from None
     name = printable(path.name)
@@ -127,16 +150,43 @@ def read_image(path: Path) -> np.ndarray:
         if special is not None:
             raise PictureError(f"{name}: {special}, expected a file")
         with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise PictureError(f"{name}: {image.width}x{image.height} pixels are more than {MAX_PIXELS}")
-            if image.mode.startswith(("I", "F")):
-                raise PictureError(f"{name}: pixels of mode {image.mode}, expected 8 bits a channel")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except PictureError:
-        raise
+            length = animation_length(image)
+            if length > 1:
+                raise PictureError(
+                    f"an animation of {length} pictures, expected one; name the file itself to read it as a "
+                    "video"
+                )
+            return picture_pixels(image)
+    except PictureError as error:
+        raise PictureError(f"{name}: {error}") from None
     # Whatever a damaged file makes a decoder of Pillow raise: no list of these errors has been complete.
     except Exception as error:
         raise PictureError(f"{name}: {reason(error)}") from None
+
+
+def animation_length(image: Any) -> int:
+    """Pictures of an open Pillow image that a viewer shows one after the other; 1 if it does not move. Pages
+    of a TIFF and the second picture of a phone's JPEG are none.
+    """
+    if image.format not in ("WEBP", "PNG", "GIF", "AVIF"):
+        return 1
+    # A PNG may hold a picture for programs that show no animations.
+    return int(getattr(image, "n_frames", 1)) - bool(image.info.get("default_image"))
+
+
+def picture_pixels(image: Any) -> np.ndarray:
+    """The pixels of an open Pillow image, see `read_image`.
+
+    Raises:
+        PictureError: too large, or not of 8 bits a channel.
+    """
+    from PIL import ImageOps
+
+    if image.width * image.height > MAX_PIXELS:
+        raise PictureError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+    if image.mode.startswith(("I", "F")):
+        raise PictureError(f"pixels of mode {image.mode}, expected 8 bits a channel")
+    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

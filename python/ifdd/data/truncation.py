@@ -1,4 +1,4 @@
-"""Whether a video file proves by itself that its end is missing.
+"""Whether a video file proves, or at least says, that its end is missing.
 
 Containers that are read to their end without an error of the decoder may still have been cut off between two
 frames. Only bytes count as proof: what a header says of frames and durations is often wrong for intact files.
@@ -7,13 +7,15 @@ frames. Only bytes count as proof: what a header says of frames and durations is
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["missing_bytes"]
+__all__ = ["doubtful_end", "missing_bytes"]
 
 SEGMENT = b"\x18\x53\x80\x67"
+_FLV_HEAD = 1 << 16
 
 
 def missing_bytes(path: Path, container: str) -> str | None:
@@ -28,6 +30,27 @@ def missing_bytes(path: Path, container: str) -> str | None:
             with path.open("rb") as file:
                 return _CHECKS[name](file, path.stat().st_size)
     return None
+
+
+def doubtful_end(path: Path, container: str) -> str | None:
+    """Says that a file is shorter than its header has it, in a format whose recorders are known to leave that
+    number as it was in another file; None where nothing says so.
+
+    Args:
+        path: the file.
+        container: FFmpeg's name of its format.
+    """
+    if container != "flv":
+        return None
+    with path.open("rb") as file:
+        head = file.read(_FLV_HEAD)
+    _, found, rest = head.partition(b"\0\x08filesize\0")  # in the table of numbers called onMetaData
+    if not found or len(rest) < 8:
+        return None
+    announced, size = struct.unpack(">d", rest[:8])[0], path.stat().st_size
+    if not size < announced < float("inf"):
+        return None
+    return f"the header announces a file of {announced:.0f} bytes, it has {size}: the end may be missing"
 
 
 def _matroska(file: BinaryIO, size: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Reading face videos: files through PyAV, folders of numbered images through Pillow.
+"""Reading face videos: files through PyAV, animations and folders of numbered images through Pillow.
 
 `open_video` gives one frame after the other and holds none; `read_video` collects frames in an array. Frames
 are resized while decoding, so a long video never lies in memory at full size. Whatever goes wrong is a
@@ -21,6 +21,7 @@ import numpy as np
 
 from ifdd.text import printable
 
+from .animation import image_source
 from .errors import VideoError, reason
 from .face import CropBox, find_face, parse_crop
 from .ffmpeg import FileSource
@@ -184,7 +185,7 @@ class VideoStream:
                         self._source.loss = self._source.loss or str(error)
                         self._refuse()
                         continue
-                    load = partial(_same, pixels)
+                    load = partial(np.asarray, pixels)
                 else:
                     load = partial(self._unchecked, picture)
             self._refuse()
@@ -403,10 +404,6 @@ def _spread_frames(path: Path, max_frames: int | None, strict: bool) -> list[np.
     return [frame.image() for frame in samples]
 
 
-def _same(pixels: np.ndarray) -> np.ndarray:
-    return pixels
-
-
 def _nothing() -> Generator[Frame, None, None]:
     yield from ()
 
@@ -424,7 +421,7 @@ def _source(path: Path, fps: float) -> Source:
     if empty:
         raise VideoError(f"{printable(path)}: the file is empty")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return FolderSource(path, fps)
+        return image_source(path, fps)
     return FileSource(path, fps)
 
 

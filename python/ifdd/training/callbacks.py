@@ -149,13 +149,17 @@ class TimeEstimate(Callback):
         left = (trainer.max_epochs or 0) - trainer.current_epoch
         if self._epoch_started is not None and self._epoch_started > 0:
             each = now - self._epoch_started
-            self.say(f"the first epoch took {duration(each)}; about {duration(each * left)} to go")
+            # A resumed training begins with another one.
+            which = "the first epoch" if trainer.current_epoch == 1 else f"epoch {trainer.current_epoch}"
+            self.say(f"{which} took {duration(each)}; about {duration(each * left)} to go")
             self._epoch_started = 0.0
         elif self._epoch_started is None:
             self._epoch_started = now
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """After the first batches: tells from their time."""
+        """After the first batches, if the epoch is not over before: tells from their time."""
+        if self._epoch_started == 0.0:
+            return
         self._batches += 1
         if self._batches == 1:
             self._started = time.monotonic()

@@ -46,6 +46,11 @@ class SettingError(ValueError):
         return f"{self.setting} {self.rule}"
 
 
+def _need(value: object, name: str, what: str) -> None:
+    if not value:
+        raise SettingError(name, f"is missing: {what}")
+
+
 def _check(condition: bool, name: str, rule: str, value: object) -> None:
     if not condition:
         raise SettingError(name, f"must be {rule}, got {value!r}")
@@ -68,8 +73,8 @@ class DataConfig:
     test_list: str | None = None
     """list file of test videos (only for `list`)"""
     classes: list[str] | str | None = None
-    """class names in label order: A,B,C (needed for `list`; otherwise another order of the dataset's own), or
-    dfew, ferv39k or mafw for theirs"""
+    """class names in label order: A,B,C, or dfew, ferv39k or mafw for theirs; default: those of the dataset,
+    in a test on list files or folders those of the checkpoint"""
     format: ListFormat = "auto"
     """form of the list files: folder_label, folder_count_label (white space), csv, or auto (only for
     `list`)"""
@@ -140,15 +145,15 @@ class DataConfig:
         if self.name in ("dfew", "mafw"):
             _check(1 <= self.fold <= 5, "data.fold", "1 to 5", self.fold)
         if self.name in ("dfew", "ferv39k", "mafw"):
-            _check(self.root is not None, "data.root", f"the folder of {self.name}", self.root)
+            _need(self.root, "data.root", f"the folder of {self.name}")
         if self.name == "folder":
-            _check(self.root is not None, "data.root", "the folder with one folder for each class", self.root)
+            _need(self.root, "data.root", "the folder that holds a folder of videos for each class")
         self._check_list_options()
 
     def _check_list_options(self) -> None:
         """Those of `list`, for which strings become lists."""
         if self.name == "list":
-            _check(bool(self.classes), "data.classes", "the class names in label order", self.classes)
+            _need(self.classes, "data.classes", "the class names in label order, A,B,C")
         if self.classes is not None:
             try:
                 object.__setattr__(self, "classes", list(class_list(self.classes)))

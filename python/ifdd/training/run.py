@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -73,6 +76,7 @@ def fit(
             a clip.
         ifdd.training.resume.ResumeError: the settings of the training to resume differ.
         TrainingError: the loss became NaN or infinite.
+        KeyboardInterrupt: Ctrl-C; the epochs that were over can be resumed.
     """
     out = Path(out)
     last = out / LAST
@@ -101,9 +105,8 @@ def fit(
         trainer = _trainer(
             config, _loggers(out), [*_callbacks(config, out, monitored, progress), *callbacks], progress
         )
-        trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        with _interruptible(trainer):
+            trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
     chosen = BEST if monitored and config.optim.select == "best" else LAST
     return export(out / chosen, out / EXPORTED)
 
@@ -169,10 +172,31 @@ def evaluate(checkpoint: Checkpoint, config: TrainingConfig, *, progress: bool =
     module = Recogniser(cast(nn.Module, checkpoint.model), config, tuple(checkpoint.class_names))
     bars: list[Callback] = [RichProgressBar()] if progress else []
     trainer = _trainer(config, [], bars, progress)
-    trainer.test(module, dataloaders=data.test_dataloader(), verbose=False)
+    with _interruptible(trainer):
+        trainer.test(module, dataloaders=data.test_dataloader(), verbose=False)
     if module.scores is None:
-        raise TrainingError("the test was interrupted before it counted a clip")
+        raise TrainingError("the test ended before it counted a clip")
     return module.scores
+
+
+@contextmanager
+def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Ctrl-C is a `KeyboardInterrupt`, and stays one: Lightning leaves with `SystemExit(1)` instead, and
+    ignores the signal from then on.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if trainer.interrupted and stop.code == 1:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if (
+            signal.getsignal(signal.SIGINT) is not before
+            and threading.current_thread() is threading.main_thread()
+        ):
+            signal.signal(signal.SIGINT, before)
 
 
 def _loggers(out: Path) -> list[Logger]:

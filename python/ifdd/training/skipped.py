@@ -49,7 +49,8 @@ class SkippedVideos:
         if not self._known:
             return None
         listed = "" if self.file is None else f", listed in {printable(self.file)}"
-        return f"{len(self._known)} videos were left out{listed}"
+        count = len(self._known)
+        return f"{count} {'video was' if count == 1 else 'videos were'} left out{listed}"
 
     def _read_once(self) -> None:
         if self._read or self.file is None or not self.file.is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +9,16 @@ from typing import TYPE_CHECKING
 from ifdd.data.datasets import layout
 from ifdd.data.datasets.layout import Split, SplitDataset
 from ifdd.data.datasets.videos import ClipOptions, Video
-from ifdd.data.errors import DatasetError
-from ifdd.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from ifdd.data.errors import DatasetError, VideoError
+from ifdd.data.folder import VIDEO_SUFFIXES, holds_frames, list_videos
 from ifdd.text import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _PARTS = ("train", "test")
+_PART_NAMES = frozenset({*_PARTS, "training", "testing", "val", "valid", "validation", "dev"})
+"""Folders of these names alone are parts of a data set, not classes."""
 
 
 class FolderDataset(SplitDataset):
@@ -36,7 +37,8 @@ class FolderDataset(SplitDataset):
         options: see `VideoDataset`.
 
     Raises:
-        DatasetError: no folders, none with a video, or one that is none of `class_names`.
+        DatasetError: no folders, none with a video, one that is none of `class_names`, or parts of a data set
+            by other names.
     """
 
     def __init__(
@@ -59,14 +61,23 @@ class FolderDataset(SplitDataset):
         found = sorted(
             {folder.name for folder in (*train, *test)} if divided else {f.name for f in _folders(root)}
         )
+        if not divided and found and {name.lower() for name in found} <= _PART_NAMES:
+            raise DatasetError(
+                f"{printable(root)}: holds the folders {', '.join(map(printable, found))}; the two parts are "
+                "called train and test, and each holds a folder for each class (--validation takes a part of "
+                "train)"
+            )
         names = tuple(found if class_names is None else class_names)
         if class_names is not None and (unknown := [name for name in found if name not in names]):
             raise DatasetError(
                 f"{printable(root)}: folder {unknown[0]!r} is none of the classes {', '.join(names)}"
             )
         if len(names) < 2:
+            here = len(list_videos(root))
+            instead = f" and {here} videos: is the folder above meant?" if here else ""
             raise DatasetError(
-                f"{printable(root)}: expected a folder of videos for each class, found {len(names)}"
+                f"{printable(root)}: expected a folder of videos for each class, found {len(names)} "
+                f"{'folder' if len(names) == 1 else 'folders'}{instead}"
             )
         videos = []
         remarks = [f"{printable(top)}: both splits are all of its videos (no folders train and test)"]
@@ -76,7 +87,7 @@ class FolderDataset(SplitDataset):
             paths = list(_videos(top / name))
             videos += [Video(path, label) for path in paths]
             if not paths:
-                flat = (top / name).is_dir() and _holds_frames(top / name)
+                flat = (top / name).is_dir() and _is_video(top / name)
                 why = "images, and no folder of frames for each video" if flat else "no video of this class"
                 remarks.append(f"{printable(top / name)}: {why}")
         if not videos:
@@ -100,7 +111,7 @@ def _videos(folder: Path) -> Iterator[Path]:
         raise DatasetError(f"{printable(folder)}: cannot list the folder ({error.strerror})") from None
     for path in paths:
         if path.is_dir():
-            if _holds_frames(path):
+            if _is_video(path):
                 yield path
             elif not path.is_symlink():  # which could lead back here
                 yield from _videos(path)
@@ -108,6 +119,8 @@ def _videos(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _holds_frames(folder: Path) -> bool:
-    with os.scandir(folder) as files:
-        return any(Path(file.name).suffix.lower() in IMAGE_SUFFIXES for file in files)
+def _is_video(folder: Path) -> bool:
+    try:
+        return holds_frames(folder)
+    except VideoError as error:
+        raise DatasetError(str(error)) from None

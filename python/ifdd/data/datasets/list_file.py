@@ -12,6 +12,7 @@ from ifdd.data.datasets.videos import ClipOptions, Video
 from ifdd.data.foreign_lists import Entry, ListFormat, read_listing
 from ifdd.data.labels import FirstLabel
 from ifdd.data.locate import Locator, path_map
+from ifdd.text import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -56,7 +57,7 @@ class ListDataset(SplitDataset):
         **options: Unpack[ClipOptions],
     ) -> None:
         layout.list_part(split)
-        list_file = Path(list_file)
+        self._file = list_file = Path(list_file)
         base = list_file.parent if root is None else layout.folder(root)
         listing = read_listing(
             list_file,
@@ -75,6 +76,9 @@ class ListDataset(SplitDataset):
             self._entries[video.path] = entry
             videos.append(video)
         super().__init__(videos, class_names, split, validation, clip_frames, listing.remarks, **options)
+
+    def _called(self) -> str:
+        return printable(self._file)
 
     def _advice(self, missing: Sequence[Video]) -> str:
         return self._locator.advice([self._entries[video.path] for video in missing])

@@ -220,7 +220,7 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
 
     def _there(self, videos: Sequence[Video]) -> list[int]:
         """Places of the videos that exist; the others are left out, where that is allowed."""
-        name = type(self).__name__
+        name = self._called()
         if not videos:
             raise DatasetError(f"{name}: no videos")
         there = [place for place, video in enumerate(videos) if exists(video.path)]
@@ -236,6 +236,10 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         warnings.warn(text.replace("missing:", "missing and left out:", 1), DatasetWarning, stacklevel=4)
         self.left_out = [LeftOut(video, "missing") for video in missing]
         return there
+
+    def _called(self) -> str:
+        """The data set in messages."""
+        return type(self).__name__
 
     def _advice(self, missing: Sequence[Video]) -> str:
         """How missing videos might be found: words to follow on the error."""
