@@ -29,7 +29,7 @@ from ifdd_kernels import max_pool_tokens
 
 Answer = tuple[Tensor, Any]
 PLACE = "pytorchvideo.layers.attention"
-#: What its constructors keep beside modules. The unreleased source has more, which change what is computed.
+#: What its constructors keep beside modules. An option of another version may change what is computed.
 OPTIONS = frozenset({"pool_first", "dropout_rate", "num_heads", "scale", "has_cls_embed"})
 NO_POOLS = frozenset(f"{kind}_{part}" for kind in ("pool", "norm") for part in "qkv")  # where they are None
 BLOCK_OPTIONS = frozenset({"dim", "dim_out", "has_cls_embed", "pool_skip"})
@@ -87,7 +87,7 @@ class MLPOnKernels(Accelerated):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C')."""
         out = run_mlp(self, _layers_of_mlp(self), x) if takes(x) else None
-        return super().forward(x) if out is None else out  # type: ignore[no-any-return]
+        return super().forward(x) if out is None else out
 
 
 def _layers_of_mlp(mlp: Any) -> Layers:
