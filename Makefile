@@ -53,7 +53,11 @@ $(VENV)/.clip: $(VENV)/.torch
 $(VENV)/torchvision: $(VENV)/.torch
 	$(PIP) install --no-deps --target $@ "$(TORCHVISION)"
 
-$(VENV)/.tools: $(VENV)/.installed | $(VENV)/torchvision
+# Only its layers are imported, which need nothing but PyTorch and NumPy.
+$(VENV)/pytorchvideo: $(VENV)/.torch
+	$(PIP) install --no-deps --target $@ pytorchvideo==0.1.5
+
+$(VENV)/.tools: $(VENV)/.installed | $(VENV)/torchvision $(VENV)/pytorchvideo
 	$(PIP) install --no-build-isolation -e ".[all,test,lint]"
 	touch $@
 

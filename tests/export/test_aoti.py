@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from ifdd.export.formats import check_available
 from ifdd_kernels import _library
 from ifdd_kernels._operator import OPERATORS
 
-from .conftest import CLASSES, TINY, clips_for
+from .conftest import CLASSES, TINY, clips_for, thin
 
 ROOT = Path(__file__).parents[2]
 native = pytest.mark.skipif(not _library.loaded(), reason=f"native library not loaded: {_library.failure()}")
@@ -39,38 +40,45 @@ def test_c_plus_plus_defines_the_ops_as_python_does() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a checkpoint and its package."""
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Of a network with one block of the backbone."""
+    torch.manual_seed(0)
+    model = IFDD(IFDDConfig(**TINY, stages=(3,)))
+    with torch.no_grad():
+        model.head.classifier.weight.normal_(std=3.0)
+    path = tmp_path_factory.mktemp("aoti") / "tiny.safetensors"
+    save_checkpoint(path, model, CLASSES)
+    return thin(load_checkpoint(path))
+
+
+@pytest.fixture(scope="module")
+def package(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its package, which takes any batch."""
     try:
         check_available("aoti")
     except ExportError as error:
         pytest.skip(str(error))
-    path = tmp_path_factory.mktemp("aoti")
-    torch.manual_seed(0)
-    model = IFDD(IFDDConfig(**TINY))
-    with torch.no_grad():
-        model.head.classifier.weight.normal_(std=3.0)
-    save_checkpoint(path / "tiny.safetensors", model, CLASSES)
-    export_checkpoint(path / "tiny.safetensors", path / "tiny.pt2", "aoti")
+    path = tmp_path_factory.mktemp("package") / "tiny.pt2"
+    export_checkpoint(checkpoint, path, "aoti")
     return path
-
-
-@pytest.fixture
-def checkpoint(folder: Path) -> Checkpoint:
-    return load_checkpoint(folder / "tiny.safetensors")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_package_gives_the_numbers_of_the_network(folder: Path, checkpoint: Checkpoint) -> None:
-    package = torch._inductor.aoti_load_package(str(folder / "tiny.pt2"))
-    assert package.get_metadata().items() >= metadata_of(checkpoint).items()
+def test_a_package_gives_the_numbers_of_the_network(checkpoint: Checkpoint, package: Path) -> None:
+    loaded = torch._inductor.aoti_load_package(str(package))
+    assert loaded.get_metadata().items() >= metadata_of(checkpoint).items()
     for batch in (1, 5):
         clips = clips_for(checkpoint, batch)
         with torch.no_grad():
-            torch.testing.assert_close(
-                package(clips), checkpoint.model(clips)._asdict(), rtol=1e-5, atol=1e-5
-            )
+            torch.testing.assert_close(loaded(clips), checkpoint.model(clips)._asdict(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_package_of_a_whole_network(make: Callable[..., Checkpoint], tmp_path: Path) -> None:
+    assert export_checkpoint(make(), tmp_path / "whole.pt2", "aoti").difference <= 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +106,9 @@ def classify(program: Path, *arguments: object) -> subprocess.CompletedProcess[s
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_c_plus_plus_gives_the_numbers_of_the_network(
-    folder: Path, checkpoint: Checkpoint, program: Path, tmp_path: Path
+    checkpoint: Checkpoint, package: Path, program: Path, tmp_path: Path
 ) -> None:
-    ops, package = _library.build_info()["path"], folder / "tiny.pt2"
+    ops = _library.build_info()["path"]
     clips = clips_for(checkpoint, 3)
     clips.numpy().tofile(tmp_path / "clips")
     ran = classify(program, package, ops, tmp_path / "clips", tmp_path / "logits")

@@ -61,6 +61,18 @@ def is_just_accelerated(module: nn.Module) -> bool:
     return len(bases) == 2 and issubclass(bases[0], Accelerated) and _class(bases) is type(module)
 
 
+def place_of(module: nn.Module) -> tuple[str, str]:
+    """Module and name of its class, which is not imported to be compared with."""
+    return type(module).__module__, type(module).__qualname__
+
+
+def why_another(module: nn.Module, place: tuple[str, str]) -> str:
+    """Why a module does not run the forward of the class at that place, in words; empty where it does."""
+    if place_of(module) != place:
+        return f"is a {'.'.join(place_of(module))}, not {place[0].partition('.')[0]}'s {place[1]}"
+    return "has a forward of its own" if "forward" in module.__dict__ else ""
+
+
 def swap(module: nn.Module, mixin: type[Accelerated], backend: str) -> None:
     """Makes `module` run the forward of `mixin`."""
     module.__class__ = accelerated_class(mixin, type(module))

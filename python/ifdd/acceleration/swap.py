@@ -7,26 +7,29 @@ from typing import Any
 
 from torch import nn
 
-from ifdd.acceleration import torchvision_mvit
-from ifdd.acceleration.classes import Accelerated, is_accelerated, swap
+from ifdd.acceleration import pytorchvideo_mvit, torchvision_mvit
+from ifdd.acceleration.classes import Accelerated, is_accelerated, is_just_accelerated, swap
 from ifdd.acceleration.report import Report
 from ifdd_kernels.backends import BACKENDS
 
+#: What each part of a block becomes and why parts are left, by their names in it; the block itself is "".
 Plan = Callable[[Any], tuple[dict[str, type[Accelerated]], dict[str, str]]]
 
 #: By module and name of a block's class: nothing is imported to find out that a model has none.
 BLOCKS: dict[tuple[str, str], Plan] = {
     ("torchvision.models.video.mvit", "MultiscaleBlock"): torchvision_mvit.plan,
+    ("pytorchvideo.layers.attention", "MultiScaleBlock"): pytorchvideo_mvit.plan,
 }
 
 
 def accelerate(model: nn.Module, *, backend: str = "auto") -> Report:
     """Makes the blocks of an existing MViT run on the kernels of `ifdd_kernels`, in place.
 
-    The blocks of torchvision's `mvit_v1_b`, `mvit_v2_s` and of every other model made of its class `MViT`
-    compute what they computed, from and to the same tensors: parameters and their names, hooks, modes,
-    random draws and the object of every module stay. Only the classes of the modules that hold a block's
-    attention, its MLP and its max-pooled shortcut change, to subclasses of what they were.
+    The blocks of torchvision's `mvit_v1_b`, `mvit_v2_s` and of every other model made of its class `MViT`,
+    and those of pytorchvideo 0.1.5, compute what they computed, from and to the same tensors: parameters and
+    their names, hooks, modes, random draws and the object of every module stay. Only the classes of the
+    modules that hold a block's attention, its MLP and its max-pooled shortcut (in pytorchvideo the block
+    itself) change, to subclasses of what they were.
 
     What the kernels cannot take exactly is left, with the reason. What changes later (a hook, an adapter, a
     replaced layer, dropout) is noticed on every call, and the class' own forward runs for it. So it does
@@ -58,23 +61,24 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> Report:
             left[name] = reason
         if plan is None:
             continue
-        prefix = f"{name}." if name else ""
+        parts = {"": block, **dict(block.named_children())}
+        names = {part: ".".join(filter(None, (name, part))) for part in parts}
         become, why = plan(block)
-        for part, module in block.named_children():
+        for part, module in parts.items():
             if is_accelerated(module):  # by an earlier call, or as a part of another block that shares it
                 become.pop(part, None)
                 why[part] = "is accelerated already"
         for part, mixin in become.items():
-            module = getattr(block, part)
-            swap(module, mixin, backend)
-            replaced[prefix + part] = module
-        left.update({prefix + part: reason for part, reason in why.items()})
+            swap(parts[part], mixin, backend)
+            replaced[names[part]] = parts[part]
+        left.update({names[part]: reason for part, reason in why.items()})
     return Report(replaced, left)
 
 
 def _plan_of(block: nn.Module) -> tuple[Plan | None, str]:
     """How to plan a block, None for all other modules; and why a block that looks like one is left."""
-    kinds = [(kind.__module__, kind.__qualname__) for kind in type(block).__mro__]
+    own = type(block).__bases__[1] if is_just_accelerated(block) else type(block)
+    kinds = [(kind.__module__, kind.__qualname__) for kind in own.__mro__]
     found = next((place for place, kind in enumerate(kinds) if kind in BLOCKS), None)
     if found is None:
         return None, ""

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ifdd.acceleration.classes import Accelerated, backend_of, plain, takes
+from ifdd.acceleration.classes import Accelerated, backend_of, place_of, plain, takes, why_another
+from ifdd.acceleration.mlp import Layers, run_mlp, why_not_run
 from ifdd.acceleration.pooling import (
     ONES,
     Attention,
@@ -24,22 +25,17 @@ from ifdd.acceleration.pooling import (
     why_not_read,
 )
 from ifdd.modules.backbone import Grid
-from ifdd.modules.children import apply_linear, is_untouched, weight_and_bias, weights
-from ifdd_kernels import gelu_linear, max_pool_tokens
+from ifdd.modules.children import apply_linear, is_untouched, weights
+from ifdd_kernels import max_pool_tokens
 
 Answer = tuple[Tensor, Any]
 POOL = ("torchvision.models.video.mvit", "Pool")
 MLP_LAYERS = [nn.Linear, nn.GELU, nn.Dropout, nn.Linear, nn.Dropout]
 
 
-def _place(module: nn.Module) -> tuple[str, str]:
-    """Of its class, which is not imported to be compared with."""
-    return type(module).__module__, type(module).__qualname__
-
-
 def _parts_of_pool(module: Any) -> tuple[nn.Module | None, nn.Module | None]:
     """The convolution and the norm of a `Pool`, where it does nothing else."""
-    if _place(module) != POOL or not is_untouched(module) or module.norm_before_pool:
+    if place_of(module) != POOL or not is_untouched(module) or module.norm_before_pool:
         return None, None
     layers = module.norm_act
     alone = type(layers) is nn.Sequential and is_untouched(layers) and len(layers) == 1
@@ -113,25 +109,18 @@ class MLPOnKernels(Accelerated):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C')."""
-        layers: list[Any] = list(self.children())
-        second = _second_of_mlp(layers) if takes(x) else None
-        if second is None:
-            return super().forward(x)  # type: ignore[no-any-return]
-        return gelu_linear(apply_linear(layers[0], x), *second, backend=backend_of(self, "gelu_linear"))
+        layers = _layers_of_mlp(self) if takes(x) else None
+        out = None if layers is None else run_mlp(self, layers, x)
+        return super().forward(x) if out is None else out
 
 
-def _second_of_mlp(layers: list[Any]) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of the second product; None where these layers are not what the kernel computes."""
-    if [type(layer) for layer in layers] != MLP_LAYERS:  # one may have been replaced, put in or taken out
+def _layers_of_mlp(mlp: nn.Module) -> Layers | None:
+    """None where they are others: one may have been replaced, put in or taken out."""
+    layers = list(mlp.children())
+    if [type(layer) for layer in layers] != MLP_LAYERS:
         return None
     first, activation, dropout, second, last = layers
-    computed = (
-        weight_and_bias(first, nn.Linear) is not None
-        and is_untouched(activation)
-        and activation.approximate == "none"
-        and all(is_untouched(layer) and (layer.p == 0 or not layer.training) for layer in (dropout, last))
-    )
-    return weight_and_bias(second, nn.Linear) if computed else None
+    return Layers(first, activation, second, (dropout, last))
 
 
 class SkipOnKernels(Accelerated):
@@ -169,14 +158,8 @@ def plan(block: Any) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
     return become, left
 
 
-def _own_class(module: nn.Module, package: str, name: str) -> str:
-    if _place(module) == (package, name):
-        return "" if "forward" not in module.__dict__ else "has a forward of its own"
-    return f"is a {'.'.join(_place(module))}, not torchvision's {name}"
-
-
 def _attention_reason(attention: Any) -> str:
-    wrong = _own_class(attention, "torchvision.models.video.mvit", "MultiscaleAttention")
+    wrong = why_another(attention, ("torchvision.models.video.mvit", "MultiscaleAttention"))
     if wrong:
         return wrong
     if attention.pool_k is None or attention.pool_v is None:
@@ -185,7 +168,7 @@ def _attention_reason(attention: Any) -> str:
         module = getattr(attention, name)
         if module is None:
             continue
-        wrong = _own_class(module, *POOL)
+        wrong = why_another(module, POOL)
         if wrong:
             return f"{name} {wrong}"
         convolution, norm = _parts_of_pool(module)
@@ -204,25 +187,16 @@ def _attention_reason(attention: Any) -> str:
 
 
 def _mlp_reason(mlp: Any) -> str:
-    wrong = _own_class(mlp, "torchvision.ops.misc", "MLP")
-    if wrong:
+    if wrong := why_another(mlp, ("torchvision.ops.misc", "MLP")):
         return wrong
-    found = [type(layer) for layer in mlp]
-    if found != MLP_LAYERS:
-        return f"is made of {', '.join(kind.__name__ for kind in found)}"
-    if mlp[1].approximate != "none":
-        return f"has a GELU approximated by {mlp[1].approximate!r}"
-    if mlp[2].p > 0 or mlp[4].p > 0:
-        return f"has a dropout of {max(mlp[2].p, mlp[4].p)}"
-    if not all(is_untouched(layer) for layer in mlp) or not all(
-        weight_and_bias(mlp[place], nn.Linear) for place in (0, 3)
-    ):
-        return "has a hook, a tensor subclass or no bias in a layer whose weights would be read"
-    return ""
+    layers = _layers_of_mlp(mlp)
+    if layers is None:
+        return f"is made of {', '.join(type(layer).__name__ for layer in mlp)}"
+    return why_not_run(layers)
 
 
 def _skip_reason(skip: Any) -> str:
-    wrong = _own_class(skip, *POOL)
+    wrong = why_another(skip, POOL)
     if wrong:
         return wrong
     if skip.norm_act is not None:
