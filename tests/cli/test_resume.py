@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ifdd.cli.predict import stoppable
 from ifdd.journal import Journal, ResultsError, claim, run_header
 from ifdd.outcomes import Begun, VideoFailure, VideoPrediction, path_of_dict
 from ifdd.prediction import Predictor
@@ -309,6 +310,27 @@ def test_a_run_ended_by_a_signal_has_what_was_done_and_goes_on(
         assert "2 videos are done; the same command with --resume does the rest" in err
         assert len(json.loads((tmp_path / "o.json").read_text())) == 2
     assert [json.loads(line)["kind"] for line in target.read_text().splitlines()].count("video") == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_signal_that_a_destructor_swallowed_is_not_lost(
+    number: signal.Signals, error: type[BaseException]
+) -> None:
+    class Swallows:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with stoppable() as check:
+        check()
+        gone = Swallows()
+        del gone
+        with pytest.raises(error):
+            check()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_a_video_that_became_shorter_is_not_gone_on_with(video: Path, checkpoint: Path) -> None:

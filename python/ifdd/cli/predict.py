@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
@@ -187,8 +187,8 @@ def run(options: Namespace) -> int:
         [("the checkpoint", options.checkpoint), *lists, *(("a video", path) for path, _ in videos)]
     )
     outputs = Outputs(targets, header, overwrite=options.overwrite, retry=options.retry_failed)
-    with _ended_by_sigterm(), outputs, Progress(len(videos)) as progress:
-        _predict(predictor, reading, workers, videos, outputs, progress)
+    with stoppable() as check, outputs, Progress(len(videos)) as progress:
+        _predict(predictor, reading, workers, videos, outputs, progress, check)
     return outputs.summarise()
 
 
@@ -199,6 +199,7 @@ def _predict(
     videos: Sequence[tuple[str, ValueError | None]],
     outputs: Outputs,
     progress: Progress,
+    check: Callable[[], None],
 ) -> None:
     from ifdd.outcomes import VideoFailure, VideoPrediction
 
@@ -206,6 +207,7 @@ def _predict(
     progress.skip(len(videos) - len(begun))
     for outcome in predictor.stream(begun, reading, workers=workers, offset=outputs.windows_read):
         outputs.add(outcome)
+        check()
         progress.show(outcome)
         if isinstance(outcome, VideoFailure):
             print(f"ifdd: error: {one_line(outcome.error)}", file=sys.stderr)
@@ -262,18 +264,33 @@ def _extent(prediction: VideoPrediction) -> str:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the command in order, as Ctrl-C does."""
+def stoppable() -> Iterator[Callable[[], None]]:
+    """SIGTERM ends the command in order, as Ctrl-C does; yields what must be called now and then.
+
+    A signal's exception is raised wherever the main thread happens to be. Where that is a destructor or a
+    callback from C, Python prints it and goes on: then the next call raises it again.
+    """
+    stops: list[BaseException] = []
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        stops.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
+        raise stops[-1]
 
+    def check() -> None:
+        if stops:
+            raise stops[-1]
+
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, end)
+        # A process in the background may have been told to ignore Ctrl-C: it stays so.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, end)
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, end)
     except ValueError:  # not in the main thread: whoever runs this one decides
-        yield
+        yield check
         return
     try:
-        yield
+        yield check
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
