@@ -1,4 +1,4 @@
-"""``python -m benchmarks.counted``: launches, bytes, FLOPs and memory of a step on a GPU, counted on a CPU."""
+"""``python -m benchmarks.counted``: what a step starts, moves, computes and keeps on a GPU, by a CPU."""
 
 from __future__ import annotations
 

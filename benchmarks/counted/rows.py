@@ -15,7 +15,7 @@ from benchmarks.suite.datasheet import Datasheet, find
 from benchmarks.suite.place import RESULTS, commit
 
 RESULT = RESULTS / "counted.json"
-#: Shares of the datasheet's rates that large copies and products reach, and the shortest launch in a CUDA graph.
+#: Shares of the datasheet's rates that large copies and products reach; the shortest launch of a CUDA graph.
 COPY_SHARE, PRODUCT_SHARE, SHORTEST_US = 0.85, 0.65, 2.0
 
 
