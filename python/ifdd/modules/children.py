@@ -63,7 +63,8 @@ def weights(module: nn.Module | None, kind: type[nn.Module]) -> Weights | None:
     weight, bias = module.weight, module.bias
     if type(weight) not in PLAIN_TENSORS or not (bias is None or type(bias) in PLAIN_TENSORS):
         return None
-    return lowered.lowered_weight(weight), None if bias is None else lowered.lowered_weight(bias)
+    wide: Weights = (weight, bias)  # type: ignore[assignment]
+    return lowered.lowered_weight(wide[0]), None if wide[1] is None else lowered.lowered_weight(wide[1])
 
 
 def weight_and_bias(module: nn.Module | None, kind: type[nn.Module]) -> tuple[Tensor, Tensor] | None:

@@ -26,7 +26,7 @@ class _Lower(torch.autograd.Function):
         return _copied(wide, dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         wide = iter(_copied([grad for grad in grads if grad is not None], torch.float32))
         return None, *(None if grad is None else next(wide) for grad in grads)
 
