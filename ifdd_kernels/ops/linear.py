@@ -55,8 +55,10 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 def _is_library(x: Tensor, weight: Tensor) -> bool:
     """Whether ``auto`` is ``F.linear``."""
-    fits = weight.dtype == x.dtype or (_casts(x) and weight.dtype != torch.float64)
-    return fits and not (x.device.type == "cpu" and faster_in_float32(product_dtype(x)))
+    dtype, on_cpu = product_dtype(x), x.device.type == "cpu"
+    # On a CPU the op is faster than F.linear where x is in autocast's dtype already.
+    cast = _casts(x) and weight.dtype != torch.float64 and not (on_cpu and dtype == x.dtype)
+    return (weight.dtype == x.dtype or cast) and not (on_cpu and faster_in_float32(dtype))
 
 
 def _instead(x: Tensor | None, weight: Tensor | None) -> str:
