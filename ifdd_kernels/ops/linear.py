@@ -33,18 +33,23 @@ def faster_in_float32(dtype: torch.dtype) -> bool:
     return _products.through_float32(dtype)
 
 
+def _casts(x: Tensor) -> bool:
+    """Whether autocast would cast x and the weights beside it."""
+    device = x.device.type  # of others, such as meta, PyTorch refuses to say
+    return device in AUTOCAST_DEVICES and x.dtype != torch.float64 and torch.is_autocast_enabled(device)
+
+
 def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype that PyTorch's linear would compute in: autocast's, or x's own."""
-    device = x.device.type  # of others, such as meta, PyTorch refuses to say
-    cast = device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if cast else x.dtype
+    return torch.get_autocast_dtype(x.device.type) if _casts(x) else x.dtype
 
 
 def _is_library(x: Tensor, weight: Tensor) -> bool:
     """Whether ``auto`` is ``F.linear``."""
-    dtype = product_dtype(x)
-    same = weight.dtype == x.dtype or dtype != x.dtype
-    return same and not (x.device.type == "cpu" and faster_in_float32(dtype))
+    dtype, on_cpu = product_dtype(x), x.device.type == "cpu"
+    # On a CPU the op is faster than F.linear where x is in autocast's dtype already.
+    cast = _casts(x) and weight.dtype != torch.float64 and not (on_cpu and dtype == x.dtype)
+    return (weight.dtype == x.dtype or cast) and not (on_cpu and faster_in_float32(dtype))
 
 
 def _instead(x: Tensor | None, weight: Tensor | None) -> str:

@@ -17,5 +17,5 @@ def linear_backward(grad_out: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor
     """Gradients of x, weight and bias."""
     grad_rows, rows = grad_out.reshape(-1, grad_out.shape[-1]), x.reshape(-1, x.shape[-1])
     grad_x = (grad_rows @ weight.to(x.dtype)).reshape(x.shape)
-    grad_bias = grad_rows.to(accumulator(x.dtype)).sum(0).to(weight.dtype)
+    grad_bias = grad_rows.sum(0, dtype=accumulator(x.dtype)).to(weight.dtype)
     return grad_x, (grad_rows.T @ rows).to(weight.dtype), grad_bias

@@ -27,7 +27,9 @@ def max_pool_tokens(x: Tensor, grid: Triple, stride: Triple) -> tuple[Tensor, Te
     # With an odd stride the kernel is even and a last window may lie beyond the grid's end.
     t, h, w = out_grid
     pooled, places = (part[:, :, :t, :h, :w].flatten(2).transpose(1, 2) for part in (pooled, places))
-    return torch.cat((x[:, :1], pooled), 1), (1 + places).to(torch.int32)
+    # Places are int64: sum, narrower type and layout in one pass.
+    rows = torch.add(places, 1, out=torch.empty(places.shape, dtype=torch.int32, device=x.device))
+    return torch.cat((x[:, :1], pooled), 1), rows
 
 
 def max_pool_tokens_backward(grad_out: Tensor, rows: Tensor, grid: Triple, stride: Triple) -> Tensor:

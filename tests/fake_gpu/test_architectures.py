@@ -9,7 +9,8 @@ from unittest import mock
 import pytest
 import torch
 
-from fake_gpu.machine import ARCHITECTURES, CPU_BUILD, ROOT, fake_gpu
+from benchmarks.fake_gpu.machine import ARCHITECTURES, ROOT, fake_gpu
+from fake_gpu.marks import CPU_BUILD
 from ifdd_kernels import _library, backends
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.backends import can_run, select

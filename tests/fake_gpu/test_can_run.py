@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.fake_gpu.machine import cuda_ops, fake_gpu
 from benchmarks.suite import cases
 from benchmarks.suite.plan import NETWORK
 from benchmarks.suite.shapes import network_shape
-from fake_gpu.machine import cuda_ops, fake_gpu
 from ifdd_kernels import _cuda_limits, backends
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.backends import BACKENDS, LIBRARY_OPS, can_run, composed

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fake_gpu.machine import CPU_BUILD, NAME, cuda_ops, fake_gpu
+from benchmarks.fake_gpu.machine import NAME, cuda_ops, fake_gpu
+from fake_gpu.marks import CPU_BUILD
 from ifdd.cli import doctor, main
 from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.backends import BACKENDS

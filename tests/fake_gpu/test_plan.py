@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.fake_gpu.machine import fake_gpu, on_the_host
 from benchmarks.rivals import attention
 from benchmarks.rivals.contender import DeviceMaker, prepare
 from benchmarks.suite import cases, ours, plan, runner, shapes
@@ -29,7 +30,7 @@ from benchmarks.suite.plan import Task
 from benchmarks.suite.precision import PRECISIONS
 from benchmarks.suite.runner import PASSES
 from benchmarks.suite.shapes import NetworkShape
-from fake_gpu.machine import CPU_BUILD, fake_gpu, on_the_host
+from fake_gpu.marks import CPU_BUILD
 from ifdd import IFDDConfig
 
 pytestmark = CPU_BUILD

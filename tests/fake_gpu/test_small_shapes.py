@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.fake_gpu.machine import cuda_ops, fake_gpu
 from benchmarks.gpu import small_shapes
-from fake_gpu.machine import CPU_BUILD, cuda_ops, fake_gpu
+from fake_gpu.marks import CPU_BUILD
 
 pytestmark = CPU_BUILD
 

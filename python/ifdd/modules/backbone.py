@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ifdd.config import STAGE_COUNT, STAGE_HEADS
-from ifdd.modules.children import apply_linear, weight_and_bias, weights
+from ifdd.modules.children import (
+    add_branch,
+    apply_linear,
+    apply_norm,
+    lowered_layers,
+    weight_and_bias,
+    weights,
+)
 from ifdd.modules.drop_path import DropPath
 from ifdd.modules.recompute import checkpointed, norm_again
 from ifdd_kernels import gelu_linear, linear, max_pool_tokens, pool_tokens, pooled_attention
@@ -227,15 +234,22 @@ class MultiscaleBlock(nn.Module):
                 f"MultiscaleBlock: tokens must be (B, {count}, {self.in_channels}) for grid {self.grid}; "
                 f"got {tuple(tokens.shape)}"
             )
-        normed = self.attention_norm(tokens)
+        layers = (self.attention_norm, self.shortcut, self.mlp_norm, self.mlp_expand, self.mlp_contract)
+        inner = (getattr(self.attention, name, None) for name in ("qkv", "output"))  # it may be wrapped
+        with lowered_layers(tokens, *layers, *inner):
+            return self._forward(tokens), self.out_grid
+
+    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens behind the block."""
+        normed = apply_norm(self.attention_norm, tokens)
         shortcut = tokens if self.shortcut is None else apply_linear(self.shortcut, normed)
         if max(self.stride_q) > 1:
             shortcut = max_pool_tokens(shortcut, self.grid, self.stride_q)
-        tokens = shortcut + self.drop_path(self.attention(normed))
-        normed = self.mlp_norm(tokens)
+        tokens = add_branch(shortcut, self.attention(normed), self.drop_path)
+        normed = apply_norm(self.mlp_norm, tokens)
         with norm_again(self.mlp_norm, tokens, normed):
             hidden = apply_linear(self.mlp_expand, normed)
-        return tokens + self.drop_path(self._contract(hidden)), self.out_grid
+        return add_branch(tokens, self._contract(hidden), self.drop_path)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """As `nn.Module.compile`, with a limit of recompilations for each block.

@@ -10,12 +10,15 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules import module as _hooks
 from torch.utils.module_tracker import ModuleTracker
 
+from ifdd.modules import lowered
+from ifdd.modules.drop_path import DropPath
 from ifdd_kernels import linear
 from ifdd_kernels._operator import AUTOCAST_DEVICES
 
@@ -60,7 +63,8 @@ def weights(module: nn.Module | None, kind: type[nn.Module]) -> Weights | None:
     weight, bias = module.weight, module.bias
     if type(weight) not in PLAIN_TENSORS or not (bias is None or type(bias) in PLAIN_TENSORS):
         return None
-    return weight, bias  # type: ignore[return-value]
+    wide: Weights = (weight, bias)  # type: ignore[assignment]
+    return lowered.lowered_weight(wide[0]), None if wide[1] is None else lowered.lowered_weight(wide[1])
 
 
 def weight_and_bias(module: nn.Module | None, kind: type[nn.Module]) -> tuple[Tensor, Tensor] | None:
@@ -74,6 +78,44 @@ def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
     found = weights(layer, nn.Linear)
     out: Tensor = layer(x) if found is None else linear(x, *found)
     return out
+
+
+def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(x); where layers run in autocast's 16-bit dtype on a GPU and x has it, so has the result.
+
+    Autocast would widen x to float32, and the layer behind the norm would narrow the result again: three more
+    passes. PyTorch's kernel sums in float32 either way; it wants weights of x's dtype, so that they are
+    rounded as those of the layers are.
+    """
+    found = weight_and_bias(norm, nn.LayerNorm)
+    if found is None or not x.dtype == found[0].dtype == lowered.lowered_dtype(x):
+        out: Tensor = norm(x)
+        return out
+    with without_autocast(x):
+        return F.layer_norm(x, norm.normalized_shape, *found, norm.eps)  # type: ignore[arg-type]
+
+
+def add_branch(tokens: Tensor, branch: Tensor, drop_path: nn.Module) -> Tensor:
+    """tokens + drop_path(branch), by `DropPath.added` where the module may be read."""
+    if type(drop_path) is DropPath and is_untouched(drop_path):
+        return drop_path.added(tokens, branch)
+    added: Tensor = tokens + drop_path(branch)
+    return added
+
+
+def lowered_layers(x: Tensor, *layers: nn.Module | None) -> AbstractContextManager[None]:
+    """Inside, the weights of these layers that may be read are cast together where autocast would cast each.
+
+    Args:
+        x: says which autocast.
+        layers: `Linear`s, and `LayerNorm`s for `apply_norm`.
+    """
+    dtype = lowered.lowered_dtype(x)
+    if dtype is None:
+        return nullcontext()
+    found = (weights(layer, kind) for layer in layers for kind in (nn.Linear, nn.LayerNorm))
+    pairs = (pair for pair in found if pair is not None)
+    return lowered.lowered([tensor for pair in pairs for tensor in pair if tensor is not None], dtype)
 
 
 def call_unrounded(layer: nn.Module, x: Tensor) -> Tensor:

@@ -50,14 +50,22 @@ class DropPath(nn.Module):
 
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
         """(B, ...) -> (B, ...), same dtype."""
+        return branch * self._scale(branch) if self.training and self._drops else branch
+
+    def added(self, tokens: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+        """tokens + forward(branch), in one pass: what is left of the branch is never written on its own."""
         if not (self.training and self._drops):
-            return branch
+            return tokens + branch
+        return torch.addcmul(tokens, branch, self._scale(branch))
+
+    def _scale(self, branch: torch.Tensor) -> torch.Tensor:
+        """m_b / (1 - rate), (B, 1, ...)."""
         keep = self._keep
         if keep.device != branch.device:
             keep = self._find_keep(branch.device)
         keep = keep.to(branch.dtype)
         mask = torch.bernoulli(keep.expand((branch.shape[0],) + (1,) * (branch.ndim - 1)))
-        return branch * (mask / keep)
+        return mask / keep
 
     def extra_repr(self) -> str:
         """The rate."""

@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ifdd.modules.children import apply_linear, is_untouched, weight_and_bias, weights
+from ifdd.modules.children import (
+    add_branch,
+    apply_linear,
+    apply_norm,
+    is_untouched,
+    lowered_layers,
+    weight_and_bias,
+    weights,
+)
 from ifdd.modules.drop_path import DropPath
 from ifdd.modules.issm import EvenOddSplit, FrameIndexes, FrameSplit, make_split
 from ifdd.modules.separable import SeparableConv
@@ -235,6 +243,12 @@ class LADM(Lifting):
 
     def lift(self, tokens: torch.Tensor) -> Lifted:
         """Tokens (B, T*N, C) -> every quantity of the lifting."""
+        steps = [layer for step in (self.updater, self.predictor) for layer in step.children()]
+        refinement = (self.attention_norm, self.mlp_norm, self.mlp_expand, self.mlp_contract, self.compress)
+        with lowered_layers(tokens, *steps, *self.attention.children(), *refinement):
+            return self._lift(tokens)
+
+    def _lift(self, tokens: torch.Tensor) -> Lifted:
         frames = self._frames(tokens)
         static, dynamic, indexes = self._split(frames, self.static_norm, self.dynamic_norm)
         layout = static.shape[1:3]
@@ -253,8 +267,10 @@ class LADM(Lifting):
         return Lifted(self._refine(dynamic), residual, static, dynamic.unflatten(1, layout), indexes)
 
     def _refine(self, dynamic: torch.Tensor) -> torch.Tensor:
-        dynamic = dynamic + self.drop_path(self.attention(self.attention_norm(dynamic)))
-        hidden = self.mlp_dropout(F.gelu(apply_linear(self.mlp_expand, self.mlp_norm(dynamic))))
+        dynamic = add_branch(
+            dynamic, self.attention(apply_norm(self.attention_norm, dynamic)), self.drop_path
+        )
+        hidden = self.mlp_dropout(F.gelu(apply_linear(self.mlp_expand, apply_norm(self.mlp_norm, dynamic))))
         contract, compress = weights(self.mlp_contract, nn.Linear), weights(self.compress, nn.Linear)
         if contract is None or compress is None or compress[1] is not None or not self._drops_whole_samples():
             return self._compress(self.drop_path(self.mlp_dropout(apply_linear(self.mlp_contract, hidden))))

@@ -91,9 +91,9 @@ def norm_again(norm: nn.Module, tokens: Tensor, normed: Tensor) -> AbstractConte
             return packed
         source, weight = kept[0].get(), kept[1].get()
         bias = None if len(kept) == 2 else kept[2].get()
-        if source.dtype != dtype:  # the norm ran in autocast's dtype
-            source, weight = source.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+        # The norm may have run in autocast's dtype.
+        source, weight = source.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
         with torch.no_grad(), without_autocast(source):
             again = F.layer_norm(source, shape, weight, bias, eps)
         return again.view(packed)

@@ -24,10 +24,10 @@ class MovingAverage(EMAWeightAveraging):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Starts the average at the weights."""
         if stage == "fit":
-            self._average_model = _Average(pl_module, self.decay)
+            self._average_model = Average(pl_module, self.decay)
 
 
-class _Average(AveragedModel):
+class Average(AveragedModel):
     """a <- decay a + (1 - decay) w, beginning with the weights w of the first update."""
 
     def __init__(self, model: pl.LightningModule, decay: float) -> None:

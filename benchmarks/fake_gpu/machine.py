@@ -22,7 +22,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -39,10 +38,6 @@ ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("80-real", "86-real", "89-real", "90a-real", "90-virtual")
 H200 = (9, 0)
 NAME = "NVIDIA imagined"
-#: For tests that record gradients or have several devices.
-CPU_BUILD = pytest.mark.skipif(
-    torch.version.cuda is not None, reason="a CUDA build of PyTorch asks its driver, which is not imagined"
-)
 
 
 @functools.cache
@@ -54,11 +49,11 @@ def cuda_ops() -> frozenset[str]:
 
 
 @functools.cache
-def _guard() -> Any:
+def guard() -> Any:
     """The switch that makes a CPU build of PyTorch believe in a device (guard.cpp)."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
-        pytest.skip("a fake GPU needs a C++ compiler")
+        raise RuntimeError("a fake GPU needs a C++ compiler: install g++, or name one in CXX")
     folder, source = Path(torch.__file__).parent, Path(__file__).with_name("guard.cpp")
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:8]
     built = ROOT / "build" / "fake_gpu" / f"guard-{torch.__version__}-{digest}.so"
@@ -74,10 +69,10 @@ def _guard() -> Any:
 
 @contextmanager
 def _device_for_autograd() -> Iterator[None]:
-    if torch.version.cuda is not None:  # what asks the device is marked, see CPU_BUILD
+    if torch.version.cuda is not None:  # its driver answers, or refuses
         yield
         return
-    switch = _guard()
+    switch = guard()
     switch(ctypes.c_bool(True))
     try:
         yield
@@ -109,10 +104,10 @@ class _HostCode(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         self.machine.calls.append(name)
         promised = func(*args, **(kwargs or {}))
-        code = _python_of(name)
+        code = python_of(name)
         if code is None:
             return promised
-        with captured_launches(_architecture()) as launches, self:
+        with captured_launches(architecture()) as launches, self:
             results = code(*args, **(kwargs or {}))
         self.machine.launches += launches
         if name.endswith("_triton"):
@@ -123,7 +118,7 @@ class _HostCode(TorchDispatchMode):
         return promised
 
 
-def _architecture() -> int:
+def architecture() -> int:
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
 
@@ -132,7 +127,7 @@ def _tensors(results: Any) -> list[Tensor]:
     return [results] if isinstance(results, Tensor) else list(results)
 
 
-def _python_of(name: str) -> Any:
+def python_of(name: str) -> Any:
     """The function behind a registered op on a GPU; None for a CUDA kernel."""
     family, _, backend = name.rpartition("_")
     if backend not in ("triton", "reference"):

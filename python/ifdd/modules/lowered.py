@@ -1,0 +1,76 @@
+"""Weights in autocast's dtype, made together.
+
+Autocast casts each weight where it is used, and its gradient back: a GPU starts a launch for each, more than
+for the products. Here one launch casts the weights of a block, and one their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ACTIVE: ContextVar[dict[int, Tensor] | None] = ContextVar("_ACTIVE", default=None)
+
+
+class _Lower(torch.autograd.Function):
+    """Copies of float32 tensors in another dtype; their gradients in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *wide: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return _copied(wide, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        wide = iter(_copied([grad for grad in grads if grad is not None], torch.float32))
+        return None, *(None if grad is None else next(wide) for grad in grads)
+
+
+def _copied(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    if copies:
+        torch._foreach_copy_(copies, list(tensors))
+    return tuple(copies)
+
+
+def lowered_dtype(x: Tensor) -> torch.dtype | None:
+    """The 16-bit dtype that autocast gives to layers on x, a tensor on a GPU; None where there is none.
+
+    On a CPU the ops read float32 weights as they are. Compilers fuse casts themselves, and transforms of
+    `torch.func` take no function like the one above.
+    """
+    if (
+        not x.is_cuda
+        or not torch.is_autocast_enabled("cuda")
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return None
+    dtype = torch.get_autocast_dtype("cuda")
+    return dtype if dtype in (torch.bfloat16, torch.float16) else None
+
+
+@contextmanager
+def lowered(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
+    """Inside, `lowered_weight` knows the float32 tensors among these in another dtype."""
+    wide = [tensor for tensor in weights if tensor.dtype == torch.float32]
+    trained = [tensor for tensor in wide if tensor.requires_grad]
+    frozen = [tensor for tensor in wide if not tensor.requires_grad]  # their copies want no gradient either
+    copies = (*(_Lower.apply(dtype, *trained) if trained else ()), *_copied(frozen, dtype))
+    places = (id(tensor) for tensor in (*trained, *frozen))
+    before = _ACTIVE.set(dict(zip(places, copies, strict=True)))
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(before)
+
+
+def lowered_weight(tensor: Tensor) -> Tensor:
+    """The copy of a tensor that is in force, or the tensor."""
+    active = _ACTIVE.get()
+    return tensor if active is None else active.get(id(tensor), tensor)
