@@ -28,7 +28,7 @@ native = pytest.mark.skipif(not _library.loaded(), reason=f"native library not l
 
 @native
 def test_c_plus_plus_defines_the_ops_as_python_does() -> None:
-    library = ctypes.CDLL(_library.build_info()["path"])
+    library = ctypes.CDLL(_library.path())
     library.ifdd_schemas.restype = ctypes.POINTER(ctypes.c_char_p)
     texts = library.ifdd_schemas()
     found = []
@@ -108,7 +108,7 @@ def classify(program: Path, *arguments: object) -> subprocess.CompletedProcess[s
 def test_c_plus_plus_gives_the_numbers_of_the_network(
     checkpoint: Checkpoint, package: Path, program: Path, tmp_path: Path
 ) -> None:
-    ops = _library.build_info()["path"]
+    ops = _library.path()
     clips = clips_for(checkpoint, 3)
     clips.numpy().tofile(tmp_path / "clips")
     ran = classify(program, package, ops, tmp_path / "clips", tmp_path / "logits")
