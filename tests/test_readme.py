@@ -14,7 +14,12 @@ from ifdd.cli import COMMANDS, _command_parser
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RUN = (README, ROOT / "docs" / "usage.md", ROOT / "docs" / "architecture.md")
-LINKED = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples/README.md")
+LINKED = (
+    README,
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "examples/README.md",
+)
 
 
 def blocks(page: Path, language: str) -> list[str]:
