@@ -1,6 +1,6 @@
 """Sphinx: the Markdown pages and the API reference. `make docs` builds them into build/docs.
 
-Sphinx and not MkDocs, because the docstrings are reStructuredText (roles, math), whose references Sphinx checks.
+Sphinx and not MkDocs: the docstrings are reStructuredText, with roles and math, and Sphinx checks both.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ napoleon_use_ivar = True
 
 
 def _links_out(app: Any, page: str, source: list[str]) -> None:
-    """Pages also link to files beside docs/, which the site does not hold: there their paths stand as code."""
+    """Files outside of docs/ are not part of the site: instead of a link it shows their path."""
     folder = (ROOT / "docs" / page).parent
 
     def path(match: re.Match[str]) -> str:
         target = (folder / match[2].partition("#")[0]).resolve()
-        return match[0] if target.is_relative_to(ROOT / "docs") else f"{match[1]} (`{target.relative_to(ROOT)}`)"
+        if target.is_relative_to(ROOT / "docs"):
+            return match[0]
+        return f"{match[1]} (`{target.relative_to(ROOT)}`)"
 
     source[0] = re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)\s]+)\)", path, source[0])
 
