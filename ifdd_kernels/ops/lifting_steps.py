@@ -143,7 +143,8 @@ def lifting_update(
     Returns:
         Y_s, (B, M, C).
 
-    One dtype for all tensors (float16, bfloat16, float32 or float64), or autocast. Gradients flow to all tensors.
+    One dtype for all tensors (float16, bfloat16, float32 or float64), or autocast. Gradients flow to all of
+    them.
 
     Raises:
         ValueError: a shape, head count or device that does not fit.
