@@ -106,7 +106,7 @@ dist: $(VENV)/.installed
 	rm -rf dist build/dist && mkdir -p build/dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
-	-$(BIN)/auditwheel show dist/*.whl
+	$(BIN)/auditwheel show dist/*.whl
 	$(BIN)/python -m zipfile -e dist/*.whl build/dist/wheel
 	test ! -x $(BIN)/torch-abi-audit || $(BIN)/torch-abi-audit build/dist/wheel/ifdd_kernels/_ops.so
 	$(PYTHON) -m venv build/dist/venv

@@ -6,6 +6,7 @@ Sphinx and not MkDocs: the docstrings are reStructuredText, with roles and math,
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def _links_out(app: Any, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)\s]+)\)", path, source[0])
 
 
+def _copy_pictures(app: Any, error: Exception | None) -> None:
+    """Pictures with a light and a dark form are HTML in the pages, whose files Sphinx does not look for."""
+    if error is None:
+        for picture in (ROOT / "docs" / "figures").glob("*.svg"):
+            (Path(app.outdir) / "figures").mkdir(exist_ok=True)
+            shutil.copy(picture, Path(app.outdir) / "figures" / picture.name)
+
+
 def _math(self: Any, node: nodes.Element) -> None:
     """MathML, which browsers draw by themselves: no script, and no request to another host."""
     display = "block" if isinstance(node, nodes.math_block) else "inline"
@@ -63,6 +72,7 @@ def _math(self: Any, node: nodes.Element) -> None:
 
 
 def setup(app: Any) -> None:
-    """Registers both."""
+    """Registers all of them."""
     app.connect("source-read", _links_out)
+    app.connect("build-finished", _copy_pictures)
     app.add_html_math_renderer("mathml", inline_renderers=(_math, None), block_renderers=(_math, None))
