@@ -24,7 +24,9 @@ LINKED = (
 
 def blocks(page: Path, language: str) -> list[str]:
     """Fenced code blocks of a language; the empty one holds shell commands."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    # Of every language at once: the end of one block must not pass for the beginning of another.
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [body for name, body in found if name == language]
 
 
 PYTHON = [pytest.param(page, block, id=page.stem) for page in RUN for block in blocks(page, "python")]
