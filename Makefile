@@ -3,6 +3,7 @@
 #   make test     install with the test tools and run the tests, coverage floor included
 #   make lint     style, types, C++ format           make format   apply the style
 #   make bench    measure this CPU (under 10 minutes)    make gpu-check   build, test and measure on a machine with a GPU
+#   make docs     the documentation as a site, build/docs     make dist   sdist and wheel, audited and tested, dist/
 #   make check-headers   syntax of all sources against the oldest supported torch
 #   make rehearse-gpu    the versions of the GPU machine, without its GPU (downloads gigabytes; docs/rehearsal.md)
 # Variables: TORCH (a pip requirement), PIP_ARGS (options for installing torch, e.g. an index with CPU or CUDA builds),
@@ -27,7 +28,7 @@ NATIVE_SOURCES := setup.py build_support/toolchain.py build_support/backend.py p
 # cmake and ninja are those of the environment; an activated one of the user must not decide.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-all lint format bench gpu-check check-headers rehearse-gpu emulator-sanitizers clean
+.PHONY: demo test test-all lint format docs dist bench gpu-check check-headers rehearse-gpu emulator-sanitizers clean
 .DELETE_ON_ERROR:
 
 # Stamps: a second run installs nothing; changed native sources or metadata reinstall.
@@ -94,6 +95,32 @@ format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_SOURCES) examples/cpp/main.cpp
+
+# A warning is an error; so is a page that would ask another host for something.
+docs: $(VENV)/.installed
+	$(PIP) install --no-build-isolation -e ".[all,docs]"
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+	! grep -rlE '(src|href)="(https?:)?//[^"]*\.(js|css|woff2?)"|url\((https?:)?//' build/docs --include='*.html' --include='*.css'
+
+# Without isolation: the wheel is compiled against the torch that is installed. The wheel is then tested in an environment
+# of its own, outside of the checkout, on the lowest instruction set too.
+dist: $(VENV)/.installed
+	$(PIP) install --no-build-isolation -e ".[all,dist]"
+	rm -rf dist build/dist && mkdir -p build/dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/auditwheel show dist/*.whl
+	$(BIN)/python -m zipfile -e dist/*.whl build/dist/wheel
+	test ! -x $(BIN)/torch-abi-audit || $(BIN)/torch-abi-audit build/dist/wheel/ifdd_kernels/_ops.so
+	$(PYTHON) -m venv build/dist/venv
+	build/dist/venv/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) "$(TORCH)"
+	build/dist/venv/bin/python -m pip --disable-pip-version-check install "$$(echo dist/*.whl)[cli]" pytest pytest-timeout
+	cp -r tests build/dist/tests
+	cd build/dist && venv/bin/ifdd doctor --self_test false && for isa in x86-64 x86-64-v3 ""; do \
+	  env $${isa:+IFDD_CPU_ISA=$$isa} venv/bin/python -m pytest -q -c /dev/null --rootdir tests \
+	    --import-mode=importlib -o pythonpath=tests -o markers="instruction_sets slow nightly gpu" -p no:cacheprovider \
+	    tests/ops/test_static_dynamic_split.py || exit 1; done
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks --preset short --budget-s 540

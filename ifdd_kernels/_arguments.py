@@ -121,7 +121,7 @@ def split_index(
         "token_bias": make.parameter(rows, scale=0.1),
     }
     for group in ("static", "dynamic"):
-        # Offsets of about a frame, whatever T is.
+        # Offsets of about a frame, for any T.
         parameters[f"{group}_weight"] = make.parameter(frames // 2, frames * frames, scale=2.4 / frames)
     constants = {"height": height, "width": width, "pool": pool, "reach": reach}
     return Arguments({"x": x}, parameters, constants)

@@ -40,7 +40,7 @@ def _kind(value: object) -> str:
 
 
 def extent(op: str, name: str, sizes: Sequence[int]) -> None:
-    """Checks that what is computed of these sizes is no more than any memory holds.
+    """Checks that products of these sizes stay below what any memory holds.
 
     A size of zero counts as one: an empty tensor holds nothing, but its other sizes are multiplied with each
     other. Sizes that are symbols to a compiler are not looked at, which would bound them. TorchDynamo takes

@@ -1,10 +1,10 @@
-"""What the CUDA kernels of several ops do not take: told before a launch, which would refuse it too.
+"""Input limits of the CUDA kernels, reported before the launch would fail.
 
 Numbers of rows are not looked at while a compiler traces, where comparing would bound every symbolic size.
 
 A limit is also asked about calls that are not made yet, of which one tensor is known or an empty one that
 only stands for a device, and about calls with wrong shapes, which the op refuses in its own words. So a limit
-reads every shape through :func:`sizes`, and tells only what is certain.
+reads every shape through :func:`sizes`, and reports only what is certain.
 """
 
 from __future__ import annotations

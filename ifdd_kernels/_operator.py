@@ -245,8 +245,8 @@ def _complete(op: str, signature: Signature, taken: Signature, missing: Mapping[
     ]
     if unknown:
         raise ValueError(
-            f"{op}: its backward op is not told {', '.join(unknown)}: take it there, or say what stands for"
-            " it in Backward(missing=...)"
+            f"{op}: its backward op does not receive {', '.join(unknown)}: take it there, or say"
+            " what stands for it in Backward(missing=...)"
         )
 
 

@@ -10,7 +10,7 @@ from ifdd_kernels._operator import OPERATORS
 
 Backend = Literal["auto", "native", "triton", "sdpa", "reference"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
-#: Ops whose work is a library's product or pooling, and stays one on GPUs.
+#: Ops that cuBLAS or cuDNN already do best on a GPU; no GPU kernel is shipped for them.
 LIBRARY_OPS = frozenset({"gelu_linear", "linear", "max_pool_tokens"})
 #: What ``"auto"`` means, in all threads. Compilers guard on it: another one compiles anew.
 chosen = "auto"

@@ -9,7 +9,7 @@
   nearest to these sizes (:mod:`ifdd_kernels._measured`), else native, else Triton, else the reference.
 
 :func:`ifdd_kernels.use_backend` chooses another one for every call that leaves it at ``"auto"``;
-:func:`ifdd_kernels.record` tells what ran.
+:func:`ifdd_kernels.record` lists what ran.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ifdd_kernels._preferred import BACKENDS as BACKENDS
 from ifdd_kernels._preferred import LIBRARY_OPS as LIBRARY_OPS
 from ifdd_kernels._preferred import Backend as Backend
 
-_LIBRARY = "PyTorch's library kernels run it on GPUs, by design (docs/triton.md)"
+_LIBRARY = "PyTorch's library kernels run it on GPUs (docs/triton.md)"
 _OPEN = "they have limits on sizes, and not all sizes of a call were given"
 _CPU = torch.device("cpu")
 #: Ops that decompose into ``linear`` and ``lifting_attention``, with their arguments.

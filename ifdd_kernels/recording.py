@@ -25,8 +25,8 @@ class Call:
 
     Attributes:
         op: the name of the op, without ``_backward``.
-        backend: what ran, as :mod:`ifdd_kernels.backends` names it; or the function of PyTorch that an op is
-            by design (``"F.linear"``).
+        backend: what ran, as :mod:`ifdd_kernels.backends` names it; or the function of PyTorch that an op
+            consists of (``"F.linear"``).
         backward: whether it is the op's backward op.
         device: type of the device, e.g. ``"cpu"``.
         shapes: sizes of the tensors among the arguments, in the order of the schema.

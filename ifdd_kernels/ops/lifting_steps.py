@@ -143,7 +143,8 @@ def lifting_update(
     Returns:
         Y_s, (B, M, C).
 
-    Dtypes are those of PyTorch's linear: one for all, or autocast. Gradients flow to all tensors.
+    One dtype for all tensors (float16, bfloat16, float32 or float64), or autocast. Gradients flow to all of
+    them.
 
     Raises:
         ValueError: a shape, head count or device that does not fit.
@@ -184,7 +185,7 @@ def lifting_predict(
 
     .. math:: Y_d = X_d - A(q = X_d,\ kv = Y_s)
 
-    with A, the parameters, dtypes, gradients and errors of :func:`lifting_update`.
+    with A, the parameters, dtypes and gradients of :func:`lifting_update`.
 
     Args:
         dynamic: X_d, (B, M, C).
@@ -201,6 +202,9 @@ def lifting_predict(
 
     Returns:
         Y_d, (B, M, C).
+
+    Raises:
+        ValueError: a shape, head count or device that does not fit.
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (LADM).
     """

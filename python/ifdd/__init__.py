@@ -7,6 +7,7 @@ from ifdd.config import IFDDConfig
 from ifdd.factory import create_model, list_models
 from ifdd.features import FeatureExtractor
 from ifdd.model import IFDD, IFDDFeatures, IFDDOutput
+from ifdd_kernels._version import __version__
 
 __all__ = [
     "IFDD",
@@ -14,6 +15,7 @@ __all__ = [
     "IFDDConfig",
     "IFDDFeatures",
     "IFDDOutput",
+    "__version__",
     "accelerate",
     "create_model",
     "list_models",

@@ -26,7 +26,7 @@ STATIC = "#0072B2"
 DYNAMIC = "#D55E00"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DPI = 130
-"""Dots per inch of a figure, unless told."""
+"""Default dots per inch of a figure."""
 
 
 def read_history(logs: str | Path) -> dict[str, list[tuple[int, float]]]:
@@ -322,7 +322,7 @@ def _probabilities(axis: Axes, explanation: Explanation) -> None:
     places = np.arange(len(values))
     axis.barh(places, values, color=[COLOURS[2] if i == best else "0.7" for i in range(len(values))])
     for place, value in enumerate(values):
-        inside = value > 0.85  # beside the bar there is no room left then
+        inside = value > 0.85  # no room beside the bar then
         axis.text(
             value + (-0.012 if inside else 0.012),
             place,

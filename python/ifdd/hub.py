@@ -44,7 +44,7 @@ def repository_files(
     ):
         kind = "not a folder" if folder.exists() else "no such folder"
         raise CheckpointError(f"{shown}: {kind}; expected one with {CONFIG} and {WEIGHTS}")
-    hub = _package(f"{shown} is no folder, and a repository of the Hugging Face Hub")
+    hub = _package(f"{shown} is not a folder, and a repository of the Hugging Face Hub")
 
     def get(file: str) -> Path:
         try:

@@ -110,7 +110,7 @@ def read_list(path: str) -> list[str]:
     except OSError as error:
         raise InputError(f"{printable(path)}: {error.strerror}") from None
     if b"\0" in raw:
-        raise InputError(f"{printable(path)}: is no text, expected one path a line")
+        raise InputError(f"{printable(path)}: is not text; expected one path per line")
     lines = [os.fsdecode(line.rstrip(b"\r")) for line in raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
     names = [line for line in lines if line.strip()]
     if not names:

@@ -103,7 +103,7 @@ def read_outcomes(path: str | os.PathLike[str]) -> Iterator[Outcome]:
     """The outcomes in a journal as they were when they were written (errors with their text only).
 
     Raises:
-        ResultsError: the file is no journal, or damaged before its last line.
+        ResultsError: the file is not a journal, or damaged before its last line.
     """
     for outcome, _ in _outcomes(Path(path)):
         yield outcome
@@ -117,7 +117,7 @@ class Journal:
     Args:
         path: the file.
         header: from :func:`run_header`.
-        overwrite: begin anew, whatever the file holds; otherwise a file that is there is gone on from.
+        overwrite: begin anew even if the file holds results; otherwise a file that is there is gone on from.
 
     Attributes:
         done: path -> whether it was predicted, of the videos that are finished.
@@ -125,7 +125,7 @@ class Journal:
         windows_read: windows that the network has read for what is in the file.
 
     Raises:
-        ResultsError: the file is no journal, is damaged, is of another checkpoint or other settings, or
+        ResultsError: the file is not a journal, is damaged, is of another checkpoint or other settings, or
             another run is writing to it.
     """
 

@@ -65,7 +65,7 @@ class VideoPrediction:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON in any encoding.
 
-        ``path`` is text. A path that is no text, because some of its bytes are not UTF-8, shows these as
+        ``path`` is text. A path that is not text, because some of its bytes are not UTF-8, shows these as
         ``\\xNN`` there, and ``path_bytes`` holds all of them in hexadecimal.
         """
         return {
@@ -144,7 +144,7 @@ def path_text(path: str) -> str:
 
 
 def path_to_dict(path: str) -> dict[str, str]:
-    """``path``, and ``path_bytes`` where the path is no text."""
+    """``path``, and ``path_bytes`` where the path is not text."""
     exact = {} if _is_text(path) else {"path_bytes": os.fsencode(path).hex()}
     return {"path": path_text(path), **exact}
 

@@ -74,7 +74,7 @@ def test_a_list_keeps_every_name_as_it_is(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [(None, "No such file"), (b"\n \n", "names no video"), (b"a\0b", "is no text")],
+    [(None, "No such file"), (b"\n \n", "names no video"), (b"a\0b", "is not text")],
 )
 def test_lists_that_are_none(tmp_path: Path, content: bytes | None, text: str) -> None:
     if content is not None:

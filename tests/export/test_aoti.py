@@ -28,7 +28,7 @@ native = pytest.mark.skipif(not _library.loaded(), reason=f"native library not l
 
 @native
 def test_c_plus_plus_defines_the_ops_as_python_does() -> None:
-    library = ctypes.CDLL(_library.path())
+    library = ctypes.CDLL(str(_library.path()))
     library.ifdd_schemas.restype = ctypes.POINTER(ctypes.c_char_p)
     texts = library.ifdd_schemas()
     found = []

@@ -120,7 +120,7 @@ def without_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     without_package(monkeypatch)
     with pytest.raises(
-        ImportError, match=r"owner/none is no folder.*needs huggingface_hub.*`pip install hugg"
+        ImportError, match=r"owner/none is not a folder.*needs huggingface_hub.*`pip install hugg"
     ):
         IFDD.from_pretrained("owner/none")
     with pytest.raises(ImportError, match="needs huggingface_hub"):

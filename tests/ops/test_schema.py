@@ -96,7 +96,7 @@ def test_a_backward_op_is_wired_by_its_names() -> None:
                     "(Tensor grad_out) -> Tensor grad_x", torch.clone, lambda grad_out: grad_out
                 )
             },
-            r"scaled: its backward op is not told .*: take it there, or say .* in Backward\(missing",
+            r"scaled: its backward op does not receive .*: take it there, or say .* in Backward\(missing",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -37,7 +37,7 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> Report:
 
     Args:
         model: any module: an MViT, a part of one, or a network that has one inside.
-        backend: of the ops, see :mod:`ifdd_kernels.backends`; where an op has no such backend by design, as
+        backend: of the ops, see :mod:`ifdd_kernels.backends`; where no such backend is meant for an op, as
             products of matrices on GPUs, or attention that is PyTorch's own, it chooses for itself.
 
     Returns:

@@ -2,7 +2,7 @@
 
 `format` writes and reads checkpoints (`training`: those of a run), `foreign` brings weights from elsewhere
 under our names (`foreign_names`), `pretrained` fills a network from any of them, `files` reads files,
-`wrappers` removes what training scripts put around weights, `kinds` tells whose they are.
+`wrappers` removes what training scripts put around weights, `kinds` finds out whose they are.
 """
 
 from ifdd.checkpoint.files import CheckpointError, read_weights

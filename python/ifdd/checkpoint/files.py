@@ -63,7 +63,7 @@ def read_weights(path: PathLike) -> Weights:
 
 
 def read_file(path: PathLike) -> WeightsFile:
-    """Reads a file of weights; its first bytes decide the format, whatever its name ends in.
+    """Reads a file of weights; its first bytes decide the format, not the suffix of its name.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds no named tensors.

@@ -149,7 +149,7 @@ def settings_of(file: WeightsFile) -> Settings | None:
 
 
 def _what_is_missing(file: WeightsFile) -> str:
-    """Why a file is no checkpoint, and what makes one of it."""
+    """Why a file is not a checkpoint, and how to make one of it."""
     kind = kind_of(file.weights)
     if kind is None:
         return unknown_weights(file)

@@ -1,4 +1,4 @@
-"""Which network weights are of, told by their names."""
+"""Which network weights belong to, by their names."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class PretrainedReport:
     """What `load_pretrained` found and did.
 
     `kind` is `checkpoint`, `original` or `torchvision`; `class_names` are those the file states, if it does;
-    `origin` says which weights of the file were taken, where it holds several or tells their epoch.
+    `origin` says which weights of the file were taken, where it holds several or states their epoch.
     """
 
     path: str

@@ -233,7 +233,7 @@ def choose_device(device: Literal["auto", "cpu", "cuda"]) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this PyTorch sees no CUDA GPU (`ifdd doctor` tells more)")
+        raise UsageError("--device cuda: this PyTorch sees no CUDA GPU (see `ifdd doctor`)")
     return device
 
 

@@ -4,7 +4,7 @@ onnx: for ONNX Runtime and others, plain ONNX operators. pt2: a program of torch
 where ifdd_kernels is imported. aoti: a compiled AOTInductor package, run from Python or C++ with the kernels
 of ifdd_kernels on CPUs of the kind that wrote it. All take float32 clips (B, 3, T, S, S) of RGB in [0, 1],
 any B, and hold the class names and the sampling of the checkpoint. The file is run and compared with the
-network before it is put in place. docs/deploy.md tells more.
+network before it is put in place. See docs/deploy.md.
 """
 
 from __future__ import annotations

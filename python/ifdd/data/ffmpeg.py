@@ -42,7 +42,7 @@ class FileSource(Source):
         options = {"max_pixels": str(MAX_PIXELS)}
         try:
             # Absolute, because FFmpeg takes "a:b.mp4" for a protocol named a. Only files: a playlist must not
-            # reach for the network. Titles in another encoding are no reason to refuse.
+            # reach for the network. Titles in another encoding do not justify a refusal.
             self._container = av.open(
                 os.fspath(path.absolute()),
                 options={**options, "protocol_whitelist": "file"},

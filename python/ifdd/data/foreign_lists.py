@@ -1,4 +1,4 @@
-"""The list files of other projects, and your own: a path and a label a line, in whatever columns."""
+"""The list files of other projects, and your own: a path and a label per line, in any columns."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def _naming(table: Table, format: ListFormat, remarks: list[str], path: Path) ->
 
 
 def _whole(row: Row, separator: str) -> tuple[list[str], str | None]:
-    """All before the label is the name, whatever blanks or separators it holds."""
+    """All before the label is the name, with any blanks or separators in it."""
     if len(row.fields) < 2:
         return [], None
     return [_before(row, 1, separator)], row.fields[-1]

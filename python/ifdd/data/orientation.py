@@ -23,7 +23,7 @@ class Orientation(NamedTuple):
 
         With (a, b, c, d) the elements 0, 1, 3 and 4, the pixel (x, y) is shown at (a x + c y, b x + d y), y
         downwards (ISO/IEC 14496-12). Scaling and shifts are not applied; other angles count as the nearest
-        multiple of 90 degrees. A matrix that is no such mapping leaves the picture as it is.
+        multiple of 90 degrees. A matrix that is not such a mapping leaves the picture as it is.
         """
         if len(matrix) < 36:
             return UPRIGHT

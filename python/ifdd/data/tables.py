@@ -142,7 +142,7 @@ def read_table(
     Args:
         path: the list.
         separators: some of `SEPARATORS` and " " (white space), the preferred ones first.
-        parse: tells a label from another text.
+        parse: distinguishes a label from other text.
         label_column: name or number of the label's column, if the user chose one.
         phrases: labels of several words, which white space does not separate.
 
@@ -254,7 +254,7 @@ class _Source:
         line = self.lines[self._next]
         self._next += 1
         comment = self._at_start and line.lstrip().startswith("#")
-        # The line by which Excel tells itself the separator.
+        # The line in which Excel states the separator.
         excel = self._next == 1 and re.fullmatch(r"sep=.\s*", line, re.IGNORECASE) is not None
         self.comments += comment
         self._at_start = False

@@ -1,4 +1,4 @@
-"""The text of list files, whatever program wrote them.
+"""The text of list files, from any program.
 
 Lines are split as bytes and decoded field by field where a list has fields in no single encoding; a name that
 is not UTF-8 keeps its bytes (as Python keeps those of file names), so that it still finds its file.
@@ -15,7 +15,7 @@ from ifdd.text import printable
 from .errors import DatasetError, reason
 
 MAX_BYTES = 256 << 20
-"""Larger files are no lists: a video given by mistake is not read into memory."""
+"""Larger files are not lists: a video given by mistake is not read into memory."""
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -38,7 +38,7 @@ def read_bytes(path: Path) -> bytes:
     encodings are kept.
 
     Raises:
-        DatasetError: the file cannot be read, is no text, or is far too large for a list.
+        DatasetError: the file cannot be read, is not text, or is far too large for a list.
     """
     try:
         size = path.stat().st_size

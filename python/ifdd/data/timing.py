@@ -1,4 +1,4 @@
-"""Seconds of frames from their time stamps, whatever these are."""
+"""Seconds of frames from their time stamps, regular or not."""
 
 from __future__ import annotations
 

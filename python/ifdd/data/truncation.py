@@ -54,7 +54,7 @@ def doubtful_end(path: Path, container: str) -> str | None:
 
 
 def _matroska(file: BinaryIO, size: int) -> str | None:
-    """The one Segment element tells its length, unless it was written live (RFC 9559)."""
+    """The one Segment element states its length, unless it was written live (RFC 9559)."""
     position = 0
     for _ in range(8):  # the EBML header comes first, perhaps padding
         file.seek(position)
@@ -76,7 +76,7 @@ def _matroska(file: BinaryIO, size: int) -> str | None:
 
 
 def _vint_length(first: int) -> int:
-    """Bytes of a number of variable length by its first one; 9 if that is no number."""
+    """Bytes of a number of variable length by its first one; 9 if that is not a number."""
     return 9 - first.bit_length()
 
 

@@ -221,7 +221,7 @@ class MultiscaleBlock(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Grid]:
-        """(B, 1 + T*H*W, C_in) -> (B, 1 + T'*H'*W', C_out) and the grid (T', H', W').
+        """``(B, 1 + T*H*W, C_in)`` -> ``(B, 1 + T'*H'*W', C_out)`` and the grid (T', H', W').
 
         Backward normalises the tokens of the MLP again instead of keeping them (:func:`norm_again`).
 

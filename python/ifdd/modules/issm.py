@@ -75,7 +75,7 @@ class FrameSplit(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, FrameIndexes]:
         """The two groups (B, T/2, N, C), normalised over C where norms are given, and their indexes.
 
-        Norms that are plain `LayerNorm`s of one eps are fused with the sampling, others are called.
+        Norms that are plain LayerNorm layers of one eps are fused with the sampling, others are called.
 
         Raises:
             ValueError: frames of another shape than the split was made for.
@@ -119,7 +119,7 @@ class ISSM(FrameSplit):
     With M = z z^T / C the correlation of the frame tokens z, the indexes are
     (0, 2, ...) + 2 tanh(W_s vec softmax(M)) and (1, 3, ...) + 2 tanh(W_d vec softmax(-M));
     `ifdd_kernels.split_index` defines them, `ifdd_kernels.split_frames` the interpolation. The op reads the
-    weights of the three `Linear`s; where one of them is more than that it is called (docs/modules.md).
+    weights of the three linear layers; where one of them is more than that it is called (docs/modules.md).
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168.
 

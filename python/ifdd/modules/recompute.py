@@ -48,7 +48,7 @@ def _hooks_available() -> bool:
 
 
 def norm_again(norm: nn.Module, tokens: Tensor, normed: Tensor) -> AbstractContextManager[object]:
-    """Inside, an op that saves `normed`, which is norm(tokens), for backward keeps nothing in its place.
+    """While active, autograd does not store `normed`; backward recomputes it from `tokens`.
 
     The tokens are kept by the norm anyway. A copy of `normed`, as autocast makes it, is kept as ever, and so
     is `normed` itself where backward could not know how it was made (a norm other than a plain `LayerNorm`, a

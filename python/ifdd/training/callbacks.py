@@ -144,7 +144,7 @@ class TimeEstimate(Callback):
         self._epoch_started: float | None = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After the first epoch: tells from its whole time, validation included."""
+        """After the first epoch: estimates from its whole time, validation included."""
         now = time.monotonic()
         left = (trainer.max_epochs or 0) - trainer.current_epoch
         if self._epoch_started is not None and self._epoch_started > 0:
@@ -157,7 +157,7 @@ class TimeEstimate(Callback):
             self._epoch_started = now
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """After the first batches, if the epoch is not over before: tells from their time."""
+        """After the first batches, unless the epoch ended before: estimates from their time."""
         if self._epoch_started == 0.0:
             return
         self._batches += 1

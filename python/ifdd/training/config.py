@@ -193,7 +193,7 @@ class OptimConfig:
     warmup_epochs: int = 10
     """epochs in which the learning rate climbs, before it falls along a cosine"""
     warmup: Warmup = "original"
-    """original: as published, climbs to 9.8e-5 whatever the learning rate; standard: climbs to it; none"""
+    """original: as published, always climbs to 9.8e-5; standard: climbs to the learning rate; none"""
     mixup: float = 0.8
     """strength (alpha) of MixUp, which blends two clips; 0: off"""
     cutmix: float = 1.0

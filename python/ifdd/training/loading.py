@@ -54,7 +54,7 @@ class ClipLoader(DataLoader[Any]):
         collate: joins items to a batch, a tuple of tensors.
         videos: the data set of videos below `dataset`, whose unreadable ones may be left out; None for
             others.
-        record: is told what was left out.
+        record: receives what was left out.
         options: of `torch.utils.data.DataLoader`.
 
     Raises:

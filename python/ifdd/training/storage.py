@@ -24,7 +24,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes the file; whatever happens, ``path`` never holds a part of it."""
+        """Writes the file; ``path`` never holds a part of it."""
         if storage_options is not None:
             raise TypeError("storage_options are not supported: checkpoints are local files")
         target = Path(path)
@@ -35,7 +35,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Reads a file by :func:`load_training_checkpoint`, whatever is asked for."""
+        """Reads a file by :func:`load_training_checkpoint`, for any arguments."""
         return load_training_checkpoint(Path(path))
 
 

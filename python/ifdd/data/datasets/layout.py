@@ -58,7 +58,7 @@ class SplitDataset(VideoDataset):
                 raise ValueError(
                     f"split 'validation' needs a part of the training set, got validation={validation}"
                 )
-            # Before any is left out: the parts stay the same, whatever is missing.
+            # Before any is left out: the parts stay the same when videos are missing.
             numbers = kept if split == "train" else held
             videos = [videos[index] for index in numbers]
         options.setdefault("stride", self.policy.stride)

@@ -17,7 +17,7 @@ CLIPS: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def subset_remark(name: str, part: str, fold: int, listed: int, file: Path) -> list[str]:
-    """A line where a list holds another number of clips than the official one: its score is no benchmark
+    """A line where a list holds another number of clips than the official one: its score is not a benchmark
     result.
     """
     expected = CLIPS[name][part][fold - 1]

@@ -80,7 +80,7 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
             uses its random form.
         views: windows of the sampler "dense".
         short: how videos shorter than T * stride are stretched, see `ifdd.data.sampling.SHORT_POLICIES`.
-        image_size: S; every frame is resized to S x S on loading, whatever its size.
+        image_size: S; every frame is resized to S x S on loading.
         augment: True for `ClipAugment(image_size)`, False for none, or one of your own; only in training.
         seed: of windows and augmentation, at least 0.
         crop: region of every frame to keep, "x,y,w,h" or a CropBox; "auto" finds the face of each video once.
