@@ -105,7 +105,7 @@ def test_folds_that_are_stopped_twice_end_with_the_whole_table(
     counts = list(csv.reader((out / "confusion.csv").open()))
     assert counts[0][1:] == [row[0] for row in counts[1:]] == reports[0]["classes"]
     assert [[int(value) for value in row[1:]] for row in counts[1:]] == pooled.tolist()
-    assert float(rows[7]["war"]) == pooled.diagonal().sum() / 15
+    assert float(rows[7]["war"]) == int(pooled.diagonal().sum()) / 15
     assert (out / "confusion.png").stat().st_size > 10_000
 
     # Nothing is done twice, and other settings are refused.
