@@ -166,8 +166,10 @@ def _loggers(text: str | None) -> list[Logger]:
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Logger, "logger")
+    # jsonargparse before 4.49 has it under the other name.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     try:
-        return [parser.instantiate_classes(parser.parse_args([f"--logger={text}"])).logger]
+        return [instantiate(parser.parse_args([f"--logger={text}"])).logger]
     except (ArgumentError, ImportError, TypeError, ValueError) as error:
         raise UsageError(f"--logger: {one_line(error)}") from error
 
