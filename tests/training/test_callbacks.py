@@ -20,9 +20,7 @@ from ifdd.whole import write_whole
 
 def test_the_later_of_equal_epochs_is_the_best(tmp_path: Path) -> None:
     best = RunCheckpoint(tmp_path / "best.ckpt", monitor="val/uar")
-    trainer: Any = SimpleNamespace(
-        is_global_zero=True,
-    )
+    trainer: Any = SimpleNamespace()
     assert best.check_monitor_top_k(trainer, torch.tensor(0.5))
     best.kth_best_model_path = "best"
     best.best_k_models = {"best": torch.tensor(0.5)}
@@ -43,12 +41,7 @@ def test_a_moved_run_keeps_its_best_score(tmp_path: Path) -> None:
     here = str(tmp_path / "new" / "best.ckpt")
     assert (after.best_model_path, after.kth_best_model_path) == (here, here)
     assert after.best_k_models == {here: torch.tensor(0.7)}
-    assert not after.check_monitor_top_k(
-        SimpleNamespace(
-            is_global_zero=True,
-        ),
-        torch.tensor(0.6),
-    )  # type: ignore[arg-type]
+    assert not after.check_monitor_top_k(SimpleNamespace(), torch.tensor(0.6))  # type: ignore[arg-type]
 
 
 def epoch(history: History, number: int, **metrics: float) -> None:
@@ -87,19 +80,8 @@ def test_short_epochs_share_a_drawing_and_the_last_is_drawn(
     for number in range(3):
         epoch(history, number, **{"train/loss": 1.0})
     assert drawn == [1]
-    history.on_fit_end(
-        SimpleNamespace(
-            is_global_zero=True,
-        ),
-        SimpleNamespace(),
-    )  # type: ignore[arg-type]
-    history.on_exception(
-        SimpleNamespace(
-            is_global_zero=True,
-        ),
-        SimpleNamespace(),
-        KeyboardInterrupt(),
-    )  # type: ignore[arg-type]
+    history.on_fit_end(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    history.on_exception(SimpleNamespace(), SimpleNamespace(), KeyboardInterrupt())  # type: ignore[arg-type]
     assert drawn == [1, 3]
 
 
@@ -129,7 +111,7 @@ def test_a_drawing_that_fails_keeps_the_one_before(tmp_path: Path, monkeypatch: 
 
 def test_epochs_count_from_one_in_the_bar() -> None:
     bar = ProgressBar()
-    bar._trainer = SimpleNamespace(is_global_zero=True, max_epochs=2, sanity_checking=False)  # type: ignore[assignment]
+    bar._trainer = SimpleNamespace(max_epochs=2, sanity_checking=False)  # type: ignore[assignment]
     assert bar._get_train_description(1).strip() == "Epoch 2/2"
 
 
@@ -140,13 +122,9 @@ def test_the_time_is_told_after_the_first_steps_and_after_the_first_epoch(
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock[0])
     said: list[str] = []
     estimate = TimeEstimate(said.append, steps=2)
-    module: Any = SimpleNamespace(
-        is_global_zero=True,
-    )
+    module: Any = SimpleNamespace()
     for number in range(3):
-        trainer: Any = SimpleNamespace(
-            is_global_zero=True, max_epochs=3, current_epoch=number, num_training_batches=10
-        )
+        trainer: Any = SimpleNamespace(max_epochs=3, current_epoch=number, num_training_batches=10)
         estimate.on_train_epoch_start(trainer, module)
         for _ in range(10):
             clock[0] += 60.0 if number == 0 and not said and clock[0] == 100.0 else 6.0
