@@ -1,7 +1,7 @@
 """Train and test all folds of DFEW or MAFW, and write the table that papers print: WAR and UAR of each fold,
 their mean and deviation, and the confusion matrix of all test clips.
 
-OUT/fold_1 to OUT/fold_5 are runs as `ifdd fit` and `ifdd test` leave them. The same call again goes on where
+OUT/fold_1 to OUT/fold_5 are runs as "ifdd fit" and "ifdd test" leave them. The same call again goes on where
 it was stopped, and does nothing twice. See docs/reproduce.md.
 """
 
