@@ -44,6 +44,24 @@ def test_result_is_a_function_of_the_generator_and_lies_in_the_unit_interval() -
     assert torch.equal(clip, before)
 
 
+def test_a_batch_of_bytes_is_augmented_as_each_of_its_clips_is() -> None:
+    augment = ClipAugment(20)
+    frames = torch.randint(256, (6, 4, 24, 24, 3), dtype=torch.uint8, generator=generator(0))
+    drawn = [augment.draw(24, 24, generator(seed)) for seed in range(6)]
+    assert len({one.steps for one in drawn}) > 3
+    batch = augment.apply(frames, drawn)
+    for seed, clip in enumerate(frames):
+        alone = augment(clip.permute(3, 0, 1, 2).float() / 255, generator(seed))
+        assert torch.equal(batch[seed], alone)
+    plain = only(flip=1.0)
+    flipped = plain.apply(frames[:1, :, :12, :12], [plain.draw(12, 12)])
+    assert torch.equal(flipped[0].flip(-1), frames[0, :, :12, :12].permute(3, 0, 1, 2).float() / 255)
+    with pytest.raises(ValueError, match="one entry per clip, got 2 for 6"):
+        augment.apply(frames, drawn[:2])
+    with pytest.raises(ValueError, match=r"must be uint8 \(B, T, H, W, 3\), got torch.float32"):
+        augment.apply(frames.float(), drawn)
+
+
 def test_global_generator_is_used_without_one() -> None:
     clip = random_clip(3, 2, 16, 16)
     results = []

@@ -45,7 +45,7 @@ def test_a_moved_run_keeps_its_best_score(tmp_path: Path) -> None:
 
 
 def epoch(history: History, number: int, **metrics: float) -> None:
-    trainer: Any = SimpleNamespace(current_epoch=number, callback_metrics={**metrics})
+    trainer: Any = SimpleNamespace(is_global_zero=True, current_epoch=number, callback_metrics={**metrics})
     module = Recogniser.__new__(Recogniser)
     torch.nn.Module.__init__(module)
     module.schedule = lambda e: 0.1 / (e + 1)  # type: ignore[assignment]

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,12 +21,14 @@ from ifdd.config import IFDDConfig
 from ifdd.data.datasets import LeftOut, Video
 from ifdd.data.errors import DatasetError, DatasetWarning, VideoError
 from ifdd.data.lists import hold_out
+from ifdd.data.transforms import ClipAugment
 from ifdd.training import loading
 from ifdd.training.config import DataConfig, TrainingConfig
 from ifdd.training.data import RecognitionData, sampling_policy
 from ifdd.training.loading import WorkerTraceback
+from ifdd.training.order import EpochOrder
 from ifdd.training.skipped import SkippedVideos
-from ifdd.training.windows import WindowBatch
+from ifdd.training.windows import RawWindows, finished
 
 NETWORK = {"backbone": "mvit_nano", "image_size": 32, "clip_frames": 8, "split_pool": 2}
 HELD = hold_out([index % 2 for index in range(12)], 0.34, 0)[1]
@@ -81,7 +84,7 @@ def test_an_error_that_cannot_be_sent_keeps_its_text(clips: Path, monkeypatch: p
     def fail(self: object, index: int) -> None:
         raise _OddError("odd", "thing")
 
-    monkeypatch.setattr(type(data.dataset("test")), "__getitem__", fail)
+    monkeypatch.setattr(type(data.dataset("test")), "raw", fail)
     with pytest.raises(RuntimeError, match=r"^_OddError: odd thing$"):
         list(data.test_dataloader())
 
@@ -96,7 +99,7 @@ def test_held_out_videos_are_left_out_and_listed(clips: Path, workers: int) -> N
     with nullcontext() if workers else pytest.warns(DatasetWarning, match="skipped a video"):
         batches = list(data.val_dataloader())
     assert sum(len(batch.labels) for batch in batches) == len(HELD) - 2
-    assert all(isinstance(batch, WindowBatch) for batch in batches)
+    assert all(isinstance(batch, RawWindows) for batch in batches)
     again = sum(len(batch.labels) for batch in data.val_dataloader())
     assert again == len(HELD) - 2
     rows = list(csv.DictReader((clips / "skipped.csv").open()))
@@ -117,7 +120,7 @@ def test_training_goes_on_without_a_broken_video(clips: Path, workers: int) -> N
     data.setup("fit")
     # A warning of a worker is shown there.
     with pytest.warns(DatasetWarning, match="skipped a video") if not workers else nullcontext():
-        assert [len(labels) for _, labels in data.train_dataloader()] == [4, 4]
+        assert [len(batch.labels) for batch in data.train_dataloader()] == [4, 4]
     rows = list(csv.DictReader((clips / "skipped.csv").open()))
     assert [Path(row["path"]).name for row in rows] == [f"{kept[0]:05d}"]
     # A training that goes on adds nothing twice.
@@ -142,13 +145,13 @@ def test_batches_that_do_not_fit_into_shared_memory_come_through_pipes(
     clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = list(recognition_data(clips, 0).test_dataloader())
-    monkeypatch.setattr(loading, "free_shared_memory", lambda: 100_000)
+    monkeypatch.setattr(loading, "free_shared_memory", lambda: 10_000)
     with pytest.warns(DatasetWarning, match="shared memory is short .* batches go through pipes") as caught:
         piped = list(recognition_data(clips, 2).test_dataloader())
     assert len([w for w in caught if "pipes" in str(w.message)]) == 1
-    assert all(isinstance(batch, WindowBatch) for batch in piped)
+    assert all(isinstance(batch, RawWindows) for batch in piped)
     for one, other in zip(piped, expected, strict=True):
-        assert torch.equal(one.clips, other.clips)
+        assert torch.equal(one.frames, other.frames)
         assert torch.equal(one.labels, other.labels)
 
 
@@ -177,6 +180,36 @@ def test_a_small_shared_memory_does_not_hang(clips: Path) -> None:
     )
     assert done.stdout == "12\n", done.stderr
     assert "shared memory is short (/dev/shm has 1 MiB free, a batch takes" in done.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_clips_travel_as_bytes_and_arrive_as_the_data_set_gives_them(clips: Path, workers: int) -> None:
+    data = recognition_data(clips, workers)
+    dataset = data.dataset("train")
+    augment = ClipAugment(32)
+    for epoch in (0, 1):
+        # The same loader, with the same workers, in the order and with the draws of the epoch.
+        data.trainer = SimpleNamespace(current_epoch=epoch)  # type: ignore[assignment]
+        batches = list(data.train_dataloader())
+        order = list(order_of(len(dataset), 4, 0, epoch))
+        dataset.set_epoch(epoch)
+        for batch, places in zip(batches, order, strict=True):
+            assert batch.frames.dtype == torch.uint8
+            arrived, labels = finished(batch, augment)
+            for clip, label, place in zip(arrived, labels, places, strict=True):
+                expected, true = dataset[place.clip]
+                assert torch.equal(clip, expected)
+                assert int(label) == true
+    with pytest.raises(ValueError, match="the training has none"):
+        finished(batches[0], None)
+    held, whole = next(iter(data.val_dataloader())), data.dataset("validation")
+    assert torch.equal(finished(held, None).clips[1], whole[1][0])
+
+
+def order_of(size: int, batch: int, seed: int, epoch: int) -> EpochOrder:
+    order = EpochOrder(size, batch, seed)
+    order.epoch = epoch
+    return order
 
 
 def test_settings_of_lists() -> None:

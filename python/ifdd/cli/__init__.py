@@ -1,4 +1,4 @@
-"""The `ifdd` command: fit, test, check, predict, explain, convert, export, doctor, completion."""
+"""The `ifdd` command: fit, test, folds, check, predict, explain, convert, export, doctor, completion."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "IFDD recognises facial expressions in video. Look a data set through with `check`, train with `fit`, "
-    "measure with `test`, read videos with `predict`, see what the network looked at with `explain`, bring "
-    "published weights with `convert`, write files for other programs with `export`, check the installation "
-    "with `doctor`."
+    "measure with `test`, do both for all folds of a benchmark with `folds`, read videos with `predict`, see "
+    "what the network looked at with `explain`, bring published weights with `convert`, write files for "
+    "other programs with `export`, check the installation with `doctor`."
 )
 
 

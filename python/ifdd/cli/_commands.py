@@ -12,6 +12,7 @@ class UsageError(ValueError):
 COMMANDS = {
     "fit": "fit",
     "test": "evaluate",
+    "folds": "folds",
     "check": "check",
     "predict": "predict",
     "explain": "explain",

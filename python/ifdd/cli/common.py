@@ -6,15 +6,17 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import os
 import re
+import sys
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from ifdd.cli._commands import UsageError
+from ifdd.cli._commands import EXIT_FAILED, UsageError
 from ifdd.cli.parser import Parser
 from ifdd.config import IFDDConfig
 from ifdd.text import one_line
@@ -26,6 +28,7 @@ from ifdd.training.config import (
     OptimConfig,
     Precision,
     SettingError,
+    Strategy,
     TrainingConfig,
 )
 
@@ -36,11 +39,13 @@ __all__ = [
     "Parser",
     "add_data_options",
     "add_device_option",
+    "add_launch_options",
     "add_network_options",
     "add_test_options",
     "add_training_options",
     "choose_device",
     "data_config",
+    "leave_ranks",
     "network_options",
     "one_line",
     "option_of",
@@ -78,6 +83,7 @@ def add_training_options(parser: ArgumentParser) -> None:
     add_data_options(parser)
     _add_recipe_options(parser)
     add_device_option(parser)
+    add_launch_options(parser)
 
 
 def add_test_options(parser: ArgumentParser, unused: Collection[str]) -> None:
@@ -87,6 +93,7 @@ def add_test_options(parser: ArgumentParser, unused: Collection[str]) -> None:
     _add_config_option(parser, "YAML file, the one of `ifdd fit` (OUT/config.yaml) or with options below")
     add_data_options(parser)
     add_device_option(parser)
+    add_launch_options(parser)
     before = len(parser._actions)
     _add_recipe_options(parser)
     for place, action in enumerate(parser._actions):
@@ -134,6 +141,29 @@ def add_device_option(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=Device, default="auto", help="auto takes the GPU if there is one")
 
 
+def add_launch_options(parser: ArgumentParser) -> None:
+    """`--devices`, `--num_nodes` and `--strategy`."""
+    parser.add_argument(
+        "--devices",
+        type=int | None,
+        default=None,
+        help="GPUs (on a CPU: processes) of each machine that work together; default: what torchrun or SLURM "
+        "started, else 1",
+    )
+    parser.add_argument(
+        "--num_nodes",
+        type=int | None,
+        default=None,
+        help="machines that work together; default: what torchrun or SLURM started, else 1",
+    )
+    parser.add_argument(
+        "--strategy",
+        type=Strategy,
+        default="auto",
+        help="how Lightning trains on them: auto is ddp for more than one process",
+    )
+
+
 def data_config(options: Namespace) -> DataConfig:
     """The checked :class:`DataConfig` of flat options.
 
@@ -157,6 +187,9 @@ def training_config(options: Namespace) -> TrainingConfig:
             seed=options.seed,
             precision=options.precision,
             device=options.device,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
             init=options.init,
             init_part=options.init_part,
         )
@@ -210,8 +243,22 @@ def parent_exists(path: str | None, option: str) -> None:
         raise UsageError(f"{option}: folder {Path(path).absolute().parent} does not exist")
 
 
-def quiet_lightning() -> None:
-    """Silences the remarks of the training library that do not concern a user of the command."""
+def leave_ranks() -> NoReturn:
+    """Ends a rank after an error that the first one has shown.
+
+    At once: what Python would still tidy up waits for ranks that are gone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
+
+
+def quiet_lightning(first: bool = True) -> None:
+    """Silences the remarks of the training library that do not concern a user of the command, and with
+    `first` False all others, too: the first rank makes the same.
+    """
+    if not first:
+        warnings.simplefilter("ignore")
     import pytorch_lightning  # noqa: F401  (sets the level of its loggers when it is imported)
 
     for name in ("pytorch_lightning", "lightning.fabric", "lightning_fabric"):

@@ -6,7 +6,7 @@ A video of several windows counts once, by the mean of its windows' logits.
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,14 @@ from ifdd.cli.common import (
     add_test_options,
     choose_device,
     data_config,
+    leave_ranks,
     quiet_lightning,
+    setting_errors,
     wide_console,
 )
 from ifdd.text import cell, printable
-from ifdd.whole import write_whole
+from ifdd.training.config import TrainingConfig
+from ifdd.training.launch import current_launch
 
 if TYPE_CHECKING:
     from ifdd.training.config import DataConfig
@@ -57,43 +60,44 @@ def run(options: Namespace) -> int:
     checkpoint_path = Path(options.checkpoint)
     if not checkpoint_path.exists():
         raise UsageError(f"--checkpoint: {checkpoint_path} does not exist")
-    device = choose_device(options.device)
+    choose_device(options.device)
     if options.data is None:
         # Said before the checkpoint is read.
         data_config(options)
     out = Path(options.out) if options.out else checkpoint_path.absolute().parent
 
-    quiet_lightning()
+    with setting_errors():
+        config = TrainingConfig(
+            device=options.device,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
+        )
+        first = current_launch(config).is_first
+    quiet_lightning(first)
     from ifdd.checkpoint import load_checkpoint
-    from ifdd.figures import confusion_matrix
-    from ifdd.training.config import TrainingConfig
+    from ifdd.training.report import FIGURE, SCORES, write_report
     from ifdd.training.run import evaluate
+    from ifdd.training.watch import ReportedError
 
     checkpoint = load_checkpoint(checkpoint_path)
     if options.data in ("list", "folder") and not options.classes:
         # The labels of lists are numbers, a class may have no folder: the checkpoint knows them all.
         options.classes = list(checkpoint.class_names)
     data = data_config(options)
-    print(f"data set     {_data_set(data)}")
-    print(f"checkpoint   {printable(str(checkpoint_path))} ({checkpoint.origin})", flush=True)
-    config = TrainingConfig(data=data, device="cpu" if device == "cpu" else "cuda")
-    scores = evaluate(checkpoint, config, progress=options.progress)
-
+    if first:
+        print(f"data set     {_data_set(data)}")
+        print(f"checkpoint   {printable(str(checkpoint_path))} ({checkpoint.origin})", flush=True)
+    try:
+        with setting_errors():
+            scores = evaluate(checkpoint, replace(config, data=data), progress=options.progress and first)
+    except ReportedError:
+        leave_ranks()
+    if not first:
+        return 0
     print_scores(scores)
-    out.mkdir(parents=True, exist_ok=True)
-    report = {
-        "checkpoint": str(checkpoint_path),
-        "weights": checkpoint.origin,
-        "data": data.name,
-        "fold": data.fold,
-        "root": data.root,
-        "test_list": data.test_list,
-        **scores.to_dict(),
-    }
-    write_whole(out / "scores.json", json.dumps(report, indent=2) + "\n")
-    title = f"{Path(data.test_list).name if data.test_list else data.name}: {_short(checkpoint_path)}"
-    figure = confusion_matrix(scores, out / "confusion.png", title=title)
-    print(f"written: {out / 'scores.json'}, {figure}")
+    write_report(out, scores, checkpoint_path, checkpoint, data)
+    print(f"written: {out / SCORES}, {out / FIGURE}")
     return 0
 
 
@@ -103,11 +107,6 @@ def _data_set(data: DataConfig) -> str:
     fold = f", fold {data.fold}" if data.name in ("dfew", "mafw") else ""
     places = "".join(f", {printable(place)}" for place in (data.root, data.test_list) if place is not None)
     return f"{data.name}{fold}, test part{places}"
-
-
-def _short(path: Path) -> str:
-    """A checkpoint's name with the folder of its run."""
-    return str(Path(*path.absolute().parts[-2:]))
 
 
 def print_scores(scores: Scores) -> None:

@@ -6,7 +6,9 @@ state (last.ckpt, best.ckpt), its settings (config.yaml), and loss, scores and l
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ from ifdd.cli._commands import UsageError
 from ifdd.cli.common import (
     add_training_options,
     choose_device,
+    leave_ranks,
+    one_line,
     option_of,
     quiet_lightning,
     setting_errors,
@@ -23,8 +27,11 @@ from ifdd.cli.common import (
 )
 from ifdd.text import printable
 from ifdd.training.folder import LAST, SETTINGS
+from ifdd.training.launch import current_launch
 
 if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
     from ifdd.training.plan import TrainingPlan
     from ifdd.training.resume import ResumeError
 
@@ -41,6 +48,25 @@ def configure(parser: ArgumentParser) -> None:
         help="go on with the training in OUT; its settings are taken from there, and --epochs may be raised",
     )
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
+    parser.add_argument(
+        "--max_time",
+        type=str | None,
+        default=None,
+        help="end this run in DD:HH:MM:SS, after the last whole epoch that fits; --resume goes on",
+    )
+    parser.add_argument(
+        "--limit_steps",
+        type=int | None,
+        default=None,
+        help="end this run after so many steps; an epoch that is cut short is lost",
+    )
+    parser.add_argument(
+        "--logger",
+        type=str | None,
+        default=None,
+        help="a further logger of Lightning, by its class or as YAML, as LightningCLI takes it: "
+        "'{class_path: WandbLogger, init_args: {project: faces}}'",
+    )
     add_training_options(parser)
 
 
@@ -64,12 +90,18 @@ def run(options: Namespace) -> int:
     if options.resume and not started:
         raise UsageError(f"--resume: {out} holds no training to go on with (no {LAST}); leave --resume away")
     config = training_config(options)
+    max_time = _duration(options.max_time)
+    if options.limit_steps is not None and options.limit_steps < 1:
+        raise UsageError(f"--limit_steps: expected at least 1, got {options.limit_steps}")
     choose_device(config.device)
 
-    quiet_lightning()
+    with setting_errors():
+        first = current_launch(config).is_first
+    quiet_lightning(first)
     from ifdd.training.callbacks import TimeEstimate
     from ifdd.training.resume import ResumeError
     from ifdd.training.run import fit
+    from ifdd.training.watch import ReportedError
 
     try:
         with setting_errors():
@@ -77,19 +109,29 @@ def run(options: Namespace) -> int:
                 config,
                 out,
                 resume=options.resume,
-                progress=options.progress,
-                callbacks=(TimeEstimate(_say),),
+                progress=options.progress and first,
+                callbacks=(TimeEstimate(_say),) if first else (),
                 announce=announce,
+                max_time=max_time,
+                limit_steps=options.limit_steps,
+                loggers=_loggers(options.logger),
             )
     except ResumeError as error:
         raise UsageError(changed_settings(error)) from error
+    except ReportedError:
+        leave_ranks()
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C; SIGTERM, which Lightning turns into an exit
-        if (out / LAST).exists():
-            text = f"stopped; go on with: ifdd fit --out {printable(str(out))} --resume"
-        else:
-            text = "stopped before the end of the first epoch: there is nothing to go on from"
-        print(f"ifdd fit: {text}", file=sys.stderr)
+        if first:
+            if (out / LAST).exists():
+                text = f"stopped; go on with: ifdd fit --out {printable(str(out))} --resume"
+            else:
+                text = "stopped before the end of the first epoch: there is nothing to go on from"
+            print(f"ifdd fit: {text}", file=sys.stderr)
         raise
+    if not first:
+        return 0
+    if result.limit is not None:
+        print(f"ended by {result.limit}; go on with: ifdd fit --out {out} --resume")
     print(f"best epoch: {result.epoch + 1} of {config.optim.epochs}")
     if result.validation is not None:
         war, uar = (100 * result.validation[name] for name in ("war", "uar"))
@@ -97,6 +139,44 @@ def run(options: Namespace) -> int:
     print(f"weights: {result.checkpoint}")
     print(f"curves: {out / 'curves.png'}")
     return 0
+
+
+def _duration(text: str | None) -> timedelta | None:
+    """A time as Lightning's `max_time` takes it.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    if text is None:
+        return None
+    try:
+        days, hours, minutes, seconds = (int(part) for part in text.split(":"))
+        time = timedelta(days, hours=hours, minutes=minutes, seconds=seconds)
+    except (ValueError, OverflowError):
+        raise UsageError(f"--max_time: expected DD:HH:MM:SS, got {text!r}") from None
+    if time <= timedelta():
+        raise UsageError(f"--max_time: expected more than no time, got {text!r}")
+    return time
+
+
+def _loggers(text: str | None) -> list[Logger]:
+    """The logger that `--logger` describes, read by the library that reads the options of LightningCLI.
+
+    Raises:
+        UsageError: there is no such logger, or it cannot be made.
+    """
+    if text is None:
+        return []
+    from pytorch_lightning.loggers import Logger
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Logger, "logger")
+    # jsonargparse before 4.49 has it under the other name.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    try:
+        return [instantiate(parser.parse_args([f"--logger={text}"])).logger]
+    except (ArgumentError, ImportError, TypeError, ValueError) as error:
+        raise UsageError(f"--logger: {one_line(error)}") from error
 
 
 def announce(plan: TrainingPlan) -> None:

@@ -46,3 +46,15 @@ def frames_to_clip(frames: np.ndarray | Tensor, size: int | None = None) -> Tens
         )
         images = images.clamp(0, 1)
     return images.transpose(0, 1).contiguous()
+
+
+def frames_to_clips(frames: Tensor) -> Tensor:
+    """Turns a batch of clips into what the network takes, on their device: uint8 (B, T, S, S, 3) -> float32
+    (B, 3, T, S, S) in [0, 1], contiguous.
+
+    Raises:
+        ValueError: frames of another shape or dtype.
+    """
+    if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
+        raise ValueError(f"frames must be uint8 (B, T, S, S, 3), got {frames.dtype} {tuple(frames.shape)}")
+    return (frames.permute(0, 4, 1, 2, 3).float() / 255).contiguous()

@@ -7,10 +7,10 @@ Recipe of the IFDD paper (Wang & Chai, AAAI 2025, arXiv:2412.13168) and its publ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from ifdd._labels import check_labels
+
+
+class Augmentation(NamedTuple):
+    """What `ClipAugment` drew for one clip: plain numbers, which travel with it to where it is augmented.
+
+    ``flip`` comes first, then the crop (``top``, ``left``, ``height``, ``width``) is resized, then ``steps``
+    are taken in order: 0 brightness, 1 contrast, 2 saturation, 3 hue, with their ``strengths`` by number
+    (factors; the shift of hue in turns). No steps: the colours stay.
+    """
+
+    flip: bool
+    top: int
+    left: int
+    height: int
+    width: int
+    strengths: tuple[float, ...] = ()
+    steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,15 +94,61 @@ class ClipAugment:
                 f"clip must be floating point (3, T, H, W), got {clip.dtype} {tuple(clip.shape)}"
             )
         frames = clip.transpose(0, 1)
-        if _uniform(0, 1, generator) < self.flip:
+        drawn = self.draw(frames.shape[-2], frames.shape[-1], generator)
+        return self._transformed(frames, drawn).transpose(0, 1).contiguous()
+
+    def draw(self, height: int, width: int, generator: torch.Generator | None = None) -> Augmentation:
+        """Draws for a clip of frames of height x width; :meth:`apply` does it."""
+        flip = _uniform(0, 1, generator) < self.flip
+        box = self.crop_box(height, width, generator)
+        if not (self.brightness or self.contrast or self.saturation or self.hue):
+            return Augmentation(flip, *box)
+        strengths = (
+            self._factor(self.brightness, generator),
+            self._factor(self.contrast, generator),
+            self._factor(self.saturation, generator),
+            _uniform(-self.hue, self.hue, generator),
+        )
+        return Augmentation(flip, *box, strengths, tuple(torch.randperm(4, generator=generator).tolist()))
+
+    def apply(
+        self, frames: Tensor, drawn: Sequence[Augmentation], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Augments a batch as it was drawn, on the device of the frames.
+
+        Args:
+            frames: uint8 (B, T, H, W, 3).
+            drawn: one for each clip.
+            dtype: floating point, of the result and of the arithmetic.
+
+        Returns:
+            (B, 3, T, S, S) in [0, 1], contiguous; equal to calling this on each clip / 255.
+
+        Raises:
+            ValueError: frames of another shape or type, or not as many draws as clips.
+        """
+        if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
+            raise ValueError(
+                f"frames must be uint8 (B, T, H, W, 3), got {frames.dtype} {tuple(frames.shape)}"
+            )
+        if len(drawn) != len(frames):
+            raise ValueError(f"drawn must have one entry per clip, got {len(drawn)} for {len(frames)} clips")
+        batch, length = frames.shape[:2]
+        result = torch.empty(batch, 3, length, self.size, self.size, dtype=dtype, device=frames.device)
+        for clip, one, target in zip(frames, drawn, result, strict=True):
+            pixels = clip.permute(0, 3, 1, 2).to(dtype) / 255
+            target.copy_(self._transformed(pixels, one).transpose(0, 1))
+        return result
+
+    def _transformed(self, frames: Tensor, drawn: Augmentation) -> Tensor:
+        """(T, 3, H, W) -> (T, 3, S, S)."""
+        if drawn.flip:
             frames = frames.flip(-1)
-        top, left, height, width = self.crop_box(frames.shape[-2], frames.shape[-1], generator)
-        frames = frames[..., top : top + height, left : left + width]
+        frames = frames[..., drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width]
         # Bilinear weights are a partition of unity: this cannot leave [0, 1] but for rounding, clamped at the
         # end.
         frames = functional.interpolate(frames, (self.size, self.size), mode="bilinear", antialias=True)
-        frames = self._jitter(frames, generator)
-        return frames.clamp(0, 1).transpose(0, 1).contiguous()
+        return _jittered(frames, drawn).clamp(0, 1)
 
     def crop_box(
         self, height: int, width: int, generator: torch.Generator | None
@@ -100,25 +163,6 @@ class ClipAugment:
         w = min(width, max(1, round(height * self.ratio[1])))
         h = min(height, max(1, round(width / self.ratio[0])))
         return (height - h) // 2, (width - w) // 2, h, w
-
-    def _jitter(self, frames: Tensor, generator: torch.Generator | None) -> Tensor:
-        if not (self.brightness or self.contrast or self.saturation or self.hue):
-            return frames
-        enhance = _kornia_enhance()
-        steps: list[Callable[[Tensor], Tensor]] = [
-            partial(enhance.adjust_contrast, factor=self._factor(self.brightness, generator)),
-            partial(
-                enhance.adjust_contrast_with_mean_subtraction, factor=self._factor(self.contrast, generator)
-            ),
-            partial(
-                enhance.adjust_saturation_with_gray_subtraction,
-                factor=self._factor(self.saturation, generator),
-            ),
-            partial(enhance.adjust_hue, factor=2 * math.pi * _uniform(-self.hue, self.hue, generator)),
-        ]
-        for step in torch.randperm(4, generator=generator).tolist():
-            frames = steps[step](frames)
-        return frames
 
     @staticmethod
     def _factor(strength: float, generator: torch.Generator | None) -> float:
@@ -222,6 +266,22 @@ def _cut_mix(clips: Tensor, share: float, numbers: np.random.Generator) -> tuple
     mixed = clips.clone()
     mixed[..., top:bottom, left:right] = clips.flip(0)[..., top:bottom, left:right]
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _jittered(frames: Tensor, drawn: Augmentation) -> Tensor:
+    if not drawn.steps:
+        return frames
+    enhance = _kornia_enhance()
+    brightness, contrast, saturation, hue = drawn.strengths
+    steps: list[Callable[[Tensor], Tensor]] = [
+        partial(enhance.adjust_contrast, factor=brightness),
+        partial(enhance.adjust_contrast_with_mean_subtraction, factor=contrast),
+        partial(enhance.adjust_saturation_with_gray_subtraction, factor=saturation),
+        partial(enhance.adjust_hue, factor=2 * math.pi * hue),
+    ]
+    for step in drawn.steps:
+        frames = steps[step](frames)
+    return frames
 
 
 def _kornia_enhance() -> Any:

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressB
 
 from ifdd.curves import COLUMNS, draw_curves
 from ifdd.training.module import Recogniser
+from ifdd.training.skipped import SkippedVideos
 from ifdd.whole import write_whole
 
 
@@ -84,8 +85,11 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Adds the epoch."""
-        assert isinstance(pl_module, Recogniser)
+        # Reading them takes the mean over the ranks, so all of them read.
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, Recogniser)
         logged["lr"] = pl_module.schedule(trainer.current_epoch)
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
         for name, column in COLUMNS.items():
@@ -126,6 +130,90 @@ class History(Callback):
     def _draw(self) -> None:
         draw_curves(self.rows, self.out / "curves.png")
         self._drawn, self._fresh = time.monotonic(), False
+
+
+class GatheredSkips(Callback):
+    """Brings the videos that other ranks left out to the first, which writes them, at the end of an epoch."""
+
+    def __init__(self, skipped: SkippedVideos) -> None:
+        self.skipped = skipped
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gathers the lists."""
+        if trainer.world_size == 1:
+            return
+        gathered: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
+        own = [] if trainer.is_global_zero else self.skipped.take()
+        torch.distributed.gather_object(own, gathered)
+        for rows in gathered or ():
+            self.skipped.merge(rows)
+
+
+class LimitReached(Exception):  # noqa: N818  (an end that was asked for)
+    """Ends an epoch in the middle; the text names the limit."""
+
+
+class RunLimits(Callback):
+    """Ends a run after a time or a number of steps, for clusters that end jobs by force.
+
+    Whole epochs are what a training goes on from. So a run also ends early, after an epoch, where another one
+    as long would not fit into the time. An epoch that is cut short is lost.
+
+    Args:
+        max_seconds: from now on; None: no limit.
+        steps: of the optimiser, in this run; None: no limit.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, max_seconds: float | None, steps: int | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.max_seconds = max_seconds
+        self.steps = steps
+        self.clock = clock
+        self.reached: str | None = None
+        self._began = self._epoch_began = clock()
+        self._first_step: int | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock of an epoch."""
+        self._epoch_began = self.clock()
+        if self._first_step is None:
+            self._first_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Ends the run at a limit.
+
+        Raises:
+            LimitReached: on all ranks together.
+        """
+        done = trainer.global_step - (self._first_step or 0)
+        last = trainer.is_last_batch
+        if self.steps is not None and done >= self.steps:
+            self._stop(trainer, f"--limit_steps {self.steps}", last)
+        elif self.max_seconds is not None and self._agree(
+            trainer, self.clock() - self._began >= self.max_seconds
+        ):
+            self._stop(trainer, f"--max_time ({duration(self.max_seconds)})", last)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ends the run where the next epoch would not fit."""
+        if self.max_seconds is None or self.reached:
+            return
+        now = self.clock()
+        if self._agree(trainer, now - self._began + now - self._epoch_began > self.max_seconds):
+            self._stop(trainer, f"--max_time ({duration(self.max_seconds)})", True)
+
+    def _stop(self, trainer: pl.Trainer, limit: str, whole_epoch: bool) -> None:
+        self.reached = limit
+        if not whole_epoch:
+            raise LimitReached(limit)
+        trainer.should_stop = True
+
+    @staticmethod
+    def _agree(trainer: pl.Trainer, mine: bool) -> bool:
+        """Whether any rank's clock says so."""
+        return trainer.strategy.reduce_boolean_decision(mine, all=False)
 
 
 class TimeEstimate(Callback):

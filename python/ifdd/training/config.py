@@ -22,11 +22,12 @@ Select = Literal["best", "last"]
 OnError = Literal["raise", "skip"]
 InitPart = Literal["all", "backbone"]
 LiftingReduction = Literal["sum", "mean"]
+Strategy = Literal["auto", "ddp"]
 
 
 CHANGEABLE = frozenset(
     {
-        *("device", "init", "init_part", "optim.epochs", "optim.select"),
+        *("device", "devices", "num_nodes", "strategy", "init", "init_part", "optim.epochs", "optim.select"),
         *("data.root", "data.train_list", "data.test_list", "data.test_size", "data.on_error"),
         *("data.strip_prefix", "data.path_map", "data.workers", "data.eval_batch_size"),
     }
@@ -108,11 +109,11 @@ class DataConfig:
     validation: float = 0.1
     """part of the training set held out to choose the best epoch (never the test fold)"""
     batch_size: int = 32
-    """clips per step"""
+    """clips per step, over all devices and machines together"""
     eval_batch_size: int = 16
-    """videos per step when testing"""
+    """videos per step and device when testing"""
     workers: int = 4
-    """processes that read videos"""
+    """processes that read videos, for each device"""
     one_frame: bool = False
     """replace every clip by one of its frames, repeated: a control that cannot see motion"""
     augment: bool = True
@@ -240,6 +241,8 @@ class OptimConfig:
 class TrainingConfig:
     """All that decides the weights at the end of a training, and where it runs.
 
+    ``devices`` processes on each of ``num_nodes`` machines train together; None is what torchrun or SLURM
+    started, and 1 without them. ``strategy`` is Lightning's: ``"auto"`` is DDP for more than one process.
     ``model`` holds keyword arguments of :class:`ifdd.IFDDConfig` without ``num_classes``, which the data set
     decides.
     """
@@ -250,6 +253,9 @@ class TrainingConfig:
     seed: int = 0
     precision: Precision = "32"
     device: Device = "auto"
+    devices: int | None = None
+    num_nodes: int | None = None
+    strategy: Strategy = "auto"
     init: str | None = None
     init_part: InitPart = "all"
 
@@ -267,6 +273,9 @@ class TrainingConfig:
             self.init_part,
         )
         _check(self.device in get_args(Device), "device", f"one of {get_args(Device)}", self.device)
+        _check(self.devices is None or self.devices >= 1, "devices", "at least 1", self.devices)
+        _check(self.num_nodes is None or self.num_nodes >= 1, "num_nodes", "at least 1", self.num_nodes)
+        _check(self.strategy in get_args(Strategy), "strategy", f"one of {get_args(Strategy)}", self.strategy)
         _check(
             "num_classes" not in self.model, "model", "without num_classes (the data set decides)", self.model
         )
@@ -276,8 +285,11 @@ class TrainingConfig:
         return asdict(self)
 
     def to_options(self) -> dict[str, Any]:
-        """The flat form that ``ifdd fit --config`` reads."""
+        """The flat form that ``ifdd fit --config`` reads, without the numbers of devices and machines: a
+        training may go on with others.
+        """
         values = self.to_dict()
+        del values["devices"], values["num_nodes"]
         data = values.pop("data")
         return {"data": data.pop("name"), **data, **values.pop("optim"), **values}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -12,19 +11,29 @@ from typing import Any, Protocol, cast
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from ifdd.config import IFDDConfig
-from ifdd.data.datasets import DFEW, MAFW, FERV39k, FolderDataset, ListDataset, VideoDataset
+from ifdd.data.datasets import (
+    DFEW,
+    MAFW,
+    FERV39k,
+    FolderDataset,
+    ListDataset,
+    RawClip,
+    VideoDataset,
+)
 from ifdd.data.datasets.layout import Split, SplitDataset
 from ifdd.data.errors import DatasetWarning
 from ifdd.data.sampling import SamplingPolicy
 from ifdd.data.synthetic import Difficulty, SyntheticExpressions
 from ifdd.training.config import DataConfig, TrainingConfig
+from ifdd.training.launch import ALONE, Launch
 from ifdd.training.loading import ClipLoader
+from ifdd.training.order import EpochOrder, Share
 from ifdd.training.seeds import derived_seed
 from ifdd.training.skipped import SkippedVideos
-from ifdd.training.windows import collate_clips, collate_windows
+from ifdd.training.windows import collate_clips, collate_windows, empty_windows
 
 SYNTHETIC_VALIDATION_STREAM = 1
 """Keeps the drawn validation clips apart from the training clips of the same seed."""
@@ -37,7 +46,7 @@ class ClipDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]: ...
+    def __getitem__(self, index: int) -> RawClip | tuple[Tensor, Any]: ...
 
     def set_epoch(self, epoch: int) -> None:
         """Draws new training clips."""
@@ -140,54 +149,49 @@ class OneFrame:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        clip, label = self.clips[index]
-        frames = clip.shape[-3]
-        number = self.clips.numbers[index] if isinstance(self.clips, VideoDataset) else index
-        frame = derived_seed(self.seed, self.epoch, number) % frames
-        return clip.narrow(-3, frame, 1).expand_as(clip).contiguous(), label
+    def __getitem__(self, index: int) -> RawClip | tuple[Tensor, Any]:
+        if isinstance(self.clips, VideoDataset):
+            # All frames of a clip are augmented alike, so the frame may be chosen before.
+            raw = self.clips.raw(index)
+            return raw._replace(frames=self._still(raw.frames, -4, self.clips.numbers[index]))
+        clip, label = cast(tuple[Tensor, Any], self.clips[index])
+        return self._still(clip, -3, index), label
 
-
-class EpochOrder(Sampler[int]):
-    """A random order that is a function of (seed, epoch): equal each time it is iterated.
-
-    A loader's own generator goes on from iteration to iteration, and the trainer starts an epoch's iteration
-    once after a resume but twice otherwise.
-    """
-
-    def __init__(self, size: int, seed: int, epoch: int) -> None:
-        self.size = size
-        self.seed = derived_seed(seed, epoch)
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        numbers = torch.Generator().manual_seed(self.seed)
-        yield from torch.randperm(self.size, generator=numbers).tolist()
+    def _still(self, clip: Tensor, time: int, number: int) -> Tensor:
+        frame = derived_seed(self.seed, self.epoch, number) % clip.shape[time]
+        return clip.narrow(time, frame, 1).expand_as(clip).contiguous()
 
 
 class RecognitionData(pl.LightningDataModule):
     """Loaders of the data set that a configuration names.
 
-    The training loader is made anew for each epoch (the trainer asks for it with
-    ``reload_dataloaders_every_n_epochs=1``), so that order, windows and augmentation are functions of
+    The trainer asks for the training loader in each epoch (``reload_dataloaders_every_n_epochs=1``) and gets
+    the same one, set to that epoch: its workers live on, and order, windows and augmentation are functions of
     (seed, epoch) however often the training was interrupted.
 
     Args:
         config: what to read, and the network it is for.
         network: the network, when it is not ``config.model`` (a checkpoint's).
         skipped: file for the list of the videos that a training leaves out.
+        launch: the processes among which the clips are shared.
     """
 
     def __init__(
-        self, config: TrainingConfig, network: IFDDConfig | None = None, skipped: Path | None = None
+        self,
+        config: TrainingConfig,
+        network: IFDDConfig | None = None,
+        skipped: Path | None = None,
+        launch: Launch = ALONE,
     ) -> None:
         super().__init__()
-        self.skipped = SkippedVideos(skipped)
+        self.launch = launch
+        self.skipped = SkippedVideos(skipped if launch.is_first else None)
         self.config = config
         self.network = network or IFDDConfig.from_dict(config.model)
         self._datasets: dict[str, ClipDataset] = {}
+        self._order: EpochOrder
+        self._train_loader: ClipLoader | None = None
+        self._evaluation_loaders: dict[str, ClipLoader] = {}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -210,7 +214,7 @@ class RecognitionData(pl.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Says how many videos a training left out."""
-        if stage == "fit" and (summary := self.skipped.summary()):
+        if stage == "fit" and self.launch.is_first and (summary := self.skipped.summary()):
             # Not the caller's place: remarks of the training library are silenced.
             warnings.warn(summary, DatasetWarning, stacklevel=1)
 
@@ -238,25 +242,25 @@ class RecognitionData(pl.LightningDataModule):
             )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Loader of the trainer's current epoch."""
+        """Loader of the trainer's current epoch: the same one with the same workers, in another order."""
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
-        dataset = self.dataset("train")
-        dataset.set_epoch(epoch)
-        batch = self.config.data.batch_size
-        return ClipLoader(
-            dataset,
-            functools.partial(collate_clips, classes=len(dataset.class_names)),
-            videos=self._videos("train"),
-            record=functools.partial(self.skipped.add, "train"),
-            batch_size=batch,
-            sampler=EpochOrder(len(dataset), self.config.seed, epoch),
-            # A last, smaller batch would be mixed with fewer partners and weigh more per clip.
-            drop_last=len(dataset) >= batch,
-            # Its own generator: starting workers must not draw from the training's random numbers.
-            generator=torch.Generator().manual_seed(0),
-            num_workers=self.config.data.workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        if self._train_loader is None:
+            dataset = self.dataset("train")
+            batch, (rank, ranks) = self.config.data.batch_size, (self.launch.rank, self.launch.world_size)
+            self._order = EpochOrder(len(dataset), batch, self.config.seed, rank, ranks)
+            self._train_loader = ClipLoader(
+                dataset,
+                functools.partial(collate_clips, classes=len(dataset.class_names)),
+                videos=self._videos("train"),
+                record=functools.partial(self.skipped.add, "train"),
+                batch_sampler=self._order,
+                # Its own generator: starting workers must not draw from the training's random numbers.
+                generator=torch.Generator().manual_seed(0),
+                num_workers=self.config.data.workers,
+                pin_memory=torch.cuda.is_available(),
+            )
+        self._order.epoch = epoch
+        return self._train_loader
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Loader of the held-out part; none without one."""
@@ -267,14 +271,19 @@ class RecognitionData(pl.LightningDataModule):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
-        dataset = self.dataset(split)
-        return ClipLoader(
-            dataset,
-            functools.partial(collate_windows, classes=len(dataset.class_names)),
-            videos=self._videos(split),
-            record=functools.partial(self.skipped.add, split),
-            batch_size=self.config.data.eval_batch_size,
-            generator=torch.Generator().manual_seed(0),
-            num_workers=self.config.data.workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        if split not in self._evaluation_loaders:
+            dataset = self.dataset(split)
+            self._evaluation_loaders[split] = ClipLoader(
+                dataset,
+                functools.partial(collate_windows, classes=len(dataset.class_names)),
+                videos=self._videos(split),
+                record=functools.partial(self.skipped.add, split),
+                batch_size=self.config.data.eval_batch_size,
+                sampler=Share(len(dataset), self.launch.rank, self.launch.world_size),
+                # With more processes than videos some have none, and take part in the count all the same.
+                empty=empty_windows if self.launch.world_size > 1 else None,
+                generator=torch.Generator().manual_seed(0),
+                num_workers=self.config.data.workers,
+                pin_memory=torch.cuda.is_available(),
+            )
+        return self._evaluation_loaders[split]

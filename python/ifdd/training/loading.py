@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ifdd.data.datasets.videos import LeftOut, VideoDataset
 from ifdd.data.errors import DatasetError, DatasetWarning, VideoError
+from ifdd.training.order import Place
 
 SHARED_MEMORY = "/dev/shm"
 
@@ -55,6 +56,7 @@ class ClipLoader(DataLoader[Any]):
         videos: the data set of videos below `dataset`, whose unreadable ones may be left out; None for
             others.
         record: receives what was left out.
+        empty: makes the only batch of a process that has no clip; without it, that is an error.
         options: of `torch.utils.data.DataLoader`.
 
     Raises:
@@ -68,13 +70,25 @@ class ClipLoader(DataLoader[Any]):
         *,
         videos: VideoDataset | None = None,
         record: Callable[[Sequence[LeftOut]], None],
+        empty: Callable[[], Any] | None = None,
         **options: Any,
     ) -> None:
         workers = _possible_workers(options.pop("num_workers", 0))
         self._record = record
         self._warned = False
+        self._empty = empty
         guarded = cast("Dataset[Any]", _Guarded(dataset, videos))
-        super().__init__(guarded, collate_fn=_Pack(collate, videos, workers), num_workers=workers, **options)
+        super().__init__(
+            guarded,
+            collate_fn=_Pack(collate, videos, workers),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            **options,
+        )
+
+    def __len__(self) -> int:
+        batches = super().__len__()
+        return batches if self._empty is None else max(1, batches)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         empty = True
@@ -90,7 +104,9 @@ class ClipLoader(DataLoader[Any]):
             if parcel.batch is not None:
                 empty = False
                 yield _converted(parcel.batch, np.ndarray, torch.from_numpy) if parcel.piped else parcel.batch
-        if empty:
+        if empty and self._empty is not None:
+            yield self._empty()
+        elif empty:
             raise DatasetError("no clip could be read: nothing is left of this part of the data set")
 
 
@@ -100,16 +116,21 @@ class _Guarded:
     def __init__(self, dataset: Any, videos: VideoDataset | None) -> None:
         self.dataset = dataset
         self.videos = videos
+        # Frames travel as bytes where the data set has them; they are converted where they are used.
+        self.read = dataset.raw if isinstance(dataset, VideoDataset) else dataset.__getitem__
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, place: Place | int) -> Any:
+        if isinstance(place, Place):
+            self.dataset.set_epoch(place.epoch)
+        index = place.clip if isinstance(place, Place) else place
         held_out = self.videos is not None and self.videos.skips and not self.videos.training
         try:
             if held_out and cast(VideoDataset, self.videos).is_left_out(index):
                 return None
-            return self.dataset[index]
+            return self.read(index)
         except Exception as error:
             if held_out and isinstance(error, VideoError):
                 cast(VideoDataset, self.videos).leave_out(index, error)

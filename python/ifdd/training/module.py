@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from ifdd.data.transforms import BatchMix
+from ifdd.config import IFDDConfig
+from ifdd.data.transforms import BatchMix, ClipAugment
 from ifdd.losses import IFDDLoss, LossParts
 from ifdd.training.config import TrainingConfig
 from ifdd.training.data import sampling_policy
+from ifdd.training.launch import ALONE, Launch
 from ifdd.training.metrics import Scores, scores_from_confusion
 from ifdd.training.seeds import derived_seed
-from ifdd.training.windows import WindowBatch, mean_over_windows
+from ifdd.training.windows import WindowBatch, finished, mean_over_windows
 
 CHECK_EVERY = 100
 """Steps after which the loss is read in the middle of an epoch; each reading waits for the GPU."""
@@ -45,6 +47,7 @@ class Recogniser(pl.LightningModule):
         config: the recipe.
         class_names: names in label order.
         clips: number of clips of each split, for the checkpoints: a resumed training must find them again.
+        launch: the processes that train together.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Recogniser(pl.LightningModule):
         config: TrainingConfig,
         class_names: tuple[str, ...],
         clips: dict[str, int] | None = None,
+        launch: Launch = ALONE,
     ) -> None:
         super().__init__()
         self.clips = clips
@@ -61,13 +65,18 @@ class Recogniser(pl.LightningModule):
         self.class_names = tuple(class_names)
         optim = config.optim
         self.schedule = optim.schedule(config.data.batch_size)
-        self.criterion = IFDDLoss(optim.lifting_weight, optim.lifting_reduction)
+        # DDP takes the mean of the ranks' gradients, which makes a sum over clips smaller by their number.
+        ranks = launch.world_size if optim.lifting_reduction == "sum" else 1
+        self.launch = launch
+        self.criterion = IFDDLoss(optim.lifting_weight * ranks, optim.lifting_reduction)
         self.mix = BatchMix(
             len(self.class_names),
             mixup_alpha=optim.mixup,
             cutmix_alpha=optim.cutmix,
             label_smoothing=optim.label_smoothing,
         )
+        network = IFDDConfig.from_dict(config.model)
+        self.augment = ClipAugment(network.image_size) if config.data.augment else None
         self.confusion = MulticlassConfusionMatrix(len(self.class_names))
         self.scores: Scores | None = None
         self._loss_so_far: Tensor | None = None
@@ -93,10 +102,17 @@ class Recogniser(pl.LightningModule):
         """Lightning refuses to clip gradients in mixed precision where the optimiser is fused."""
         return self.config.optim.gradient_clip is None or self.config.precision == "32"
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Converts and augments frames on the device: they travel as bytes."""
+        return finished(batch, self.augment)
+
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Seeds the generators and sets the rate of the epoch."""
         # Here rather than at the epoch's start: that hook is not called in the first epoch after a resume.
-        pl.seed_everything(derived_seed(self.config.seed, self.current_epoch, batch_index), verbose=False)
+        numbers = (self.config.seed, self.current_epoch, batch_index)
+        # Each rank mixes its own clips: with the same numbers all would take the same shares and drop alike.
+        rank = () if self.launch.is_first else (self.launch.rank,)
+        pl.seed_everything(derived_seed(*numbers, *rank), verbose=False)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.schedule(self.current_epoch)
 
@@ -106,18 +122,20 @@ class Recogniser(pl.LightningModule):
         clips, targets = self.mix(clips, labels)
         output = self.model(clips)
         parts: LossParts = self.criterion(output, targets)
-        size = len(labels)
-        self.log(
-            "train/loss", parts.total.detach(), on_step=False, on_epoch=True, batch_size=size, prog_bar=True
-        )
-        self.log(
-            "train/classification",
-            parts.classification.detach(),
-            on_step=False,
-            on_epoch=True,
-            batch_size=size,
-        )
-        self.log("train/lifting", parts.lifting.detach(), on_step=False, on_epoch=True, batch_size=size)
+        for name, value, shown in (
+            ("loss", parts.total, True),
+            ("classification", parts.classification, False),
+            ("lifting", parts.lifting, False),
+        ):
+            self.log(
+                f"train/{name}",
+                value.detach(),
+                on_step=False,
+                on_epoch=True,
+                batch_size=len(labels),
+                prog_bar=shown,
+                sync_dist=self.launch.world_size > 1,
+            )
         loss = parts.total.detach()
         # A sum is NaN or infinite from the first such loss on, and adding does not wait for the device.
         self._loss_so_far = (
@@ -168,6 +186,11 @@ class Recogniser(pl.LightningModule):
         self._check_loss()
 
     def _evaluate(self, batch: WindowBatch) -> None:
+        """Counts the videos of a batch; without any collective, since ranks may have different numbers of
+        batches.
+        """
+        if not len(batch.labels):
+            return
         logits = mean_over_windows(self.model(batch.clips).logits.float(), batch.windows)
         if not torch.isfinite(logits).all():
             if self.trainer.testing:

@@ -11,6 +11,7 @@ import torch
 from ifdd.config import IFDDConfig
 from ifdd.text import printable
 from ifdd.training.config import TrainingConfig
+from ifdd.training.launch import ALONE, Launch
 
 FEW_HELD_OUT = 30
 """Below this many held-out clips a score is mostly chance: one clip moves it by more than 3 points."""
@@ -26,7 +27,7 @@ class TrainingPlan:
 
     ``train_clips``, ``held_out_clips``: clips of both parts; ``parameters``: of the network; ``device``:
     ``cpu`` or the name of the GPU; ``done``: epochs that a resumed training has behind it, else 0;
-    ``planned``: epochs it was last planned for, else None.
+    ``planned``: epochs it was last planned for, else None; ``launch``: the processes that train together.
     """
 
     config: TrainingConfig
@@ -38,6 +39,7 @@ class TrainingPlan:
     device: str
     done: int = 0
     planned: int | None = None
+    launch: Launch = ALONE
 
     @property
     def batches(self) -> int:
@@ -72,7 +74,7 @@ class TrainingPlan:
             ("classes", f"{len(self.class_names)}: {', '.join(map(printable, self.class_names))}"),
             ("network", f"{network.backbone}, {self.parameters / 1e6:.2f} million parameters, {size}"),
             ("start", self._start()),
-            ("device", f"{self.device}, precision {self.config.precision}"),
+            ("device", f"{self._devices()}, precision {self.config.precision}"),
             ("steps", self._steps()),
         ]
         if self.rates():
@@ -120,6 +122,12 @@ class TrainingPlan:
             return " (drawn faces)"
         parts = [data.root, data.train_list]
         return "".join(f", {part}" for part in parts if part is not None)
+
+    def _devices(self) -> str:
+        ranks = self.launch.world_size
+        if ranks == 1:
+            return self.device
+        return f"{ranks} x {self.device}, {self.config.data.batch_size // ranks} clips of each batch on each"
 
     def _start(self) -> str:
         if self.done:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,13 @@ import torch
 import yaml
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.plugins.environments import (  # type: ignore[attr-defined]
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import nn
 
 from ifdd.checkpoint import Checkpoint, load_checkpoint, load_pretrained, save_checkpoint
@@ -22,25 +30,37 @@ from ifdd.checkpoint.training import TrainingRecord
 from ifdd.config import IFDDConfig
 from ifdd.model import IFDD
 from ifdd.training.averaging import MovingAverage
-from ifdd.training.callbacks import History, ProgressBar, RunCheckpoint
+from ifdd.training.callbacks import (
+    GatheredSkips,
+    History,
+    LimitReached,
+    ProgressBar,
+    RunCheckpoint,
+    RunLimits,
+)
 from ifdd.training.config import SettingError, TrainingConfig
 from ifdd.training.data import RecognitionData
 from ifdd.training.folder import BEST, EXPORTED, LAST, SETTINGS, run_folder
+from ifdd.training.launch import Launch, check_batch, current_launch
 from ifdd.training.metrics import Scores
 from ifdd.training.module import Recogniser, TrainingError
 from ifdd.training.plan import TrainingPlan, device_name
 from ifdd.training.resume import check_same_data, record_to_resume
 from ifdd.training.storage import AtomicCheckpointIO, remove_partial_files
+from ifdd.training.watch import PeerWatch
 from ifdd.whole import write_whole
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """``checkpoint``: the exported weights; ``epoch``: whose they are; ``validation``: their scores."""
+    """``checkpoint``: the exported weights; ``epoch``: whose they are; ``validation``: their scores;
+    ``limit``: what ended the run before its last epoch, else None.
+    """
 
     checkpoint: Path
     epoch: int
     validation: dict[str, float] | None
+    limit: str | None = None
 
 
 def fit(
@@ -51,6 +71,9 @@ def fit(
     progress: bool = False,
     callbacks: tuple[Callback, ...] = (),
     announce: Callable[[TrainingPlan], None] | None = None,
+    max_time: timedelta | None = None,
+    limit_steps: int | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> FitResult:
     """Trains a network and exports its best weights.
 
@@ -61,6 +84,11 @@ def fit(
     holds out; without such a part, or with ``select="last"``, the last one is exported. With ``ema_decay``
     the averaged weights are the ones evaluated and exported.
 
+    With several ``config.devices`` every process calls this with the same arguments. Lightning starts those
+    of the first one's machine itself, by running the program again, unless torchrun or SLURM did; only the
+    first rank writes. All ranks together take the batches that one process takes. Where one of them ends, all
+    do. The ranks need ``out`` (to resume) and the videos under the same paths.
+
     Args:
         config: data, recipe and network.
         out: folder of the run, made if missing.
@@ -70,23 +98,29 @@ def fit(
         progress: show a progress bar.
         callbacks: further Lightning callbacks.
         announce: receives what will be trained before the first step, and before anything is written.
+        max_time: ends this run in that time; after the last whole epoch that fits into it, where one does.
+        limit_steps: ends this run after so many steps; an epoch that is cut short is lost.
+        loggers: further Lightning loggers.
 
     Raises:
         ValueError: ``out`` holds a training and ``resume`` is off; nothing to resume; a held-out part without
             a clip.
         ifdd.training.resume.ResumeError: the settings of the training to resume differ.
-        TrainingError: the loss became NaN or infinite.
+        TrainingError: the loss became NaN or infinite, or a limit ended the run before any epoch was over.
+        ifdd.training.watch.ReportedError: another rank failed or died; the first rank printed why.
         KeyboardInterrupt: Ctrl-C; the epochs that were over can be resumed.
     """
     out = Path(out)
+    launch = current_launch(config)
     last = out / LAST
     if last.exists() and not resume:
         raise ValueError(f"{out} already holds a training: give another folder, or resume it")
     record = record_to_resume(config, last) if resume else None
 
     pl.seed_everything(config.seed, verbose=False)
-    data = RecognitionData(config, skipped=out / "skipped.csv")
+    data = RecognitionData(config, skipped=out / "skipped.csv", launch=launch)
     clips = data.clips()
+    check_batch(config, launch, clips["train"])
     if record is not None:
         check_same_data(record, out, data.class_names, clips)
     monitored = config.data.validation > 0
@@ -96,19 +130,39 @@ def fit(
         )
     # What a resumed training started from has served its purpose, and need not be there any more.
     model = build_model(config if record is None else replace(config, init=None), data.class_names)
-    module = Recogniser(model, config, data.class_names, clips)
-    if announce is not None:
-        announce(_plan(config, model, data.class_names, clips, record))
-    with run_folder(out, kept=LAST):
-        remove_partial_files(out)
-        write_whole(out / SETTINGS, yaml.safe_dump(config.to_options(), sort_keys=False))
-        trainer = _trainer(
-            config, _loggers(out), [*_callbacks(config, out, monitored, progress), *callbacks], progress
-        )
-        with _interruptible(trainer):
+    module = Recogniser(model, config, data.class_names, clips, launch)
+    watch = PeerWatch()
+    own = _callbacks(config, out, monitored, progress)
+    gathered = GatheredSkips(data.skipped)
+    limits = RunLimits(None if max_time is None else max_time.total_seconds(), limit_steps)
+    trainer = _trainer(
+        config,
+        launch,
+        model,
+        [*_loggers(out), *loggers],
+        [*own, *callbacks, gathered, limits, watch],
+        progress,
+    )
+    if announce is not None and launch.is_first:
+        announce(_plan(config, model, data.class_names, clips, record, launch))
+    with run_folder(out, kept=LAST) if launch.is_first else contextlib.nullcontext(), watch.guard():
+        if launch.is_first:
+            remove_partial_files(out)
+            write_whole(out / SETTINGS, yaml.safe_dump(config.to_options(), sort_keys=False))
+        with contextlib.suppress(LimitReached), _interruptible(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
-    chosen = BEST if monitored and config.optim.select == "best" else LAST
-    return export(out / chosen, out / EXPORTED)
+        if trainer.interrupted and limits.reached is None:
+            raise KeyboardInterrupt
+        chosen = BEST if monitored and config.optim.select == "best" else LAST
+        result = None
+        if launch.is_first:
+            if limits.reached and not last.exists():
+                raise TrainingError(f"{limits.reached} ended it before an epoch was over: nothing is kept")
+            exported = export(out / chosen, out / EXPORTED)
+            unfinished = trainer.current_epoch < config.optim.epochs
+            result = replace(exported, limit=limits.reached if unfinished else None)
+        # The others wait until it is written, and return the same.
+        return cast(FitResult, trainer.strategy.broadcast(result))
 
 
 def _plan(
@@ -117,6 +171,7 @@ def _plan(
     class_names: tuple[str, ...],
     clips: dict[str, int],
     record: TrainingRecord | None,
+    launch: Launch,
 ) -> TrainingPlan:
     return TrainingPlan(
         config,
@@ -128,6 +183,7 @@ def _plan(
         device_name(config),
         0 if record is None else record.epoch + 1,
         None if record is None else record.config.optim.epochs,
+        launch,
     )
 
 
@@ -164,22 +220,29 @@ def export(training_checkpoint: Path, target: Path) -> FitResult:
 def evaluate(checkpoint: Checkpoint, config: TrainingConfig, *, progress: bool = False) -> Scores:
     """Scores of a checkpoint on the test set that ``config.data`` names.
 
+    With several ``config.devices`` each rank reads its share of the videos, none twice, and returns the
+    scores of all; see :func:`fit` for how ranks are started.
+
     Raises:
         ValueError: the checkpoint knows other classes than the data set.
+        ifdd.training.watch.ReportedError: another rank failed or died; the first rank printed why.
     """
-    data = RecognitionData(config, network=checkpoint.config)
+    launch = current_launch(config)
+    data = RecognitionData(config, network=checkpoint.config, launch=launch)
     data.require_classes(tuple(checkpoint.class_names))
-    module = Recogniser(cast(nn.Module, checkpoint.model), config, tuple(checkpoint.class_names))
+    model = cast(nn.Module, checkpoint.model)
+    module = Recogniser(model, config, tuple(checkpoint.class_names), launch=launch)
+    watch = PeerWatch()
     bars: list[Callback] = [RichProgressBar()] if progress else []
-    trainer = _trainer(config, [], bars, progress)
-    with _interruptible(trainer):
+    trainer = _trainer(config, launch, model, [], [*bars, watch], progress)
+    with watch.guard(), _interruptible(trainer):
         trainer.test(module, dataloaders=data.test_dataloader(), verbose=False)
     if module.scores is None:
         raise TrainingError("the test ended before it counted a clip")
     return module.scores
 
 
-@contextmanager
+@contextlib.contextmanager
 def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
     """Ctrl-C is a `KeyboardInterrupt`, and stays one: Lightning leaves with `SystemExit(1)` instead, and
     ignores the signal from then on.
@@ -218,11 +281,34 @@ def _callbacks(config: TrainingConfig, out: Path, monitored: bool, progress: boo
 
 
 def _trainer(
-    config: TrainingConfig, loggers: list[Logger], callbacks: list[Callback], progress: bool
+    config: TrainingConfig,
+    launch: Launch,
+    model: nn.Module,
+    loggers: list[Logger],
+    callbacks: list[Callback],
+    progress: bool,
 ) -> pl.Trainer:
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    count = torch.cuda.device_count()
+    if on_gpu and launch.devices > count:
+        raise SettingError(
+            "devices", f"must be at most the {count} GPUs of this machine, got {launch.devices}"
+        )
+    normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
+    if normed and launch.world_size > 1 and not on_gpu:
+        raise SettingError(
+            "devices",
+            "must be 1 on a CPU for a network with batch norm (embedding s3d, lifting conv): only GPUs share "
+            f"its statistics; got {launch.text}",
+        )
     settings: dict[str, Any] = {
         "accelerator": {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[config.device],
-        "devices": 1,
+        "devices": launch.devices,
+        "num_nodes": launch.num_nodes,
+        "strategy": _strategy(config, launch, on_gpu),
+        "sync_batchnorm": launch.world_size > 1 and on_gpu,
+        # The loaders share the clips out themselves: Lightning's sampler pads, which counts videos twice.
+        "use_distributed_sampler": False,
         "precision": "32-true" if config.precision == "32" else config.precision,
         "max_epochs": config.optim.epochs,
         "accumulate_grad_batches": config.optim.accumulate,
@@ -237,6 +323,23 @@ def _trainer(
         "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
         "logger": loggers or False,
         "callbacks": callbacks,
-        "plugins": [AtomicCheckpointIO()],
+        "plugins": [AtomicCheckpointIO(), _environment(launch)],
     }
     return pl.Trainer(**settings)
+
+
+def _strategy(config: TrainingConfig, launch: Launch, on_gpu: bool) -> Strategy | str:
+    if config.strategy == "auto" and launch.world_size == 1:
+        return "auto"
+    # The buffers are constants, or the statistics of a synchronised batch norm. Sending them before each
+    # forward pass would also be a collective in tests, where ranks have different numbers of batches.
+    return DDPStrategy(process_group_backend=None if on_gpu else "gloo", broadcast_buffers=False)
+
+
+def _environment(launch: Launch) -> ClusterEnvironment:
+    """Said explicitly: by itself Lightning takes any process with SLURM's variables for one of several, and
+    queues jobs anew from a checkpoint of its own.
+    """
+    if launch.starter == "torchrun":
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if launch.starter == "srun" else LightningEnvironment()

@@ -11,6 +11,8 @@ from ifdd.text import printable
 
 COLUMNS = ("split", "path", "label", "reason")
 
+Row = list[object]
+
 
 class SkippedVideos:
     """Counts what was left out, and writes it to a CSV file as it becomes known; without any there is no
@@ -25,17 +27,35 @@ class SkippedVideos:
     def __init__(self, file: Path | None) -> None:
         self.file = file
         self._known: dict[tuple[str, str], None] = {}
-        self._pending: list[list[object]] = []
+        self._pending: list[Row] = []
         self._read = False
 
     def add(self, split: str, videos: Sequence[LeftOut]) -> None:
         """Writes down the videos of a split that are not there yet."""
         self._read_once()
         for video, reason in videos:
-            key = (split, printable(video.path))
-            if key not in self._known:
-                self._known[key] = None
-                self._pending.append([*key, video.label, reason])
+            self._note([split, printable(video.path), video.label, reason])
+        self._write()
+
+    def take(self) -> list[Row]:
+        """The videos noted since the last call, where they are not written: for the process that writes."""
+        rows, self._pending = self._pending, []
+        return rows
+
+    def merge(self, rows: Sequence[Row]) -> None:
+        """Writes down what another process noted."""
+        self._read_once()
+        for row in rows:
+            self._note(row)
+        self._write()
+
+    def _note(self, row: Row) -> None:
+        key = (str(row[0]), str(row[1]))
+        if key not in self._known:
+            self._known[key] = None
+            self._pending.append(row)
+
+    def _write(self) -> None:
         # The folder of a training may be made later than its data is looked at.
         if not self._pending or self.file is None or not self.file.parent.is_dir():
             return

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from ifdd._labels import check_labels
+from ifdd.data.datasets import RawClip
+from ifdd.data.resize import frames_to_clips
+from ifdd.data.transforms import Augmentation, ClipAugment
 
 
 class WindowBatch(NamedTuple):
@@ -19,36 +22,81 @@ class WindowBatch(NamedTuple):
     windows: Tensor
 
 
-def collate_clips(items: Sequence[tuple[Tensor, Any]], classes: int) -> tuple[Tensor, Tensor]:
-    """Joins training samples: clips (B, 3, T, H, W), labels (B,) or soft labels (B, K).
+class RawClips(NamedTuple):
+    """A training batch as it travels: ``frames`` uint8 (B, T, S, S, 3), ``labels`` (B,) or soft (B, K), and
+    the augmentation drawn for each clip, None without any.
+    """
+
+    frames: Tensor
+    labels: Tensor
+    drawn: tuple[Augmentation, ...] | None
+
+
+class RawWindows(NamedTuple):
+    """A batch of a test as it travels: a :class:`WindowBatch` whose clips are uint8 frames
+    (sum of windows, T, S, S, 3).
+    """
+
+    frames: Tensor
+    labels: Tensor
+    windows: Tensor
+
+
+def collate_clips(
+    items: Sequence[RawClip | tuple[Tensor, Any]], classes: int
+) -> RawClips | tuple[Tensor, Tensor]:
+    """Joins training samples: raw ones to :class:`RawClips`, others to clips (B, 3, T, H, W) and labels.
 
     Raises:
         ValueError: a label outside 0..classes - 1. Here, since a training step on a GPU does not read labels.
     """
     # Not default_collate: in a worker it takes shared memory before anybody has looked whether there is
     # enough.
-    clips = torch.stack([clip for clip, _ in items])
-    given = [label for _, label in items]
+    clips = torch.stack([item[0] for item in items])
+    given = [item[1] for item in items]
     labels = torch.stack(given) if isinstance(given[0], Tensor) else torch.tensor(given, dtype=torch.int64)
     if not labels.is_floating_point():
         check_labels(labels, classes)
-    return clips, labels
+    if not isinstance(items[0], RawClip):
+        return clips, labels
+    drawn = tuple(item.drawn for item in items if isinstance(item, RawClip) and item.drawn is not None)
+    return RawClips(clips, labels, drawn or None)
 
 
-def collate_windows(items: Sequence[tuple[Tensor, int]], classes: int) -> WindowBatch:
-    """Joins samples whose clip is (3, T, H, W), one window, or (W, 3, T, H, W), W windows.
+def collate_windows(items: Sequence[RawClip | tuple[Tensor, int]], classes: int) -> RawWindows | WindowBatch:
+    """Joins samples of one window, (3, T, H, W) or raw (T, S, S, 3), or of W windows, with W in front.
 
     Raises:
         ValueError: a label outside 0..classes - 1.
     """
-    labels = torch.tensor([int(label) for _, label in items], dtype=torch.int64)
+    labels = torch.tensor([int(item[1]) for item in items], dtype=torch.int64)
     check_labels(labels, classes)
-    groups = [clip if clip.ndim == 5 else clip.unsqueeze(0) for clip, _ in items]
-    return WindowBatch(
-        torch.cat(groups),
-        labels,
-        torch.tensor([len(group) for group in groups], dtype=torch.int64),
-    )
+    groups = [item[0] if item[0].ndim == 5 else item[0].unsqueeze(0) for item in items]
+    kind = RawWindows if isinstance(items[0], RawClip) else WindowBatch
+    return kind(torch.cat(groups), labels, torch.tensor([len(group) for group in groups], dtype=torch.int64))
+
+
+def finished(batch: Any, augment: ClipAugment | None) -> Any:
+    """A raw batch converted and augmented on its device; another one as it is.
+
+    Raises:
+        ValueError: the batch has draws, but there is no augmentation that they belong to.
+    """
+    if isinstance(batch, RawWindows):
+        return WindowBatch(frames_to_clips(batch.frames), batch.labels, batch.windows)
+    if not isinstance(batch, RawClips):
+        return batch
+    if batch.drawn is None:
+        return frames_to_clips(batch.frames), batch.labels
+    if augment is None:
+        raise ValueError("the clips of this batch have an augmentation, the training has none")
+    return augment.apply(batch.frames, batch.drawn), batch.labels
+
+
+def empty_windows() -> WindowBatch:
+    """A batch of no video."""
+    none = torch.empty(0, dtype=torch.int64)
+    return WindowBatch(torch.empty(0, 3, 0, 0, 0), none, none)
 
 
 def mean_over_windows(logits: Tensor, windows: Tensor) -> Tensor:

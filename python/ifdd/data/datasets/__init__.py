@@ -14,7 +14,7 @@ from ifdd.data.datasets.ferv39k import FERV39k
 from ifdd.data.datasets.folder import FolderDataset
 from ifdd.data.datasets.list_file import ListDataset
 from ifdd.data.datasets.mafw import MAFW
-from ifdd.data.datasets.videos import ClipOptions, LeftOut, Video, VideoDataset
+from ifdd.data.datasets.videos import ClipOptions, LeftOut, RawClip, Video, VideoDataset
 from ifdd.data.errors import DatasetError
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "FolderDataset",
     "LeftOut",
     "ListDataset",
+    "RawClip",
     "Video",
     "VideoDataset",
 ]

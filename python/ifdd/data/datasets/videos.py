@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 from ifdd.data.errors import DatasetError, DatasetWarning, VideoError
 from ifdd.data.face import CropBox, parse_crop
 from ifdd.data.locate import exists
-from ifdd.data.resize import frames_to_clip
+from ifdd.data.resize import frames_to_clips
 from ifdd.data.sampling import Sampling, Short
-from ifdd.data.transforms import ClipAugment
+from ifdd.data.transforms import Augmentation, ClipAugment
 from ifdd.data.video import count_frames, locate_face, read_video
 from ifdd.text import printable
 
@@ -34,6 +34,18 @@ class Video(NamedTuple):
     path: Path
     label: int
     soft_label: tuple[float, ...] | None = None
+
+
+class RawClip(NamedTuple):
+    """A clip as it is decoded, a quarter of the bytes of what the network takes.
+
+    ``frames`` uint8 (T, S, S, 3), with several windows (W, T, S, S, 3); ``label`` an int, or float32 (K,)
+    with soft labels; ``drawn`` the augmentation that is still to be done, if any.
+    """
+
+    frames: Tensor
+    label: Any
+    drawn: Augmentation | None
 
 
 class LeftOut(NamedTuple):
@@ -155,10 +167,24 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         return len(self.videos)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        """(clip, label): label an int, or float32 (K,) with soft labels.
+        """(clip, label): clip float32 (3, T, S, S), augmented, with several windows (W, 3, T, S, S); label an
+        int, or float32 (K,) with soft labels.
 
         Raises:
             VideoError: the video cannot be read (in training with on_error="skip": none can).
+        """
+        raw = self.raw(index)
+        if self.augment is not None and raw.drawn is not None:
+            return self.augment.apply(raw.frames[None], [raw.drawn])[0], raw.label
+        clips = frames_to_clips(raw.frames if raw.frames.ndim == 5 else raw.frames[None])
+        return clips if raw.frames.ndim == 5 else clips[0], raw.label
+
+    def raw(self, index: int) -> RawClip:
+        """The same clip before conversion and augmentation, which `ClipAugment.apply` and
+        `ifdd.data.resize.frames_to_clips` do for a whole batch, on any device.
+
+        Raises:
+            VideoError: as for the clip itself.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} videos")
@@ -245,20 +271,22 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         """How missing videos might be found: words to follow on the error."""
         return ""
 
-    def _load(self, place: int, index: int) -> tuple[Tensor, Any]:
+    def _load(self, place: int, index: int) -> RawClip:
         video = self.videos[place]
         epoch = int(self._epoch) if self.training else 0
         numbers = np.random.default_rng((self.seed, epoch, self.numbers[index]))
         windows = self.sampling.indices(self._length(video.path), numbers if self.training else None)
         region = self._region(video.path)
         decoded = read_video(video.path, region, size=self.image_size, indices=windows.ravel())
-        clip = frames_to_clip(decoded.frames)  # (3, W * T, S, S)
+        frames = torch.from_numpy(decoded.frames)
         if not self.sampling.single:
-            clip = clip.reshape(3, *windows.shape, *clip.shape[-2:]).transpose(0, 1).contiguous()
+            frames = frames.reshape(*windows.shape, *frames.shape[1:])
+        drawn = None
         if self.augment is not None:
-            clip = self.augment(clip, torch.Generator().manual_seed(int(numbers.integers(2**62))))
+            generator = torch.Generator().manual_seed(int(numbers.integers(2**62)))
+            drawn = self.augment.draw(self.image_size, self.image_size, generator)
         label = video.label if video.soft_label is None else torch.tensor(video.soft_label)
-        return clip, label
+        return RawClip(frames, label, drawn)
 
     def _length(self, path: Path) -> int:
         if path not in self._lengths:
