@@ -34,7 +34,18 @@ if TYPE_CHECKING:
 SUMMARY = "read a data set in advance and say what is wrong with it"
 USAGE = "--data DATA [options]"
 UNUSED = TRAINING_ONLY - {"soft_labels"} | {
-    *("device", "short", "sampling", "crop", "eval_batch_size", "one_frame", "test_size")
+    *(
+        "device",
+        "devices",
+        "num_nodes",
+        "strategy",
+        "short",
+        "sampling",
+        "crop",
+        "eval_batch_size",
+        "one_frame",
+        "test_size",
+    )
 }
 """Options that change nothing in what is looked at; the votes of soft labels are."""
 SHOWN = 20
