@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,24 @@ def mafw(root: Path) -> Path:
     for number in range(1, 12):
         write_clip(root / "data/frames" / f"{number:05d}", [f"{n:05d}.png" for n in range(1, 9)], number)
     return root
+
+
+@pytest.mark.nightly
+def test_a_fold_on_two_devices(tmp_path: Path) -> None:
+    """Two folds, each of two processes that Lightning starts; the test is the first one's alone."""
+    command = [sys.executable, "-m", "ifdd.cli", "folds", "--data", "dfew", "--out", str(tmp_path / "out")]
+    command += ["--root", str(dfew(tmp_path / "dfew")), "--folds", "[1,2]", "--devices", "2", *OPTIONS]
+    command += ["--batch_size", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = list(csv.DictReader((tmp_path / "out" / "folds.csv").open()))
+    assert [row["fold"] for row in rows[:2]] == ["1", "2"]
+    assert [row["clips"] for row in rows[:2]] == ["1", "2"]
+
+
+def test_folds_refuse_one_fold(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["folds", "--data", "dfew", "--out", "x", "--fold", "3"]) == 2
+    assert "--fold: name folds with --folds [1,3]" in capsys.readouterr().err
 
 
 def killed(*_: Any, **__: Any) -> None:

@@ -173,13 +173,17 @@ def test_launches_are_what_the_launcher_says() -> None:
     slurm = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     step = {**slurm, "SLURM_STEP_ID": "0"}
     config = TrainingConfig()
-    assert current_launch(config, torchrun) == Launch(2, 3, 3, 1, "torchrun")
-    assert current_launch(config, step) == Launch(2, 2, 0, 0, "srun")
-    assert current_launch(config, {**slurm, "SLURM_JOB_NAME": "bash"}) == Launch()
+    assert current_launch(config, torchrun) == Launch(2, 3, 3, "torchrun")
+    assert current_launch(config, step) == Launch(2, 2, 0, "srun")
+    by_hand = {**slurm, "SLURM_JOB_NAME": "bash"}
+    assert current_launch(config, by_hand) == Launch()
+    assert current_launch(config, {**by_hand, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}) == Launch()
+    inside = {**by_hand, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}
+    assert current_launch(config, inside) == Launch(2, 2, 0, "srun")
     assert current_launch(config, {}) == Launch()
     two = replace(config, devices=2, num_nodes=2)
     child = {"NODE_RANK": "1", "LOCAL_RANK": "1"}
-    assert current_launch(two, child) == Launch(2, 2, 3, 1)
+    assert current_launch(two, child) == Launch(2, 2, 3)
     with pytest.raises(SettingError, match=r"devices must be the 2 that torchrun started, .* got 4"):
         current_launch(replace(config, devices=4), torchrun)
     with pytest.raises(SettingError, match="its 4 tasks start with `srun ifdd"):

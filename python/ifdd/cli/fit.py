@@ -117,13 +117,13 @@ def run(options: Namespace) -> int:
                 loggers=_loggers(options.logger),
             )
     except ResumeError as error:
-        raise UsageError(changed_settings(error)) from error
+        raise UsageError(_changed_settings(error)) from error
     except ReportedError:
         leave_ranks()
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C; SIGTERM, which Lightning turns into an exit
         if first:
             if (out / LAST).exists():
-                text = f"stopped; go on with: ifdd fit --out {printable(str(out))} --resume"
+                text = f"stopped; go on with: {_again(options)}"
             else:
                 text = "stopped before the end of the first epoch: there is nothing to go on from"
             print(f"ifdd fit: {text}", file=sys.stderr)
@@ -131,7 +131,7 @@ def run(options: Namespace) -> int:
     if not first:
         return 0
     if result.limit is not None:
-        print(f"ended by {result.limit}; go on with: ifdd fit --out {out} --resume")
+        print(f"ended by {result.limit}; go on with: {_again(options)}")
     print(f"best epoch: {result.epoch + 1} of {config.optim.epochs}")
     if result.validation is not None:
         war, uar = (100 * result.validation[name] for name in ("war", "uar"))
@@ -187,14 +187,24 @@ def announce(plan: TrainingPlan) -> None:
         print(f"ifdd fit: warning: {warning}", file=sys.stderr)
 
 
-def changed_settings(error: ResumeError) -> str:
-    """What differs from the training to resume, in the words of the command, and two ways out."""
-    changes = ", ".join(
+def _again(options: Namespace) -> str:
+    """The command that goes on. Settings are in the run's folder, but for the devices."""
+    command = f"ifdd fit --out {printable(str(options.out))} --resume"
+    counts = {name: options[name] for name in ("devices", "num_nodes") if (options[name] or 1) > 1}
+    return " ".join([command, *(f"--{name} {count}" for name, count in counts.items())])
+
+
+def changes(error: ResumeError) -> str:
+    """What differs from the training to resume, in the words of the command."""
+    return ", ".join(
         f"{option_of(name)} {_shown(before)} (now {_shown(now)})"
         for name, (before, now) in error.changes.items()
     )
+
+
+def _changed_settings(error: ResumeError) -> str:
     return (
-        f"--resume: {error.folder} was started with {changes}; to go on as begun: "
+        f"--resume: {error.folder} was started with {changes(error)}; to go on as begun: "
         f"ifdd fit --out {error.folder} --resume; to train with other settings from its weights: "
         f"--init {error.folder / LAST} --out NEW, without --resume"
     )

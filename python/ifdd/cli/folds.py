@@ -28,14 +28,15 @@ from ifdd.cli.common import (
     training_config,
     wide_console,
 )
-from ifdd.cli.fit import announce, changed_settings
+from ifdd.cli.fit import announce, changes
+from ifdd.cli.predict import stoppable
 from ifdd.training.launch import current_launch
 
 if TYPE_CHECKING:
     from ifdd.training.folds import FoldTable
 
 SUMMARY = "train and test all folds of a benchmark"
-USAGE = "--data {dfew,mafw} --root ROOT --out OUT [options of ifdd fit]"
+USAGE = "--data {dfew,mafw} --root ROOT --out OUT [options]"
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -57,6 +58,8 @@ def configure(parser: ArgumentParser) -> None:
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     """The options, and as they were typed: folds may need processes of their own."""
     options = parser.parse_args(arguments)
+    if any(argument.partition("=")[0] == "--fold" for argument in arguments):
+        raise UsageError("--fold: name folds with --folds [1,3]")
     options["arguments"] = list(arguments)
     return options
 
@@ -86,7 +89,8 @@ def run(options: Namespace) -> int:
         with setting_errors():
             left = [fold for fold in wanted if not finished(config, out, fold)]
     except ResumeError as error:
-        raise UsageError(f"--out: {changed_settings(error)}") from error
+        started = f"{error.folder} was started with {changes(error)}"
+        raise UsageError(f"--out: {started}; give those, or another --out") from error
     if launch.is_first:
         _say(f"folds          {len(wanted) - len(left)} of {len(wanted)} are done; to do: {left or 'none'}")
     # Lightning starts the processes of a training by running this command again, which must be about one
@@ -121,18 +125,32 @@ def _run_apart(folds: Sequence[int], options: Namespace, device: str) -> list[in
     for place in _gpus() if device == "cuda" and options.at_once > 1 else [None] * options.at_once:
         places.put(place)
 
+    running: set[subprocess.Popen[bytes]] = set()
+
     def train(fold: int) -> bool:
         place = places.get()
         try:
             gpu = {} if place is None else {"CUDA_VISIBLE_DEVICES": place}
             command = [sys.executable, "-m", "ifdd.cli", "folds", *options.arguments]
             single = ["--folds", f"[{fold}]", "--at_once", "1"]
-            return subprocess.run([*command, *single], env={**os.environ, **gpu}).returncode == 0
+            with subprocess.Popen([*command, *single], env={**os.environ, **gpu}) as process:
+                running.add(process)
+                good = process.wait() == 0
+            running.discard(process)
+            return good
         finally:
             places.put(place)
 
-    with ThreadPoolExecutor(options.at_once) as pool:
-        ended = list(pool.map(train, folds))
+    with stoppable(), ThreadPoolExecutor(options.at_once) as pool:
+        trainings = [pool.submit(train, fold) for fold in folds]
+        try:
+            ended = [training.result() for training in trainings]
+        except BaseException:
+            for training in trainings:
+                training.cancel()  # if it has not begun
+            for process in tuple(running):
+                process.terminate()
+            raise
     return [fold for fold, good in zip(folds, ended, strict=True) if not good]
 
 

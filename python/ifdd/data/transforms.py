@@ -95,7 +95,8 @@ class ClipAugment:
             )
         frames = clip.transpose(0, 1)
         drawn = self.draw(frames.shape[-2], frames.shape[-1], generator)
-        return self._transformed(frames, drawn).transpose(0, 1).contiguous()
+        strengths = torch.tensor(drawn.strengths, dtype=frames.dtype, device=frames.device)
+        return self._transformed(frames, drawn, strengths).transpose(0, 1).contiguous()
 
     def draw(self, height: int, width: int, generator: torch.Generator | None = None) -> Augmentation:
         """Draws for a clip of frames of height x width; :meth:`apply` does it."""
@@ -133,22 +134,27 @@ class ClipAugment:
             )
         if len(drawn) != len(frames):
             raise ValueError(f"drawn must have one entry per clip, got {len(drawn)} for {len(frames)} clips")
+        # One copy, which the host does not wait for: kornia would send a number at a time.
+        strengths = torch.tensor([one.strengths for one in drawn], dtype=dtype)
+        strengths = (strengths.pin_memory() if frames.is_cuda else strengths).to(
+            frames.device, non_blocking=True
+        )
         batch, length = frames.shape[:2]
         result = torch.empty(batch, 3, length, self.size, self.size, dtype=dtype, device=frames.device)
-        for clip, one, target in zip(frames, drawn, result, strict=True):
+        for clip, one, strength, target in zip(frames, drawn, strengths, result, strict=True):
             pixels = clip.permute(0, 3, 1, 2).to(dtype) / 255
-            target.copy_(self._transformed(pixels, one).transpose(0, 1))
+            target.copy_(self._transformed(pixels, one, strength).transpose(0, 1))
         return result
 
-    def _transformed(self, frames: Tensor, drawn: Augmentation) -> Tensor:
-        """(T, 3, H, W) -> (T, 3, S, S)."""
+    def _transformed(self, frames: Tensor, drawn: Augmentation, strengths: Tensor) -> Tensor:
+        """(T, 3, H, W) -> (T, 3, S, S); `strengths` are those drawn, on the device."""
         if drawn.flip:
             frames = frames.flip(-1)
         frames = frames[..., drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width]
         # Bilinear weights are a partition of unity: this cannot leave [0, 1] but for rounding, clamped at the
         # end.
         frames = functional.interpolate(frames, (self.size, self.size), mode="bilinear", antialias=True)
-        return _jittered(frames, drawn).clamp(0, 1)
+        return _jittered(frames, drawn.steps, strengths).clamp(0, 1)
 
     def crop_box(
         self, height: int, width: int, generator: torch.Generator | None
@@ -268,18 +274,18 @@ def _cut_mix(clips: Tensor, share: float, numbers: np.random.Generator) -> tuple
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
 
-def _jittered(frames: Tensor, drawn: Augmentation) -> Tensor:
-    if not drawn.steps:
+def _jittered(frames: Tensor, order: Sequence[int], strengths: Tensor) -> Tensor:
+    if not order:
         return frames
     enhance = _kornia_enhance()
-    brightness, contrast, saturation, hue = drawn.strengths
+    brightness, contrast, saturation, hue = strengths.unbind()
     steps: list[Callable[[Tensor], Tensor]] = [
         partial(enhance.adjust_contrast, factor=brightness),
         partial(enhance.adjust_contrast_with_mean_subtraction, factor=contrast),
         partial(enhance.adjust_saturation_with_gray_subtraction, factor=saturation),
         partial(enhance.adjust_hue, factor=2 * math.pi * hue),
     ]
-    for step in drawn.steps:
+    for step in order:
         frames = steps[step](frames)
     return frames
 

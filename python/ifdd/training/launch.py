@@ -22,14 +22,13 @@ INTERACTIVE_JOBS = ("bash", "interactive")
 class Launch:
     """The processes of one training and the place of this one.
 
-    ``devices`` processes on each of ``num_nodes`` machines; ``rank`` of this one among all, ``local_rank`` on
-    its machine; ``starter``: who starts them, ``"ifdd"`` where Lightning does.
+    ``devices`` processes on each of ``num_nodes`` machines; ``rank`` of this one among all; ``starter``: who
+    starts them, ``"ifdd"`` where Lightning does.
     """
 
     devices: int = 1
     num_nodes: int = 1
     rank: int = 0
-    local_rank: int = 0
     starter: Starter = "ifdd"
 
     @property
@@ -75,7 +74,7 @@ def current_launch(config: TrainingConfig, variables: Mapping[str, str] | None =
     node, local = int(values.get("NODE_RANK", 0)), int(values.get("LOCAL_RANK", 0))
     if devices == nodes == 1:
         return ALONE
-    return Launch(devices, nodes, node * devices + local, local)
+    return Launch(devices, nodes, node * devices + local)
 
 
 def started_by(variables: Mapping[str, str]) -> Launch:
@@ -86,18 +85,18 @@ def started_by(variables: Mapping[str, str]) -> Launch:
     """
     if "TORCHELASTIC_RUN_ID" in variables:
         local_size, size = int(variables["LOCAL_WORLD_SIZE"]), int(variables["WORLD_SIZE"])
-        rank, local = int(variables["RANK"]), int(variables["LOCAL_RANK"])
-        return Launch(local_size, size // local_size, rank, local, "torchrun")
+        return Launch(local_size, size // local_size, int(variables["RANK"]), "torchrun")
     tasks = int(variables.get("SLURM_NTASKS", 1))
-    if tasks > 1 and variables.get("SLURM_JOB_NAME") not in INTERACTIVE_JOBS:
+    # By hand, and not by srun inside of such a job.
+    by_hand = variables.get("SLURM_JOB_NAME") in INTERACTIVE_JOBS
+    if tasks > 1 and not (by_hand and int(variables.get("SLURM_STEP_NUM_TASKS", 1)) == 1):
         nodes = int(variables.get("SLURM_NNODES", 1))
         if "SLURM_STEP_ID" not in variables:
             raise SettingError(
                 "devices",
                 f"cannot be {tasks // nodes} by SLURM: its {tasks} tasks start with `srun ifdd ...`",
             )
-        rank, local = int(variables["SLURM_PROCID"]), int(variables["SLURM_LOCALID"])
-        return Launch(tasks // nodes, nodes, rank, local, "srun")
+        return Launch(tasks // nodes, nodes, int(variables["SLURM_PROCID"]), "srun")
     return ALONE
 
 

@@ -77,7 +77,10 @@ class Recogniser(pl.LightningModule):
         )
         network = IFDDConfig.from_dict(config.model)
         self.augment = ClipAugment(network.image_size) if config.data.augment else None
-        self.confusion = MulticlassConfusionMatrix(len(self.class_names))
+        # Not whenever there is a process group: that of an earlier training may be left, without its ranks.
+        self.confusion = MulticlassConfusionMatrix(
+            len(self.class_names), sync_on_compute=launch.world_size > 1
+        )
         self.scores: Scores | None = None
         self._loss_so_far: Tensor | None = None
         self._first_step = True

@@ -68,14 +68,18 @@ class Peers:
     def connect(self, address: Address, key: bytes) -> None:
         """Connects to the first rank, then watches it."""
         connection = Client(address, authkey=key)
-        _notice_dead_machines(connection)
+        _prepare(connection)
         connection.send(self.rank)
         self._connections[0] = connection
         threading.Thread(target=self._watch_first, daemon=True).start()
 
+    def leave(self) -> None:
+        """The end of others is no longer a loss."""
+        self._leaving.set()
+
     def done(self) -> None:
         """Leaves in peace."""
-        self._leaving.set()
+        self.leave()
         for connection in list(self._connections.values()):
             with contextlib.suppress(OSError):
                 connection.send(None)
@@ -95,7 +99,7 @@ class Peers:
 
     def vanish(self) -> None:
         """Leaves like a process that dies: the others end, too."""
-        self._leaving.set()
+        self.leave()
         for connection in list(self._connections.values()):
             _hang_up(connection)
 
@@ -108,7 +112,7 @@ class Peers:
         while len(self._connections) < self.ranks - 1:
             try:
                 connection = listener.accept()
-                _notice_dead_machines(connection)
+                _prepare(connection)
                 left[connection] = connection.recv()
             except (OSError, EOFError, AuthenticationError):
                 continue  # nobody of this training
@@ -153,8 +157,13 @@ def _hang_up(connection: Connection) -> None:
         link.shutdown(socket.SHUT_RDWR)
 
 
-def _notice_dead_machines(connection: Connection) -> None:
-    """A machine without power closes no connection: after half a minute without an answer the system does."""
+def _prepare(connection: Connection) -> None:
+    """Makes the end of a connection that of its process.
+
+    Workers that read data are forked later, and would keep it open. A machine without power closes nothing:
+    after half a minute without an answer the system does.
+    """
+    os.register_at_fork(after_in_child=connection.close)
     with socket.socket(fileno=os.dup(connection.fileno())) as link:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):

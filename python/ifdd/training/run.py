@@ -110,6 +110,7 @@ def fit(
         ifdd.training.watch.ReportedError: another rank failed or died; the first rank printed why.
         KeyboardInterrupt: Ctrl-C; the epochs that were over can be resumed.
     """
+    limits = RunLimits(None if max_time is None else max_time.total_seconds(), limit_steps)
     out = Path(out)
     launch = current_launch(config)
     last = out / LAST
@@ -134,13 +135,12 @@ def fit(
     watch = PeerWatch()
     own = _callbacks(config, out, monitored, progress)
     gathered = GatheredSkips(data.skipped)
-    limits = RunLimits(None if max_time is None else max_time.total_seconds(), limit_steps)
     trainer = _trainer(
         config,
         launch,
         model,
         [*_loggers(out), *loggers],
-        [*own, *callbacks, gathered, limits, watch],
+        [watch, *own, *callbacks, gathered, limits],
         progress,
     )
     if announce is not None and launch.is_first:
@@ -151,8 +151,11 @@ def fit(
             write_whole(out / SETTINGS, yaml.safe_dump(config.to_options(), sort_keys=False))
         with contextlib.suppress(LimitReached), _interruptible(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
-        if trainer.interrupted and limits.reached is None:
-            raise KeyboardInterrupt
+        if limits.reached and trainer.interrupted:
+            # Lightning takes it for an error, after which neither the data nor the loggers end in peace.
+            data.teardown("fit")
+            for logger in trainer.loggers:
+                logger.finalize("success")
         chosen = BEST if monitored and config.optim.select == "best" else LAST
         result = None
         if launch.is_first:

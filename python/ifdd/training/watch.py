@@ -38,13 +38,20 @@ class PeerWatch(Callback):
             address, key = trainer.strategy.broadcast(cast("tuple[Address, bytes]", None))
             self.peers.connect(address, key)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """See `_end_on_sigterm`."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See `_end_on_sigterm`; Lightning sets its handlers after `on_fit_start`."""
         self._end_on_sigterm()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See `_end_on_sigterm`."""
         self._end_on_sigterm()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """The others end after a signal, too, which is no loss to report: while Lightning tidies up here."""
+        if self.peers is not None and isinstance(exception, (KeyboardInterrupt, SystemExit)):
+            self.peers.leave()
 
     def _end_on_sigterm(self) -> None:
         """Ends this rank at SIGTERM, and by that the others.
