@@ -113,13 +113,13 @@ dist: $(VENV)/.installed
 	$(BIN)/auditwheel show dist/*.whl
 	$(BIN)/python -m zipfile -e dist/*.whl build/dist/wheel
 	test ! -x $(BIN)/torch-abi-audit || $(BIN)/torch-abi-audit build/dist/wheel/ifdd_kernels/_ops.so
-	$(PYTHON) -m venv build/dist/venv
+	$(BIN)/python -m venv build/dist/venv
 	build/dist/venv/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) "$(TORCH)"
 	build/dist/venv/bin/python -m pip --disable-pip-version-check install "$$(echo dist/*.whl)[cli]" pytest pytest-timeout
 	cp -r tests build/dist/tests
 	cd build/dist && venv/bin/ifdd doctor --self_test false && for isa in x86-64 x86-64-v3 ""; do \
 	  env $${isa:+IFDD_CPU_ISA=$$isa} venv/bin/python -m pytest -q -c /dev/null --rootdir tests \
-	    --import-mode=importlib -o pythonpath=tests -o markers="instruction_sets slow nightly gpu" -p no:cacheprovider \
+	    --import-mode=importlib -o pythonpath=$(CURDIR)/build/dist/tests -o markers="instruction_sets slow nightly gpu" -p no:cacheprovider \
 	    tests/ops/test_static_dynamic_split.py || exit 1; done
 
 bench: $(VENV)/.installed

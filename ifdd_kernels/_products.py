@@ -67,6 +67,12 @@ _choices: dict[torch.dtype, Choice] = {}
 _lock = threading.RLock()
 
 
+def _new_lock() -> None:
+    """A thread that held the lock does not exist in a forked child."""
+    global _lock
+    _lock = threading.RLock()
+
+
 @functools.cache
 def _setter(name: str) -> Any:
     """A function (dtype, way) of the library; None without native kernels."""
@@ -186,9 +192,9 @@ def _described(content: dict[str, Any], origin: str) -> Choice | None:
 
 
 def _machine() -> list[str]:
-    """What the answer depends on: the CPU, PyTorch, and what tells either to use lower instructions."""
+    """What the answer depends on: CPU, PyTorch, threads, and what tells either to use lower instructions."""
     settings = [f"{name}={os.environ[name]}" for name in _LOWERING if name in os.environ]
-    return [_cpu(), torch.__version__, *settings]
+    return [_cpu(), torch.__version__, f"threads={torch.get_num_threads()}", *settings]
 
 
 def _cpu() -> str:
@@ -208,7 +214,10 @@ def measure(dtype: torch.dtype) -> tuple[float, float]:
     With the threads that PyTorch has now; the least of three in turn.
     """
     # In a trace and under autocast, too, these are plain products of this CPU. No random numbers are drawn.
-    with _disable_current_modes(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    plain = (torch.device("cpu"), torch.no_grad(), torch.autocast("cpu", enabled=False))
+    with contextlib.ExitStack() as stack:
+        for context in (_disable_current_modes(), *plain):
+            stack.enter_context(context)
         library, float32 = _layer_times(dtype, *_TRIAL, rounds=1)
         if library > _HOPELESS * float32:
             return library, float32
@@ -256,4 +265,8 @@ def connect() -> None:
     register = _library.c_function("ifdd_decide_products_by", None, ctypes.c_void_p)
     if register is not None:
         register(ctypes.cast(_callback, ctypes.c_void_p))
+        # Of the library that is loaded: a later installation may put another file in its place.
+        for name in ("ifdd_choose_products", "ifdd_force_products"):
+            _setter(name)
+        os.register_at_fork(after_in_child=_new_lock)
         atexit.register(register, None)  # threads may outlive the interpreter

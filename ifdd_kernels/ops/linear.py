@@ -108,7 +108,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
 
     On CPUs where that was measured as faster (or ``IFDD_CPU_PRODUCTS`` says so), float16 and bfloat16
     tokens are widened to float32 by blocks of rows, multiplied by PyTorch's float32 library and rounded
-    once, forward and backward. Everywhere else ``auto`` is ``F.linear`` itself.
+    once, forward and backward. Everywhere else ``auto`` is ``F.linear`` itself, unless the weights have
+    another dtype than x that autocast would not cast, or, on a CPU, x is in autocast's dtype already.
 
     Args:
         x: (..., K), at least two axes; float16 to float64, any strides. Autocast casts it to its dtype.

@@ -138,11 +138,12 @@ def test_another_machine_measures_for_itself(times: Times, monkeypatch: pytest.M
         lambda: monkeypatch.setattr(_products, "_cpu", lambda: "another CPU"),
         lambda: monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2"),
         lambda: monkeypatch.setattr(torch, "__version__", "9.0.0"),
+        lambda: monkeypatch.setattr(torch, "get_num_threads", lambda: 99),
     ):
         change()
         forget()
         faster_in_float32(BF16)
-    assert len(made) == 4
+    assert len(made) == 5
 
 
 def test_of_two_that_measured_at_once_the_first_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,12 +204,13 @@ def test_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
         ran.append((x.dtype, len(x)))
         out = run(x, weight)
         assert type(out) is torch.Tensor
+        assert out.device.type == "cpu"
         assert out.dtype == x.dtype
         return out
 
     monkeypatch.setattr(_products, "_layer", layer)
     state = torch.get_rng_state()
-    with FakeTensorMode(), torch.autocast("cpu", dtype=FP16):
+    with FakeTensorMode(), torch.autocast("cpu", dtype=FP16), torch.device("meta"):
         library, float32 = _products.measure(BF16)
     assert 0 < library < 10
     assert 0 < float32 < 10

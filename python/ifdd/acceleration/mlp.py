@@ -50,6 +50,8 @@ def why_not_run(layers: Layers) -> str:
     activation: Any = layers.activation
     if activation.approximate != "none":
         return f"has a GELU approximated by {activation.approximate!r}"
+    if any(type(layer) is not nn.Dropout for layer in layers.dropouts):
+        return "has another layer in the place of a dropout"
     rate = max((layer.p for layer in layers.dropouts), default=0)
     if rate > 0:
         return f"has a dropout of {rate}"

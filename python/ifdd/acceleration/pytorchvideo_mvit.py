@@ -147,6 +147,10 @@ def _block_reason(block: Any) -> str:
         return wrong
     if not block.has_cls_embed:
         return "has no class token"
+    if isinstance(block.norm1, nn.BatchNorm1d) or isinstance(block.norm2, nn.BatchNorm1d):
+        return "normalises by a BatchNorm1d"
+    if block.pool_skip is None:
+        return "does not pool its shortcut"
     if max_pool_stride(block.pool_skip) is None:
         return "pools its shortcut by another window than stride + 1 cells, the strides even"
     return "" if is_untouched(block.pool_skip) else "has a hook on its pool_skip, which would be skipped"

@@ -19,6 +19,7 @@ from ifdd.modules.children import (
     add_branch,
     apply_linear,
     apply_norm,
+    is_untouched,
     lowered_layers,
     weight_and_bias,
     weights,
@@ -235,7 +236,9 @@ class MultiscaleBlock(nn.Module):
                 f"got {tuple(tokens.shape)}"
             )
         layers = (self.attention_norm, self.shortcut, self.mlp_norm, self.mlp_expand, self.mlp_contract)
-        inner = (getattr(self.attention, name, None) for name in ("qkv", "output"))  # it may be wrapped
+        # A wrapper or a hook around the attention may change weights or precision before they are used.
+        plain = type(self.attention) is MultiscaleAttention and is_untouched(self.attention)
+        inner = (self.attention.qkv, self.attention.output) if plain else ()
         with lowered_layers(tokens, *layers, *inner):
             return self._forward(tokens), self.out_grid
 

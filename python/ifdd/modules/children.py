@@ -81,7 +81,7 @@ def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(x); where layers run in autocast's 16-bit dtype on a GPU and x has it, so has the result.
+    """norm(x); where layers run in autocast's bfloat16 on a GPU and x has it, so has the result.
 
     Autocast would widen x to float32, and the layer behind the norm would narrow the result again: three more
     passes. PyTorch's kernel sums in float32 either way; it wants weights of x's dtype, so that they are
@@ -113,7 +113,10 @@ def lowered_layers(x: Tensor, *layers: nn.Module | None) -> AbstractContextManag
     dtype = lowered.lowered_dtype(x)
     if dtype is None:
         return nullcontext()
-    found = (weights(layer, kind) for layer in layers for kind in (nn.Linear, nn.LayerNorm))
+    # Norms in float16 stay as autocast has them: the gradients of their weights are sums over all rows, times
+    # the loss's scale, beyond its range.
+    kinds = (nn.Linear, nn.LayerNorm) if dtype == torch.bfloat16 else (nn.Linear,)
+    found = (weights(layer, kind) for layer in layers for kind in kinds)
     pairs = (pair for pair in found if pair is not None)
     return lowered.lowered([tensor for pair in pairs for tensor in pair if tensor is not None], dtype)
 

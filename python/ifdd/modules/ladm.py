@@ -243,9 +243,12 @@ class LADM(Lifting):
 
     def lift(self, tokens: torch.Tensor) -> Lifted:
         """Tokens (B, T*N, C) -> every quantity of the lifting."""
-        steps = [layer for step in (self.updater, self.predictor) for layer in step.children()]
+        parts = ((self.updater, LiftingStep), (self.predictor, LiftingStep), (self.attention, SelfAttention))
+        # A wrapper or a hook around a part may change weights or precision before they are used.
+        plain = (part for part, kind in parts if type(part) is kind and is_untouched(part))
+        inner = (layer for part in plain for layer in part.children())
         refinement = (self.attention_norm, self.mlp_norm, self.mlp_expand, self.mlp_contract, self.compress)
-        with lowered_layers(tokens, *steps, *self.attention.children(), *refinement):
+        with lowered_layers(tokens, *inner, *refinement):
             return self._lift(tokens)
 
     def _lift(self, tokens: torch.Tensor) -> Lifted:

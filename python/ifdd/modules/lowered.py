@@ -41,14 +41,15 @@ def _copied(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]
 def lowered_dtype(x: Tensor) -> torch.dtype | None:
     """The 16-bit dtype that autocast gives to layers on x, a tensor on a GPU; None where there is none.
 
-    On a CPU the ops read float32 weights as they are. Compilers fuse casts themselves, and transforms of
-    `torch.func` take no function like the one above.
+    On a CPU the ops read float32 weights as they are. Compilers fuse casts themselves; transforms of
+    `torch.func` take no function like the one above, and `torch.jit.trace` cannot save it.
     """
     if (
         not x.is_cuda
         or not torch.is_autocast_enabled("cuda")
         or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
     ):
         return None
     dtype = torch.get_autocast_dtype("cuda")
@@ -72,5 +73,7 @@ def lowered(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
 
 def lowered_weight(tensor: Tensor) -> Tensor:
     """The copy of a tensor that is in force, or the tensor."""
+    if torch.compiler.is_compiling():  # nothing is lowered there, and TorchDynamo reads no ContextVar
+        return tensor
     active = _ACTIVE.get()
     return tensor if active is None else active.get(id(tensor), tensor)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ifdd.modules.children import PLAIN_TENSORS, weights, without_autocast
+from ifdd.modules.lowered import lowered_dtype
 
 
 class _Kept(NamedTuple):
@@ -68,6 +69,8 @@ def norm_again(norm: nn.Module, tokens: Tensor, normed: Tensor) -> AbstractConte
     found = weights(norm, nn.LayerNorm)
     if found is None:
         return nullcontext()
+    if lowered_dtype(tokens) is not None and found[0] is not None and found[0].dtype != normed.dtype:
+        return nullcontext()  # the norm ran with its own weights, not with the copies that are in force
     used = [tensor for tensor in (tokens, *found) if tensor is not None]
     if any(tensor.is_inference() for tensor in used):
         return nullcontext()
