@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 
 import numpy as np
@@ -13,6 +14,10 @@ import torch
 if not torch.cuda.is_available():
     assert "triton" not in sys.modules, "Triton was imported before it could be told to interpret"
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell starts what runs in the background with Ctrl-C ignored, and so its children; some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -27,10 +27,11 @@ def max_pool_tokens(x: Tensor, grid: Triple, stride: Triple) -> tuple[Tensor, Te
     # With an odd stride the kernel is even and a last window may lie beyond the grid's end.
     t, h, w = out_grid
     pooled, places = (part[:, :, :t, :h, :w].flatten(2).transpose(1, 2) for part in (pooled, places))
-    if torch._C._are_functorch_transforms_active():  # which do not know `out`
-        rows = 1 + places.to(torch.int32)
-    else:  # places are int64: sum, narrower type and layout in one pass
+    if x.is_cuda and not torch._C._are_functorch_transforms_active():
+        # Places are int64: sum, narrower type and layout in one launch. Exporters and transforms take no out.
         rows = torch.add(places, 1, out=torch.empty(places.shape, dtype=torch.int32, device=x.device))
+    else:
+        rows = 1 + places.to(torch.int32)
     return torch.cat((x[:, :1], pooled), 1), rows
 
 

@@ -18,7 +18,7 @@ SOURCES = Path(ifdd.__file__).parent
 
 def parsed(*arguments: str) -> Any:
     parser = Parser(prog="test")
-    add_test_options(parser)
+    add_test_options(parser, ())
     return data_config(parser.parse_args(list(arguments)))
 
 
@@ -63,7 +63,7 @@ def test_wrong_options_are_one_line(ifdd: Run, words: list[str], text: str) -> N
 def test_no_error_about_data_advises_an_option_that_does_not_exist() -> None:
     parsers = []
     every_command = {"--debug"}
-    for add in (add_training_options, add_test_options):
+    for add in (add_training_options, lambda parser: add_test_options(parser, ())):
         parser = Parser(prog="test")
         add(parser)
         parsers.append(
