@@ -97,7 +97,9 @@ def main() -> None:
             shutil.rmtree(target)
         else:
             target.unlink()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
     print(f"done {tally} peak {peak:.0f} MB", flush=True)
 
 
