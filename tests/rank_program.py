@@ -18,16 +18,15 @@ from ifdd.training.config import DataConfig, OptimConfig, TrainingConfig
 from ifdd.training.run import evaluate, fit
 from ifdd.training.watch import ReportedError
 
-NETWORK: dict[str, Any] = {
+TINY: dict[str, Any] = {
     "backbone": "mvit_nano",
     "embed_dim": 8,
     "depths": [1, 1, 1, 1],
     "image_size": 32,
     "clip_frames": 8,
     "split_pool": 2,
-    "dropout": 0.0,
-    "drop_path": 0.0,
 }
+NETWORK: dict[str, Any] = {**TINY, "dropout": 0.0, "drop_path": 0.0}
 
 
 def config() -> TrainingConfig:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ifdd.cli.predict import stoppable
+from ifdd.cli.signals import stoppable
 from ifdd.journal import Journal, ResultsError, claim, run_header
 from ifdd.outcomes import Begun, VideoFailure, VideoPrediction, path_of_dict
 from ifdd.prediction import Predictor

@@ -9,15 +9,7 @@ import pytest
 import torch
 
 from ifdd.training.config import DataConfig, OptimConfig, TrainingConfig
-
-TINY: dict[str, Any] = {
-    "backbone": "mvit_nano",
-    "embed_dim": 8,
-    "depths": [1, 1, 1, 1],
-    "image_size": 32,
-    "clip_frames": 8,
-    "split_pool": 2,
-}
+from rank_program import TINY
 
 
 def _tiny_config(**optim: Any) -> TrainingConfig:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ifdd.acceleration.classes import takes
 from ifdd.modules.backbone import Grid
-from ifdd.modules.children import weight_and_bias, weights
+from ifdd.modules.children import is_untouched, weight_and_bias, weights
 from ifdd_kernels import pool_tokens, pooled_attention
 from ifdd_kernels._constant import constant_result
 from ifdd_kernels.grids import LiveTokens, live_tokens, pooled_grid
@@ -208,6 +209,13 @@ def max_pool_stride(skip: nn.Module | None) -> Grid | None:
         for k, s, p in zip(kernel, stride, padding, strict=True)
     )
     return stride if fits else None
+
+
+def read_stride(skip: nn.Module | None, x: Tensor) -> Grid | None:
+    """:func:`max_pool_stride` where the kernel takes x (B, 1 + T*H*W, C) and the module may be read."""
+    if skip is None or not is_untouched(skip) or not takes(x) or x.dim() != 3:
+        return None
+    return max_pool_stride(skip)
 
 
 def _triple(value: int | tuple[int, ...]) -> Grid:

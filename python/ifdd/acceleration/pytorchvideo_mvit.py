@@ -21,6 +21,7 @@ from ifdd.acceleration.pooling import (
     pair,
     pool,
     read_pooling,
+    read_stride,
     why_not_read,
 )
 from ifdd.modules.backbone import Grid
@@ -100,14 +101,8 @@ class BlockOnKernels(Accelerated):
     def forward(self, x: Tensor, thw_shape: Any) -> Answer:
         """(B, 1 + T*H*W, C) and [T, H, W] -> (B, 1 + T'*H'*W', C') and [T', H', W']."""
         me: Any = self
-        stride = max_pool_stride(me.pool_skip)
-        if (
-            stride is None
-            or not me.has_cls_embed
-            or not is_untouched(me.pool_skip)
-            or not takes(x)
-            or x.dim() != 3
-        ):
+        stride = read_stride(me.pool_skip, x)
+        if stride is None or not me.has_cls_embed:
             return super().forward(x, thw_shape)  # type: ignore[no-any-return]
         attended, pooled_shape = me.attn(me.norm1(x), thw_shape)
         shortcut = x

@@ -21,6 +21,7 @@ from ifdd.acceleration.pooling import (
     pair,
     pool,
     read_pooling,
+    read_stride,
     same_grids,
     why_not_read,
 )
@@ -129,14 +130,8 @@ class SkipOnKernels(Accelerated):
     def forward(self, x: Tensor, thw: Any) -> Answer:
         """(B, 1 + T*H*W, C) and (T, H, W) -> (B, 1 + T'*H'*W', C) and (T', H', W')."""
         me: Any = self
-        stride = max_pool_stride(me.pool)
-        if (
-            stride is None
-            or me.norm_act is not None
-            or not is_untouched(me.pool)
-            or not takes(x)
-            or x.dim() != 3
-        ):
+        stride = read_stride(me.pool, x)
+        if stride is None or me.norm_act is not None:
             return super().forward(x, thw)  # type: ignore[no-any-return]
         grid: Grid = tuple(thw)
         out = max_pool_tokens(x, grid, stride, backend=backend_of(self, "max_pool_tokens"))

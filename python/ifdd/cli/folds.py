@@ -29,7 +29,7 @@ from ifdd.cli.common import (
     wide_console,
 )
 from ifdd.cli.fit import announce, changes
-from ifdd.cli.predict import stoppable
+from ifdd.cli.signals import stoppable
 from ifdd.training.launch import current_launch
 
 if TYPE_CHECKING:

@@ -12,11 +12,8 @@ same files as one that was not.
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
@@ -28,6 +25,7 @@ from ifdd.cli.common import (
     parent_exists,
     wide_console,
 )
+from ifdd.cli.signals import stoppable
 from ifdd.text import cell, one_line, printable
 from ifdd.training.config import Precision
 
@@ -261,36 +259,3 @@ def _extent(prediction: VideoPrediction) -> str:
     if footage.frames_used < footage.frames_read:
         return f"{footage.frames_used} of {footage.frames_read} frames"
     return "whole video" if footage.damage is None else f"readable {footage.frames_read} frames"
-
-
-@contextmanager
-def stoppable() -> Iterator[Callable[[], None]]:
-    """SIGTERM ends the command in order, as Ctrl-C does; yields what must be called now and then.
-
-    A signal's exception is raised wherever the main thread happens to be. Where that is a destructor or a
-    callback from C, Python prints it and goes on: then the next call raises it again.
-    """
-    stops: list[BaseException] = []
-
-    def end(number: int, frame: FrameType | None) -> None:
-        stops.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
-        raise stops[-1]
-
-    def check() -> None:
-        if stops:
-            raise stops[-1]
-
-    before = {}
-    try:
-        # A process in the background may have been told to ignore Ctrl-C: it stays so.
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            before[signal.SIGINT] = signal.signal(signal.SIGINT, end)
-        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not in the main thread: whoever runs this one decides
-        yield check
-        return
-    try:
-        yield check
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
