@@ -99,20 +99,11 @@ def to_line(outcome: Outcome, class_names: Sequence[str]) -> dict[str, Any]:
     return {"kind": "failed", **path_to_dict(outcome.path), **failure}
 
 
-def read_outcomes(path: str | os.PathLike[str]) -> Iterator[Outcome]:
-    """The outcomes in a journal as they were when they were written (errors with their text only).
-
-    Raises:
-        ResultsError: the file is not a journal, or damaged before its last line.
-    """
-    for outcome, _ in _outcomes(Path(path)):
-        yield outcome
-
-
 class Journal:
     """Appends outcomes to a file; a context manager.
 
-    Every line is handed to the operating system at once: a killed run keeps what it had.
+    Every line is handed to the operating system at once: a killed run keeps what it had. The file is as it
+    was until the context is entered: a run that is refused before has changed nothing.
 
     Args:
         path: the file.
@@ -123,6 +114,7 @@ class Journal:
         done: path -> whether it was predicted, of the videos that are finished.
         begun: path and windows of the video in the middle of which the file ends.
         windows_read: windows that the network has read for what is in the file.
+        remark: what differs from the run that began the file, if that changes rounding only.
 
     Raises:
         ResultsError: the file is not a journal, is damaged, is of another checkpoint or other settings, or
@@ -140,30 +132,50 @@ class Journal:
         self.done: dict[str, bool] = {}
         self.begun: tuple[str, tuple[WindowPrediction, ...]] | None = None
         self.windows_read = 0
+        self.remark: str | None = None
+        self._header = header
         self._class_names = tuple(header["classes"])
         self._whole = 0  # where the last finished video ends
+        self._made = not self.path.exists()
         self._file = self._open()
         try:
-            if overwrite:
-                self._file.truncate(0)
-            end = whole_lines(self._file)
-            self._file.truncate(end)
-            if end == 0:
-                self._write(header)
-            else:
-                _compare(self.path, header)
-            self._load()
+            # Where the lines end that are gone on from; once the context is entered, the end of the file.
+            self._end: int | None = 0 if overwrite else whole_lines(self._file)
+            if self._end:
+                self.remark = _compare(self.path, header)
+                self._load()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def __enter__(self) -> Journal:
+        self._file.truncate(self._end)
+        if self._end == 0:
+            self._write(self._header)
+            self._whole = self._file.tell()
+        self._end = None
         return self
+
+    def close(self) -> None:
+        """Closes the file, and removes it if this journal made it and has written nothing."""
+        if self._made and not self._file.closed and os.fstat(self._file.fileno()).st_size == 0:
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """The outcomes in the file (errors with their text only), or before the context is entered those that
+        are gone on from.
+
+        Raises:
+            ResultsError: the file is damaged.
+        """
+        for outcome, _ in _outcomes(self.path, self._end):
+            yield outcome
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self.close()
 
     def add(self, outcome: Outcome) -> None:
         """Writes one outcome.
@@ -181,7 +193,7 @@ class Journal:
             self._file.truncate(self._whole)
 
     def forget_failures(self) -> None:
-        """Takes the videos that failed out of the file, so that they can be tried again."""
+        """Takes the videos that failed out of the file, so that they can be tried again; after entering."""
         failed = {path for path, predicted in self.done.items() if not predicted}
         if not failed:
             return
@@ -207,7 +219,7 @@ class Journal:
         name = ""
         self.done, self.windows_read = {}, 0
         self._whole = _header(self.path)[1]
-        for outcome, end in _outcomes(self.path):
+        for outcome, end in _outcomes(self.path, self._end):
             if isinstance(outcome, WindowResult):
                 windows.append(outcome.prediction)
                 name = outcome.path
@@ -254,12 +266,14 @@ def whole_lines(file: BinaryIO) -> int:
     return 0
 
 
-def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The lines of a journal, and where each ends."""
+def _lines(path: Path, limit: int | None = None) -> Iterator[tuple[dict[str, Any], int]]:
+    """The lines of a journal, and where each ends; those that end at `limit` at the latest."""
     end = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             end += len(raw)
+            if limit is not None and end > limit:
+                return
             try:
                 line = json.loads(raw)
                 if not isinstance(line, dict) or (line["kind"] == "run") != (number == 1):
@@ -271,10 +285,10 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             yield line, end
 
 
-def _outcomes(path: Path) -> Iterator[tuple[Outcome, int]]:
+def _outcomes(path: Path, limit: int | None = None) -> Iterator[tuple[Outcome, int]]:
     class_names: tuple[str, ...] = ()
     windows: list[WindowPrediction] = []
-    for number, (line, end) in enumerate(_lines(path), 1):
+    for number, (line, end) in enumerate(_lines(path, limit), 1):
         try:
             kind = line["kind"]
             if kind == "run":
@@ -312,8 +326,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return next(_lines(path))
 
 
-def _compare(path: Path, header: Mapping[str, Any]) -> None:
-    """Refuses to go on from a run whose results would differ."""
+def _compare(path: Path, header: Mapping[str, Any]) -> str | None:
+    """Refuses to go on from a run whose results would differ; returns what makes them differ in rounding."""
     old = _header(path)[0]
     try:
         if old["format"] != header["format"]:
@@ -329,9 +343,13 @@ def _compare(path: Path, header: Mapping[str, Any]) -> None:
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     except (KeyError, TypeError):
         raise ResultsError(f"{printable(path)}: line 1 is not one of a file of `ifdd predict`") from None
-    if changed:
-        words = [f"--{name} was {_word(before.get(name))}, now {_word(now.get(name))}" for name in changed]
-        raise ResultsError(f"{printable(path)}: was written with other settings: {'; '.join(words)}")
+    words = {name: f"--{name} was {_word(before.get(name))}, now {_word(now.get(name))}" for name in changed}
+    remark = words.pop("batch", None)
+    if words:
+        raise ResultsError(f"{printable(path)}: was written with other settings: {'; '.join(words.values())}")
+    if remark is None:
+        return None
+    return f"{printable(path)}: {remark}: the rest may differ from one unbroken run in the last digits"
 
 
 def _word(value: object) -> str:

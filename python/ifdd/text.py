@@ -19,6 +19,11 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _DIRECTIONS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
+def counted(number: int, what: str) -> str:
+    """A number and what it counts: ``1 video``, ``2 videos``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def printable(name: str | os.PathLike[str]) -> str:
     r"""`name` as one line that any UTF-8 terminal shows and no terminal obeys.
 

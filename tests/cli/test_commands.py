@@ -235,8 +235,8 @@ def test_a_checkpoint_of_other_classes_is_refused(ifdd: Run, tmp_path: Path) -> 
 
 def test_a_missing_data_set_is_one_line(ifdd: Run, tmp_path: Path) -> None:
     result = ifdd("fit", "--data", "dfew", "--root", tmp_path / "nothing", "--out", tmp_path / "run")
-    assert result.code == 1
-    assert f"{tmp_path / 'nothing'}: no such folder" in result.err
+    assert result.code == 2
+    assert f"--root: {tmp_path / 'nothing'}: no such folder" in result.err
     assert len(result.err.splitlines()) == 1
 
 

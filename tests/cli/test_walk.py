@@ -191,11 +191,11 @@ def test_ctrl_c_in_a_training(
     if begun:
         shutil.copytree(run, out)
         result = ifdd("fit", "--out", out, "--resume", "--epochs", "3", "--progress", "false")
-        advice = f"go on with: ifdd fit --out {out} --resume"
+        advice = f"stopped; epochs 1 to 2 are saved in {out / 'last.ckpt'}; go on with: ifdd fit --out {out} --resume"
     else:
         call = ("fit", "--out", out, "--data", "list", "--root", videos, "--classes", ",".join(CLASSES))
         result = ifdd(*call, "--train-list", videos / "train.csv", *NETWORK, *QUIET)
-        advice = "stopped before the end of the first epoch: there is nothing to go on from"
+        advice = "stopped; the first epoch was not over, so there is nothing to go on from"
         assert not out.exists()
     assert result.code == 130
     *_, line, last = result.err.splitlines()
@@ -235,5 +235,5 @@ def test_a_failed_start_leaves_no_folder(ifdd: Run, videos: Path, tmp_path: Path
         assert "none.mp4" in result.err
     assert not (tmp_path / "deep").exists()
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["mine.txt"], "what was there stays"
-    assert ifdd("fit", "--out", tmp_path / "c", *options, "--init", tmp_path / "no.ckpt").code == 1
+    assert ifdd("fit", "--out", tmp_path / "c", *options, "--init", tmp_path / "no.ckpt").code == 2
     assert not (tmp_path / "c").exists()

@@ -44,19 +44,23 @@ def test_a_moved_run_keeps_its_best_score(tmp_path: Path) -> None:
     assert not after.check_monitor_top_k(SimpleNamespace(), torch.tensor(0.6))  # type: ignore[arg-type]
 
 
-def epoch(history: History, number: int, **metrics: float) -> None:
+def epoch(history: History, number: int, saved: bool = True, **metrics: float) -> None:
     trainer: Any = SimpleNamespace(is_global_zero=True, current_epoch=number, callback_metrics={**metrics})
     module = Recogniser.__new__(Recogniser)
     torch.nn.Module.__init__(module)
     module.schedule = lambda e: 0.1 / (e + 1)  # type: ignore[assignment]
     history.on_train_epoch_end(trainer, module)
+    if saved:
+        history.write()
 
 
 def test_the_history_of_a_resumed_training_is_one_table(tmp_path: Path) -> None:
     first = History(tmp_path)
     epoch(first, 0, **{"train/loss": 2.0, "val/uar": 0.25, "val/war": 0.5})
     state = first.state_dict()
-    epoch(first, 1, **{"train/loss": 9.0})  # killed before its checkpoint was written
+    epoch(first, 1, saved=False, **{"train/loss": 9.0})
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1"], "no epoch without its checkpoint"
     second = History(tmp_path)
     second.load_state_dict(state)
     epoch(second, 1, **{"train/loss": float("nan"), "train/lifting": 1.0})

@@ -7,7 +7,8 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,10 @@ DESCRIPTION = (
     "what the network looked at with `explain`, bring published weights with `convert`, write files for "
     "other programs with `export`, check the installation with `doctor`."
 )
+
+
+_REPORTS = ("doctor", "completion")
+"""Commands that do nothing but print."""
 
 
 def _command(name: str) -> ModuleType:
@@ -55,6 +60,12 @@ def _command_parser(name: str) -> ArgumentParser:
     command = _command(name)
     parser = Parser(prog=f"ifdd {name}", description=command.__doc__, usage=f"ifdd {name} {command.USAGE}")
     command.configure(parser)
+    if name not in _REPORTS:
+        parser.add_argument(
+            "--quiet",
+            action="store_true",
+            help="print nothing but errors and warnings, and what an option sends to stdout",
+        )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -63,7 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Returns:
-        0 if all went well, 1 if any input failed, 2 for a wrong call, 130 after Ctrl-C, 143 after SIGTERM.
+        0 if all went well; 1 if something failed in a right call: a video, a training, the content of a file;
+        2 for a wrong call: options that do not go together, a file or folder named by an option that is not
+        there or cannot be written, results of another run; then nothing was begun and no file touched. 130
+        after Ctrl-C, 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -71,17 +85,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             # By its own parser: its complaints name an option as it was typed, without the command in front.
             command, parser = _command(arguments[0]), _command_parser(arguments[0])
             parse = getattr(command, "parse", type(parser).parse_args)
-            with one_line_warnings():
-                return int(command.run(parse(parser, arguments[1:])))
+            options = parse(parser, arguments[1:])
+            with one_line_warnings(), _silence(options.get("quiet", False) and arguments[0] != "predict"):
+                return int(command.run(options))
         # Without a command in front there is only help, the version or a complaint, and each of them exits.
         build_parser().parse_args(arguments)
         return EXIT_USAGE
     except SystemExit as stop:
-        if isinstance(stop.code, int):
-            return stop.code
         # No code: Lightning leaves a training or a test like this after SIGTERM (its SIGTERMException).
-        print("ifdd: terminated", file=sys.stderr)
-        return EXIT_TERMINATED
+        code = stop.code if isinstance(stop.code, int) else EXIT_TERMINATED
+        if code == EXIT_TERMINATED:
+            print("ifdd: terminated", file=sys.stderr)
+        return code
     except KeyboardInterrupt:
         print("ifdd: interrupted", file=sys.stderr)
         return 130
@@ -95,6 +110,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"ifdd: error: {_explanation(error)}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+
+
+@contextlib.contextmanager
+def _silence(quiet: bool) -> Iterator[None]:
+    """Nothing reaches stdout; `predict`, which may send results there, holds its tables back itself."""
+    if not quiet:
+        yield
+        return
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def _explanation(error: Exception) -> str:

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import EXIT_FAILED, UsageError
-from ifdd.cli.common import add_test_options, data_config, network_options, parent_exists, wide_console
+from ifdd.cli.common import add_test_options, data_config, network_options, require_data, wide_console
 from ifdd.cli.evaluate import TRAINING_ONLY
+from ifdd.cli.paths import require_writable_file
 from ifdd.cli.spare import spare
-from ifdd.text import cell, one_line, printable
+from ifdd.text import cell, counted, one_line, printable
 
 if TYPE_CHECKING:
     from ifdd.config import IFDDConfig
@@ -79,8 +80,10 @@ def run(options: Namespace) -> int:
     data = data_config(options)
     if data.name == "list" and not (data.train_list or data.test_list):
         raise UsageError("--data list needs --train_list, --test_list or both")
-    parent_exists(options.csv, "--csv")
-    parent_exists(options.json, "--json")
+    require_data(data)
+    for name in ("csv", "json"):
+        if options[name] is not None:
+            require_writable_file(f"--{name}", options[name])
 
     from ifdd.config import IFDDConfig
     from ifdd.data.inspection import find
@@ -101,7 +104,9 @@ def run(options: Namespace) -> int:
             for path, writer in ((options.csv, _csv_writer), (options.json, _json_writer))
             if path is not None
         ]
-        readings = stack.enter_context(_Readings(videos, data.workers, options.progress))
+        readings = stack.enter_context(
+            _Readings(videos, data.workers, options.progress and not options.quiet)
+        )
         for finding in find(videos, readings, window):
             report.add(finding)
             for write in writers:
@@ -226,15 +231,17 @@ class Report:
                 text = one_line(reason).removeprefix(f"{path}: ")
                 yield f"fault: {finding.video.split} {finding.video.place}: {path}: {fault}: {text}"
         if len(self.findings) > SHOWN:
-            yield f"... and {len(self.findings) - SHOWN} more videos with faults; --csv FILE lists all"
+            more = counted(len(self.findings) - SHOWN, "more video")
+            yield f"... and {more} with faults; --csv FILE lists all"
         if skipped := self.unusable("train"):
-            yield f"--on_error skip would leave out {skipped} training videos; otherwise training stops there"
+            lost = counted(skipped, "training video")
+            yield f"--on_error skip would leave out {lost}; otherwise training stops there"
         if stopping := self.unusable("test"):
-            yield f"`ifdd test` would stop: {stopping} test videos cannot be read"
+            yield f"`ifdd test` would stop: {counted(stopping, 'test video')} cannot be read"
         clips = sum(
             n for counts in self.counts.values() for (_, kind), n in counts.items() if kind == "clips"
         )
-        yield f"{clips} videos, {self.faults() or 'no'} fault{'' if self.faults() <= 1 else 's'}"
+        yield f"{counted(clips, 'video')}, {counted(self.faults(), 'fault') if self.faults() else 'no fault'}"
 
 
 def _listed(data: DataConfig, network: IFDDConfig, report: Report) -> Iterator[Listed]:

@@ -18,8 +18,9 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from ifdd.cli._commands import EXIT_FAILED, UsageError
 from ifdd.cli.parser import Parser
+from ifdd.cli.paths import require_file
 from ifdd.config import IFDDConfig
-from ifdd.text import one_line
+from ifdd.text import one_line, printable
 from ifdd.training.config import (
     DataConfig,
     DatasetName,
@@ -49,9 +50,10 @@ __all__ = [
     "network_options",
     "one_line",
     "option_of",
-    "parent_exists",
     "quiet_lightning",
+    "require_data",
     "setting_errors",
+    "shows_progress",
     "training_config",
     "usage_errors",
     "wide_console",
@@ -176,6 +178,19 @@ def data_config(options: Namespace) -> DataConfig:
         return DataConfig(name=options.data, **{name: options[name] for name in _DATA_FIELDS})
 
 
+def require_data(data: DataConfig) -> None:
+    """Finds the folder and the lists of a data set; what is in them is not looked at.
+
+    Raises:
+        UsageError: one is not there.
+    """
+    if data.root is not None and not Path(data.root).is_dir():
+        raise UsageError(f"--root: {printable(data.root)}: no such folder")
+    for option, path in (("--train_list", data.train_list), ("--test_list", data.test_list)):
+        if path is not None:
+            require_file(option, path)
+
+
 def training_config(options: Namespace) -> TrainingConfig:
     """The checked :class:`TrainingConfig` of flat options."""
     data = data_config(options)
@@ -237,10 +252,9 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(one_line(error)) from error
 
 
-def parent_exists(path: str | None, option: str) -> None:
-    """Refuses an output path whose folder is missing, before any work is done."""
-    if path is not None and path != "-" and not Path(path).absolute().parent.is_dir():
-        raise UsageError(f"{option}: folder {Path(path).absolute().parent} does not exist")
+def shows_progress(options: Namespace) -> bool:
+    """Whether a bar is shown: on a terminal, unless an option says otherwise. Files and pipes get none."""
+    return bool(options.progress) and not options.quiet and sys.stdout.isatty()
 
 
 def leave_ranks() -> NoReturn:

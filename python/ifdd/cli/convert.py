@@ -14,7 +14,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
-from ifdd.cli.common import add_network_options, network_options, parent_exists
+from ifdd.cli.common import add_network_options, network_options
+from ifdd.cli.paths import require_file, require_writable_file
 from ifdd.cli.spare import spare
 from ifdd.config import IFDDConfig
 
@@ -40,9 +41,10 @@ def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
     if Path(options.output).suffix != ".safetensors":
         raise UsageError(f"OUT: a checkpoint ends in .safetensors, got {options.output}")
-    parent_exists(options.output, "OUT")
+    require_writable_file("OUT", options.output)
     spare([("OUT", Path(options.output))], [("the file", options.input)])
     names = None if options.classes is None else class_list(options.classes)
+    require_file("IN", options.input)
     network = network_options(options)
 
     from ifdd.checkpoint import CheckpointError, ClassCountError, load_pretrained, save_checkpoint

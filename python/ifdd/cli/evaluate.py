@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ifdd.cli._commands import UsageError
 from ifdd.cli.common import (
     add_test_options,
     choose_device,
     data_config,
     leave_ranks,
     quiet_lightning,
+    require_data,
     setting_errors,
+    shows_progress,
     wide_console,
 )
-from ifdd.text import cell, printable
+from ifdd.cli.paths import require_file, require_writable_file, require_writable_folder
+from ifdd.cli.signals import stoppable
+from ifdd.text import cell, counted, printable
 from ifdd.training.config import TrainingConfig
 from ifdd.training.launch import current_launch
 
@@ -57,14 +60,13 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
-    checkpoint_path = Path(options.checkpoint)
-    if not checkpoint_path.exists():
-        raise UsageError(f"--checkpoint: {checkpoint_path} does not exist")
+    checkpoint_path = require_file("--checkpoint", options.checkpoint)
     choose_device(options.device)
     if options.data is None:
         # Said before the checkpoint is read.
         data_config(options)
     out = Path(options.out) if options.out else checkpoint_path.absolute().parent
+    require_writable_folder("--out", out)
 
     with setting_errors():
         config = TrainingConfig(
@@ -80,17 +82,23 @@ def run(options: Namespace) -> int:
     from ifdd.training.run import evaluate
     from ifdd.training.watch import ReportedError
 
+    if out.is_dir():
+        for name in (SCORES, FIGURE):
+            require_writable_file("--out", out / name)
     checkpoint = load_checkpoint(checkpoint_path)
     if options.data in ("list", "folder") and not options.classes:
         # The labels of lists are numbers, a class may have no folder: the checkpoint knows them all.
         options.classes = list(checkpoint.class_names)
     data = data_config(options)
+    require_data(data)
     if first:
         print(f"data set     {_data_set(data)}")
         print(f"checkpoint   {printable(str(checkpoint_path))} ({checkpoint.origin})", flush=True)
     try:
-        with setting_errors():
-            scores = evaluate(checkpoint, replace(config, data=data), progress=options.progress and first)
+        with setting_errors(), stoppable():
+            scores = evaluate(
+                checkpoint, replace(config, data=data), progress=shows_progress(options) and first
+            )
     except ReportedError:
         leave_ranks()
     if not first:
@@ -103,7 +111,7 @@ def run(options: Namespace) -> int:
 
 def _data_set(data: DataConfig) -> str:
     if data.name == "synthetic":
-        return f"synthetic, {data.test_size} drawn test clips"
+        return f"synthetic, {counted(data.test_size, 'drawn test clip')}"
     fold = f", fold {data.fold}" if data.name in ("dfew", "mafw") else ""
     places = "".join(f", {printable(place)}" for place in (data.root, data.test_list) if place is not None)
     return f"{data.name}{fold}, test part{places}"
@@ -114,7 +122,7 @@ def print_scores(scores: Scores) -> None:
     from rich.table import Table
 
     clips = scores.confusion.sum(1).tolist()
-    title = f"WAR {100 * scores.war:.2f} %   UAR {100 * scores.uar:.2f} %   of {sum(clips)} clips"
+    title = f"WAR {100 * scores.war:.2f} %   UAR {100 * scores.uar:.2f} %   of {counted(sum(clips), 'clip')}"
     table = Table(title=title)
     for heading, side in (("class", "left"), ("clips", "right"), ("recall", "right")):
         table.add_column(heading, justify=side)  # type: ignore[arg-type]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
-from ifdd.cli.common import add_device_option, choose_device, parent_exists
+from ifdd.cli.common import add_device_option, choose_device
+from ifdd.cli.paths import require_file, require_writable_file
 from ifdd.cli.predict import add_crop_option
 from ifdd.cli.spare import spare
 from ifdd.text import one_line, printable
@@ -47,7 +48,8 @@ def run(options: Namespace) -> int:
         parse_crop(options.crop)
     except ValueError as error:
         raise UsageError(f"--{one_line(error)}") from None
-    parent_exists(options.out, "--out")
+    require_file("--checkpoint", options.checkpoint)
+    require_writable_file("--out", options.out)
     if Path(options.out).suffix.lower() not in _IMAGES:
         raise UsageError(f"--out: a figure ends in {', '.join(_IMAGES)}, got {printable(options.out)}")
     if not 20 <= options.dpi <= 2400:

@@ -15,7 +15,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
-from ifdd.cli.common import parent_exists
+from ifdd.cli.paths import require_file, require_writable_file
 
 SUMMARY = "write the network as ONNX, torch.export program or AOTInductor package"
 USAGE = "CHECKPOINT --format FORMAT [--out FILE]"
@@ -54,9 +54,8 @@ def run(options: Namespace) -> int:
     suffix = Path(f"name{SUFFIXES[options.format]}").suffix
     if Path(out).suffix != suffix:
         raise UsageError(f"--out: a file of format {options.format} ends in {suffix}, got {out}")
-    parent_exists(out, "--out")
-    if Path(out).is_dir():
-        raise UsageError(f"--out: {out} is a folder")
+    require_writable_file("--out", out)
+    require_file("CHECKPOINT", options.checkpoint)
 
     from ifdd.export import export_checkpoint
 

@@ -22,9 +22,13 @@ from ifdd.cli.common import (
     one_line,
     option_of,
     quiet_lightning,
+    require_data,
     setting_errors,
+    shows_progress,
     training_config,
 )
+from ifdd.cli.paths import require_file, require_writable_folder
+from ifdd.cli.signals import stoppable
 from ifdd.text import printable
 from ifdd.training.folder import LAST, SETTINGS
 from ifdd.training.launch import current_launch
@@ -82,14 +86,16 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
     out = Path(options.out)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out: {out} is not a folder")
+    require_writable_folder("--out", out)
     started = (out / LAST).exists()
     if started and not options.resume:
         raise UsageError(f"--out: {out} already holds a training; choose another folder or add --resume")
     if options.resume and not started:
         raise UsageError(f"--resume: {out} holds no training to go on with (no {LAST}); leave --resume away")
     config = training_config(options)
+    require_data(config.data)
+    if config.init is not None and not options.resume:
+        require_file("--init", config.init)
     max_time = _duration(options.max_time)
     if options.limit_steps is not None and options.limit_steps < 1:
         raise UsageError(f"--limit_steps: expected at least 1, got {options.limit_steps}")
@@ -104,29 +110,31 @@ def run(options: Namespace) -> int:
     from ifdd.training.watch import ReportedError
 
     try:
-        with setting_errors():
-            result = fit(
-                config,
-                out,
-                resume=options.resume,
-                progress=options.progress and first,
-                callbacks=(TimeEstimate(_say),) if first else (),
-                announce=announce,
-                max_time=max_time,
-                limit_steps=options.limit_steps,
-                loggers=_loggers(options.logger),
-            )
+        with setting_errors(), stoppable() as check:
+            try:
+                result = fit(
+                    config,
+                    out,
+                    resume=options.resume,
+                    progress=shows_progress(options) and first,
+                    callbacks=(TimeEstimate(_say),) if first else (),
+                    announce=announce,
+                    max_time=max_time,
+                    limit_steps=options.limit_steps,
+                    loggers=_loggers(options.logger),
+                )
+            except RuntimeError:
+                # A signal to all processes of the command ends those that read videos, too, which is an
+                # error of its own.
+                check()
+                raise
     except ResumeError as error:
         raise UsageError(_changed_settings(error)) from error
     except ReportedError:
         leave_ranks()
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C; SIGTERM, which Lightning turns into an exit
+    except (KeyboardInterrupt, SystemExit):
         if first:
-            if (out / LAST).exists():
-                text = f"stopped; go on with: {_again(options)}"
-            else:
-                text = "stopped before the end of the first epoch: there is nothing to go on from"
-            print(f"ifdd fit: {text}", file=sys.stderr)
+            print(f"ifdd fit: stopped; {_kept(out / LAST, options)}", file=sys.stderr)
         raise
     if not first:
         return 0
@@ -185,6 +193,17 @@ def announce(plan: TrainingPlan) -> None:
         _say(line)
     for warning in plan.warnings():
         print(f"ifdd fit: warning: {warning}", file=sys.stderr)
+
+
+def _kept(last: Path, options: Namespace) -> str:
+    """What a stopped training leaves, and how it goes on."""
+    from ifdd.training.storage import load_training_checkpoint, training_record
+
+    if not last.exists():
+        return "the first epoch was not over, so there is nothing to go on from"
+    done = training_record(load_training_checkpoint(last), last).epoch + 1
+    epochs = "epoch 1 is" if done == 1 else f"epochs 1 to {done} are"
+    return f"{epochs} saved in {printable(str(last))}; go on with: {_again(options)}"
 
 
 def _again(options: Namespace) -> str:

@@ -24,11 +24,14 @@ from ifdd.cli.common import (
     choose_device,
     leave_ranks,
     quiet_lightning,
+    require_data,
     setting_errors,
+    shows_progress,
     training_config,
     wide_console,
 )
 from ifdd.cli.fit import announce, changes
+from ifdd.cli.paths import require_file, require_writable_folder
 from ifdd.cli.signals import stoppable
 from ifdd.training.launch import current_launch
 
@@ -67,9 +70,9 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
     out = Path(options.out)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out: {out} is not a folder")
+    require_writable_folder("--out", out)
     config = training_config(options)
+    require_data(config.data)
     device = choose_device(config.device)
     with setting_errors():
         launch = current_launch(config)
@@ -91,6 +94,8 @@ def run(options: Namespace) -> int:
     except ResumeError as error:
         started = f"{error.folder} was started with {changes(error)}"
         raise UsageError(f"--out: {started}; give those, or another --out") from error
+    if left and config.init is not None:
+        require_file("--init", config.init)
     if launch.is_first:
         _say(f"folds          {len(wanted) - len(left)} of {len(wanted)} are done; to do: {left or 'none'}")
     # Lightning starts the processes of a training by running this command again, which must be about one
@@ -107,7 +112,7 @@ def run(options: Namespace) -> int:
                 _say(f"fold           {fold}")
             try:
                 with setting_errors():
-                    progress = options.progress and launch.is_first
+                    progress = shows_progress(options) and launch.is_first
                     run_fold(config, out, fold, progress=progress, announce=announce)
             except ReportedError:
                 leave_ranks()

@@ -12,11 +12,12 @@ from types import TracebackType
 from typing import Any, BinaryIO, TextIO
 
 from ifdd.cli._commands import EXIT_FAILED, UsageError
+from ifdd.cli.paths import require_writable_file
 from ifdd.cli.spare import identity, spare
-from ifdd.journal import Journal, ResultsError, claim, read_outcomes, to_line, whole_lines
+from ifdd.journal import Journal, ResultsError, claim, to_line, whole_lines
 from ifdd.outcomes import Begun, Outcome, VideoPrediction, WindowResult
 from ifdd.results import Csv, JsonArray
-from ifdd.text import printable
+from ifdd.text import counted, printable
 from ifdd.whole import replacing
 
 
@@ -56,13 +57,12 @@ class OutputTargets:
         for option, value in named:
             if not value:
                 raise UsageError(f"{option} is empty, expected the name of a file, or - for stdout")
-            _reachable(option, Path(value))
+            if value != "-":
+                require_writable_file(option, value)
         if self.journal is not None:
-            _reachable("the journal", self.journal)
+            require_writable_file("the journal", self.journal)
         files = self._files()
         for number, (option, file) in enumerate(files):
-            if file.is_dir():
-                raise UsageError(f"{option}: {printable(file)} is a folder")
             for other, same in files[:number]:
                 if identity(file) == identity(same):
                     raise UsageError(f"{other} and {option} name the same file, {printable(file)}")
@@ -117,16 +117,6 @@ def _is_file(target: str | None) -> bool:
     return path.is_file() or path.is_dir() or not path.exists()
 
 
-def _reachable(option: str, file: Path) -> None:
-    """Refuses a name that no file can have, and one that may not be looked at."""
-    try:
-        file.stat()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise UsageError(f"{option}: {printable(file)}: {error.strerror}") from None
-
-
 def _holds_something(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
@@ -164,16 +154,34 @@ class _Comparison:
 
 
 class Outputs:
-    """Writes outcomes to all targets as they come; a context manager.
+    """Writes outcomes to all targets as they come; a context manager. No file changes before it is entered.
+
+    Args:
+        targets: where to.
+        header: from :func:`ifdd.journal.run_header`.
+        overwrite: begin anew where there are results.
+        retry: take videos that failed for not done.
+        quiet: print no tables and no summary.
 
     Attributes:
-        tables: whether stdout is free for them.
+        tables: whether they are printed on stdout.
+
+    Raises:
+        ResultsError: files that are there are not those of a run that this one can go on from.
     """
 
     def __init__(
-        self, targets: OutputTargets, header: Mapping[str, Any], *, overwrite: bool, retry: bool
+        self,
+        targets: OutputTargets,
+        header: Mapping[str, Any],
+        *,
+        overwrite: bool,
+        retry: bool,
+        quiet: bool = False,
     ) -> None:
-        self.tables = targets.stdout_is_free
+        self.tables = targets.stdout_is_free and not quiet
+        self._quiet = quiet
+        self._retry = retry
         self._targets = targets
         self._header = header
         self._class_names: Sequence[str] = header["classes"]
@@ -188,10 +196,8 @@ class Outputs:
         if self.journal is not None:
             try:
                 self._refuse_files_of_others(overwrite)
-                if retry:
-                    self.journal.forget_failures()
             except BaseException:
-                self.journal.__exit__(None, None, None)
+                self.journal.close()
                 raise
 
     @property
@@ -200,6 +206,12 @@ class Outputs:
         return 0 if self.journal is None else self.journal.windows_read
 
     def __enter__(self) -> Outputs:
+        if self.journal is not None:
+            self.journal.__enter__()
+            if self.journal.remark is not None:
+                print(f"ifdd: warning: {self.journal.remark}", file=sys.stderr)
+            if self._retry:
+                self.journal.forget_failures()
         return self
 
     def __exit__(
@@ -207,15 +219,17 @@ class Outputs:
     ) -> None:
         with self._files:
             if self.journal is not None:
-                self._files.enter_context(self.journal)
+                self._files.callback(self.journal.close)
             if error is None:
                 self._finish()
                 return
             with contextlib.suppress(OSError):  # `error` is what went wrong
                 self._finish()
             if isinstance(error, (KeyboardInterrupt, SystemExit)) and self.journal is not None:
+                done = f"{counted(len(self._ended), 'video')} {'is' if len(self._ended) == 1 else 'are'} done"
                 print(
-                    f"ifdd: {len(self._ended)} videos are done; the same command with --resume does the rest",
+                    f"ifdd: {done}, in {printable(self.journal.path)}; "
+                    "the same command with --resume does the rest",
                     file=sys.stderr,
                 )
 
@@ -249,7 +263,7 @@ class Outputs:
     def summarise(self) -> int:
         """Says how many videos were predicted; returns the exit code."""
         failed = sum(not predicted for predicted in self._ended.values())
-        if len(self._ended) != 1:
+        if len(self._ended) != 1 and not self._quiet:
             text = f"{len(self._ended) - failed} predicted, {failed} failed"
             print(text, file=sys.stdout if self.tables else sys.stderr)
         return EXIT_FAILED if failed else 0
@@ -279,14 +293,14 @@ class Outputs:
         """All that the journal holds."""
         assert self.journal is not None
         rows = Csv(file, self._class_names)
-        for outcome in read_outcomes(self.journal.path):
+        for outcome in self.journal.outcomes():
             rows.add(outcome)
 
     def _write_json(self, file: TextIO) -> None:
         """All that the journal holds."""
         assert self.journal is not None
         array = JsonArray(file)
-        for outcome in read_outcomes(self.journal.path):
+        for outcome in self.journal.outcomes():
             array.add(outcome)
         array.close()
 

@@ -22,11 +22,11 @@ from ifdd.cli._commands import UsageError
 from ifdd.cli.common import (
     add_device_option,
     choose_device,
-    parent_exists,
     wide_console,
 )
+from ifdd.cli.paths import require_file
 from ifdd.cli.signals import stoppable
-from ifdd.text import cell, one_line, printable
+from ifdd.text import cell, counted, one_line, printable
 from ifdd.training.config import Precision
 
 if TYPE_CHECKING:
@@ -148,14 +148,12 @@ def run(options: Namespace) -> int:
     from ifdd.cli.progress import Progress
     from ifdd.data.face import parse_crop
     from ifdd.inputs import InputError, find_videos, read_list
-    from ifdd.journal import run_header
+    from ifdd.journal import ResultsError, run_header
 
     try:
         parse_crop(options.crop)
     except ValueError as error:
         raise UsageError(f"--{one_line(error)}") from None
-    for option in ("jsonl", "csv", "json"):
-        parent_exists(options[option], f"--{option}")
     if options.batch < 1:
         raise UsageError(f"--batch must be at least 1, got {options.batch}")
     if options.workers is not None and options.workers < 0:
@@ -164,6 +162,7 @@ def run(options: Namespace) -> int:
         raise UsageError("name at least one INPUT, or a file of them with --list")
     targets = OutputTargets(options.jsonl, options.csv, options.json)
     targets.check(options.resume, options.overwrite, options.retry_failed)
+    require_file("--checkpoint", options.checkpoint)
     device = choose_device(options.device)
     try:
         names = [*options.inputs, *(read_list(options.list) if options.list is not None else [])]
@@ -184,8 +183,17 @@ def run(options: Namespace) -> int:
     targets.spare(
         [("the checkpoint", options.checkpoint), *lists, *(("a video", path) for path, _ in videos)]
     )
-    outputs = Outputs(targets, header, overwrite=options.overwrite, retry=options.retry_failed)
-    with stoppable() as check, outputs, Progress(len(videos)) as progress:
+    try:
+        outputs = Outputs(
+            targets,
+            header,
+            overwrite=options.overwrite,
+            retry=options.retry_failed,
+            quiet=options.quiet,
+        )
+    except ResultsError as error:
+        raise UsageError(one_line(error)) from None
+    with stoppable() as check, outputs, Progress(len(videos), shown=not options.quiet) as progress:
         _predict(predictor, reading, workers, videos, outputs, progress, check)
     return outputs.summarise()
 
@@ -254,8 +262,7 @@ def _extent(prediction: VideoPrediction) -> str:
     """What the mean is of."""
     footage = prediction.footage
     if footage.stretched:
-        plural = "s" * (footage.frames_read > 1)
-        return f"whole video (short: {footage.frames_read} frame{plural}, stretched)"
+        return f"whole video (short: {counted(footage.frames_read, 'frame')}, stretched)"
     if footage.frames_used < footage.frames_read:
         return f"{footage.frames_used} of {footage.frames_read} frames"
-    return "whole video" if footage.damage is None else f"readable {footage.frames_read} frames"
+    return "whole video" if footage.damage is None else f"readable {counted(footage.frames_read, 'frame')}"

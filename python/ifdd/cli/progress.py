@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 
 from ifdd.outcomes import Outcome, WindowResult
+from ifdd.text import counted
 
 
 class Progress:
@@ -15,7 +16,7 @@ class Progress:
     What is printed meanwhile appears above the bar.
     """
 
-    def __init__(self, videos: int) -> None:
+    def __init__(self, videos: int, *, shown: bool = True) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -32,7 +33,7 @@ class Progress:
             TextColumn("remaining"),
             console=Console(stderr=True),
             transient=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (shown and sys.stderr.isatty()),
             # A pipe or a file must get the bytes it would get without a bar.
             redirect_stdout=sys.stdout.isatty(),
         )
@@ -65,6 +66,5 @@ class Progress:
         if self._bar.disable:
             return
         rate = self._windows / max(time.monotonic() - self._started, 1e-3)
-        plural = "s" * (self._videos != 1)
-        text = f"{self._done} of {self._videos} video{plural}, {rate:.1f} windows/s,"
+        text = f"{self._done} of {counted(self._videos, 'video')}, {rate:.1f} windows/s,"
         self._bar.update(self._task, completed=self._done + part, description=text)

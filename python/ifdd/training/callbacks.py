@@ -25,9 +25,17 @@ class RunCheckpoint(ModelCheckpoint):
 
     With a score to watch, an epoch as good as the best so far replaces it: it has trained longer. A run whose
     folder was moved goes on with the scores it had.
+
+    Args:
+        path: the file.
+        monitor: the score; None: every epoch replaces the file.
+        saved: called when the file of an epoch is there.
     """
 
-    def __init__(self, path: Path, monitor: str | None = None) -> None:
+    def __init__(
+        self, path: Path, monitor: str | None = None, saved: Callable[[], object] = lambda: None
+    ) -> None:
+        self.saved = saved
         super().__init__(
             dirpath=path.parent,
             filename=path.stem,
@@ -36,6 +44,12 @@ class RunCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the epoch."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.is_global_zero:
+            self.saved()
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
         """Whether an epoch with this score is saved."""
@@ -70,9 +84,11 @@ class ProgressBar(RichProgressBar):
 
 
 class History(Callback):
-    """Writes ``metrics.csv`` at the end of each epoch and draws ``curves.png`` from it.
+    """Collects the numbers of the epochs; :meth:`write` makes ``metrics.csv`` and ``curves.png`` of them.
 
     The rows are kept in the checkpoints, so a resumed training goes on with those of the epochs it stands on.
+    An epoch is written only when its checkpoint is there: no kill takes back what was reported. The row that
+    a kill between both leaves out is written when the training goes on.
     A drawing takes a fraction of a second: where epochs are as short, some wait for the next one or the end.
     """
 
@@ -80,6 +96,7 @@ class History(Callback):
         self.out = out
         self.pause = pause
         self.rows: list[dict[str, float]] = []
+        self._written: list[dict[str, float]] = []
         self._drawn = -math.inf
         self._fresh = False
 
@@ -96,14 +113,22 @@ class History(Callback):
             if math.isfinite(logged.get(name, math.nan)):
                 row[column] = logged[name]
         self.rows = [*(old for old in self.rows if old["epoch"] < row["epoch"]), row]
-        self._fresh = True
+
+    def write(self) -> None:
+        """Writes the table, and draws the curves unless they were drawn a moment ago."""
+        self._written, self._fresh = self.rows, True
         table = io.StringIO()
         writer = csv.DictWriter(table, ["epoch", *COLUMNS.values()], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(self._written)
         write_whole(self.out / "metrics.csv", table.getvalue())
         if time.monotonic() - self._drawn >= self.pause:
             self._draw()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes what the checkpoint holds of the epochs before."""
+        if self.rows and trainer.is_global_zero:
+            self.write()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws what was not drawn yet."""
@@ -128,7 +153,7 @@ class History(Callback):
             self._draw()
 
     def _draw(self) -> None:
-        draw_curves(self.rows, self.out / "curves.png")
+        draw_curves(self._written, self.out / "curves.png")
         self._drawn, self._fresh = time.monotonic(), False
 
 

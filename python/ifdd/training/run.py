@@ -272,10 +272,11 @@ def _loggers(out: Path) -> list[Logger]:
 def _callbacks(config: TrainingConfig, out: Path, monitored: bool, progress: bool) -> list[Callback]:
     # Saving at the training epoch's end, after validation: a checkpoint written during validation would hold
     # an epoch that is not over. "last" comes after "best", so that it knows the best score so far.
-    callbacks: list[Callback] = [History(out)]
+    history = History(out)
+    callbacks: list[Callback] = [history]
     if monitored:
         callbacks.append(RunCheckpoint(out / BEST, monitor="val/uar"))
-    callbacks.append(RunCheckpoint(out / LAST))
+    callbacks.append(RunCheckpoint(out / LAST, saved=history.write))
     if config.optim.ema_decay is not None:
         callbacks.append(MovingAverage(config.optim.ema_decay))
     if progress:
