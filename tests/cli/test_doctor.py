@@ -11,7 +11,7 @@ import torch
 
 import ifdd_kernels
 from ifdd.cli import doctor
-from ifdd_kernels import _library
+from ifdd_kernels import __version__, _library
 from ifdd_kernels.registry import REGISTRY
 
 Run = Callable[..., Any]
@@ -74,6 +74,16 @@ def test_gpus_are_named_or_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
     assert doctor.gpus() == ["0: Some GPU, sm_90, 139 GiB"]
+
+
+def test_stale_metadata_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code that runs says its version; what pip wrote at an installation in place may be older."""
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0.1")
+    shown = dict(doctor.versions())
+    assert shown["ifdd-kernels"].startswith(f"{__version__} (pip has 0.0.1: ")
+    assert shown["torch"] == "0.0.1"
+    monkeypatch.setattr(metadata, "version", lambda name: __version__)
+    assert dict(doctor.versions())["ifdd-kernels"] == __version__
 
 
 def test_a_library_that_is_not_in_order_fails(ifdd: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jsonargparse import Namespace
 
 from ifdd.checkpoint import load_checkpoint, save_checkpoint
+from ifdd.cli.common import shows_progress
 from ifdd.data.resize import frames_to_clip
 from ifdd.data.video import read_video
 from ifdd.outcomes import VideoPrediction, path_of_dict
@@ -381,5 +383,24 @@ def test_the_bar_is_drawn_on_a_terminal_and_pipes_stay_clean(
     assert "missing:Nosuchfile" in "".join(shown.split())  # broken into lines where the terminal ends
 
 
-def test_without_a_terminal_there_is_no_bar(ifdd: Run, video: Path, checkpoint: Path) -> None:
+def test_without_a_terminal_there_is_no_bar(
+    ifdd: Run, video: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert ifdd("predict", video, "--checkpoint", checkpoint).err == ""
+    shown = Namespace(progress=True, quiet=False)
+    assert not shows_progress(shown), "those of a training"
+    monkeypatch.setattr("sys.stdout", Terminal())
+    assert shows_progress(shown)
+    assert not shows_progress(Namespace(progress=True, quiet=True))
+
+
+def test_quiet_commands_print_what_was_asked_for_only(
+    ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    call = ("predict", video, tmp_path / "none.mp4", "--checkpoint", checkpoint, "--quiet")
+    error = f"ifdd: error: {tmp_path / 'none.mp4'}: No such file or directory\n"
+    assert ifdd(*call) == (1, "", error)
+    result = ifdd(*call, "--csv", "-")
+    assert (result.err, result.out.splitlines()[0][:6], result.out.count("\n")) == (error, "path,w", 5)
+    assert ifdd("convert", checkpoint, tmp_path / "c.safetensors", "--quiet") == (0, "", "")
+    assert (tmp_path / "c.safetensors").exists()

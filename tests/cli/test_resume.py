@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +205,23 @@ def test_another_run_is_not_gone_on_with(
     assert (tmp_path / "o.jsonl").read_bytes() == before
 
 
+def test_another_batch_goes_on_and_is_said(
+    ifdd: Run, arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
+    """Rounding depends on the batch, results do not."""
+    lines = (whole / "o.jsonl").read_bytes().splitlines(keepends=True)
+    target = tmp_path / "o.jsonl"
+    target.write_bytes(b"".join(lines[:9]))
+    result = ifdd(*arguments, "--batch", "3", f"--jsonl={target}", "--resume")
+    assert result.code == 1, "a video fails"
+    says = f"{target}: --batch was 4, now 3: the rest may differ from one unbroken run in the last digits"
+    assert result.err.splitlines()[0] == f"ifdd: warning: {says}"
+    for new, old in zip(target.read_text().splitlines()[1:], lines[1:], strict=True):
+        one, other = json.loads(new), json.loads(old)
+        assert {**one, "logits": 0, "probabilities": 0} == {**other, "logits": 0, "probabilities": 0}
+        assert one.get("probabilities", {}) == pytest.approx(other.get("probabilities", {}), abs=1e-5)
+
+
 def test_files_that_are_there_are_kept_unless_told(
     ifdd: Run, arguments: list[str], whole: Path, tmp_path: Path
 ) -> None:
@@ -314,6 +335,38 @@ def test_a_run_ended_by_a_signal_has_what_was_done_and_goes_on(
         assert f"2 videos are done, in {target}; the same command with --resume does the rest" in err
         assert len(json.loads((tmp_path / "o.json").read_text())) == 2
     assert [json.loads(line)["kind"] for line in target.read_text().splitlines()].count("video") == 2
+
+
+def test_a_signal_is_answered_while_the_main_thread_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[float, str]] = []
+
+    class Listening(io.StringIO):
+        def write(self, text: str) -> int:
+            said.append((time.monotonic(), text))
+            return len(text)
+
+    monkeypatch.setattr("sys.stderr", Listening())
+
+    def compute() -> None:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)  # half a second outside of Python
+
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with stoppable() as check:
+        with contextlib.suppress(SystemExit):
+            compute()
+        computed = time.monotonic()
+        with pytest.raises(SystemExit):
+            check()
+    assert said[0][1].startswith("ifdd: SIGTERM: stopping")
+    assert said[0][0] < computed
+
+
+def test_a_signal_to_a_forked_process_is_none_to_the_command() -> None:
+    with stoppable():
+        child = os.fork()
+        if child == 0:
+            os._exit(signal.set_wakeup_fd(-1) != -1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

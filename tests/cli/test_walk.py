@@ -115,7 +115,7 @@ def test_test(ifdd: Run, videos: Path, run: Path, tmp_path: Path, name: str) -> 
     assert first == f"data set     list, test part, {videos}, {videos / 'test.csv'}"
     assert second.startswith(f"checkpoint   {run / name} (weights, epoch ")
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert (scores["clips"], scores["classes"]) == (6, list(CLASSES))
+    assert (scores["clips"], scores["classes"], scores["fold"]) == (6, list(CLASSES), None)
 
 
 def test_other_commands_take_the_training_checkpoint(
@@ -176,30 +176,45 @@ def test_train_longer_with_the_data_elsewhere(ifdd: Run, videos: Path, run: Path
     assert len(other.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("begun", [True, False])
-def test_ctrl_c_in_a_training(
-    ifdd: Run, videos: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+@pytest.mark.parametrize(("begun", "number"), [(True, 2), (False, 2), (True, 15)])
+def test_a_signal_in_a_training(
+    ifdd: Run,
+    videos: Path,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    begun: bool,
+    number: int,
 ) -> None:
-    """The library that trains would end the process without a word, with another exit code."""
+    """The library that trains would end the process without a word, with another exit code.
+
+    SIGTERM often goes to all processes of a command: that those that read videos die is another error.
+    """
 
     class Interrupting(TimeEstimate):
         def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-            signal.raise_signal(signal.SIGINT)
+            try:
+                signal.raise_signal(number)
+            except SystemExit:
+                raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.") from None
 
     monkeypatch.setattr("ifdd.training.callbacks.TimeEstimate", Interrupting)
     out, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
     if begun:
         shutil.copytree(run, out)
         result = ifdd("fit", "--out", out, "--resume", "--epochs", "3", "--progress", "false")
-        advice = f"stopped; epochs 1 to 2 are saved in {out / 'last.ckpt'}; go on with: ifdd fit --out {out} --resume"
+        saved = f"epochs 1 to 2 are saved in {out / 'last.ckpt'}"
+        advice = f"stopped; {saved}; go on with: ifdd fit --out {out} --resume"
     else:
         call = ("fit", "--out", out, "--data", "list", "--root", videos, "--classes", ",".join(CLASSES))
         result = ifdd(*call, "--train-list", videos / "train.csv", *NETWORK, *QUIET)
         advice = "stopped; the first epoch was not over, so there is nothing to go on from"
         assert not out.exists()
-    assert result.code == 130
+    assert result.code == 128 + number
+    heard, word = {2: ("Ctrl-C", "interrupted"), 15: ("SIGTERM", "terminated")}[number]
+    assert f"ifdd: {heard}: stopping as soon as the step under way is done\n" in result.err
     *_, line, last = result.err.splitlines()
-    assert (last, line.endswith(advice)) == ("ifdd: interrupted", True), result.err
+    assert (last, line.endswith(advice)) == (f"ifdd: {word}", True), result.err
     assert signal.getsignal(signal.SIGINT) is before
 
 

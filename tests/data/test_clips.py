@@ -55,6 +55,14 @@ def test_hold_out_never_takes_a_whole_class() -> None:
     assert hold_out([0, 1], 0.0, seed=0) == ([0, 1], [])
 
 
+@pytest.mark.parametrize(("part", "counts"), [(0.1, [1, 1, 1]), (0.25, [2, 1, 1]), (0.5, [3, 2, 2])])
+def test_hold_out_takes_the_part_of_few_clips(part: float, counts: list[int]) -> None:
+    """14 clips: a class alone cannot give a quarter of its five."""
+    labels = [0] * 5 + [1] * 5 + [2] * 4
+    held = hold_out(labels, part, seed=0)[1]
+    assert [sum(labels[index] == label for index in held) for label in range(3)] == counts
+
+
 def test_items_depend_on_seed_epoch_and_index_only(dfew: Path) -> None:
     def read(seed: int, epoch: int, order: list[int]) -> dict[int, torch.Tensor]:
         data = DFEW(dfew, clips="native", seed=seed, **small())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from ifdd.checkpoint.training import TrainingRecord
 from ifdd.config import IFDDConfig
 from ifdd.model import IFDD
 from ifdd.whole import part_of
+from ifdd_kernels import __version__
 
 FORMAT = "ifdd-checkpoint"
 FORMAT_VERSION = 1
@@ -74,7 +74,7 @@ def save_checkpoint(
         "format_version": str(FORMAT_VERSION),
         "config": json.dumps(model.config.to_dict()),
         "class_names": json.dumps(names),
-        "package_version": _package_version(),
+        "package_version": __version__,
         "extra": extra_json,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -169,10 +169,3 @@ def checked_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
             f"class_names must be {num_classes} distinct names, one per logit; got {list(names)}"
         )
     return tuple(names)
-
-
-def _package_version() -> str:
-    try:
-        return metadata.version("ifdd-kernels")
-    except metadata.PackageNotFoundError:
-        return "uninstalled"

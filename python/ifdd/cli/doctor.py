@@ -113,13 +113,20 @@ def run(options: Namespace) -> int:
 
 
 def versions() -> Iterator[tuple[str, str]]:
-    """(name, version) of Python, the system and the packages that matter."""
+    """(name, version) of Python, the system and the packages that matter; of this one, the version of the
+    code that runs, and of its installed metadata where these are of another version.
+    """
+    from ifdd_kernels import __version__ as running
+
     yield "python", f"{platform.python_version()} on {platform.platform()}"
-    for name in PACKAGES:
+    for name, module in PACKAGES.items():
         try:
-            yield name, metadata.version(name)
+            version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield name, "not installed"
+            version = "not installed"
+        if module == "ifdd_kernels" and version != running:
+            version = f"{running} (pip has {version}: install it again for pip and other packages to know)"
+        yield name, version
 
 
 def unusable_packages() -> list[str]:

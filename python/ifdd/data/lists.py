@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,8 +153,10 @@ def read_mafw(path: Path) -> list[Entry]:
 def hold_out(labels: Sequence[int], part: float, seed: int) -> tuple[list[int], list[int]]:
     """Divides a training set into (training, validation) indexes, both ascending.
 
-    Of every class, `part` of its videos, rounded, is held out: at least one if it has two, and never all. The
-    draw depends on the labels and the seed only.
+    `part` of all videos, rounded half up, is held out; its classes share that number in proportion to their
+    videos, by largest remainders (of equal ones the first class). Every class with two videos or more gives
+    at least one, also where that makes more than `part`, and never all. The draw depends on the labels and
+    the seed only.
 
     Raises:
         ValueError: `part` is not between 0 and 1.
@@ -164,12 +167,23 @@ def hold_out(labels: Sequence[int], part: float, seed: int) -> tuple[list[int], 
     if part > 0:
         generator = np.random.default_rng(seed)
         all_labels = np.asarray(labels)
-        for label in np.unique(all_labels):
+        classes, sizes = np.unique(all_labels, return_counts=True)
+        for label, count in zip(classes, _shares(sizes, part), strict=True):
             members = generator.permutation(np.flatnonzero(all_labels == label))
-            count = min(max(round(len(members) * part), 1), len(members) - 1)
             held.extend(members[:count].tolist())
     chosen = set(held)
     return [index for index in range(len(labels)) if index not in chosen], sorted(held)
+
+
+def _shares(sizes: np.ndarray, part: float) -> list[int]:
+    """How many videos of each class make `part` of all."""
+    exact = sizes * part
+    counts = np.clip(np.floor(exact).astype(int), np.minimum(1, sizes - 1), sizes - 1)
+    left = math.floor(sizes.sum() * part + 0.5) - int(counts.sum())
+    remainders = np.where(counts < np.minimum(exact, sizes - 1), exact - counts, 0.0)
+    for place in np.argsort(-remainders, kind="stable")[: max(0, left)]:
+        counts[place] += bool(remainders[place] > 0)
+    return counts.tolist()
 
 
 def _number(text: str) -> Label | None:

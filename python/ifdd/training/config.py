@@ -107,7 +107,8 @@ class DataConfig:
     """a training video that is missing or cannot be read stops the training (raise) or is left out with a
     warning (skip); test sets always stop"""
     validation: float = 0.1
-    """part of the training set held out to choose the best epoch (never the test fold)"""
+    """part of the training set held out to choose the best epoch (never the test fold): of all clips, each
+    class in proportion and with at least one clip; 0 holds out none"""
     batch_size: int = 32
     """clips per step, over all devices and machines together"""
     eval_batch_size: int = 16
@@ -194,7 +195,8 @@ class OptimConfig:
     warmup_epochs: int = 10
     """epochs in which the learning rate climbs, before it falls along a cosine"""
     warmup: Warmup = "original"
-    """original: as published, always climbs to 9.8e-5; standard: climbs to the learning rate; none"""
+    """original: as published, climbs to 9.8e-5 even where the learning rate is another one, and goes on from
+    that rate afterwards; standard: climbs to the learning rate; none: starts at the learning rate"""
     mixup: float = 0.8
     """strength (alpha) of MixUp, which blends two clips; 0: off"""
     cutmix: float = 1.0
@@ -210,7 +212,8 @@ class OptimConfig:
     gradient_clip: float | None = None
     """largest norm of the gradient; default: no limit, as published"""
     select: Select = "best"
-    """weights written at the end: those of the best epoch on the held-out clips, or of the last epoch"""
+    """weights written at the end: those of the best epoch (highest UAR on the held-out clips, of equal ones
+    the latest, which has trained longest), or of the last epoch"""
     ema_decay: float | None = None
     """keep a moving average of the weights with this decay, e.g. 0.999, and evaluate that; default: off"""
 
