@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ifdd.config import IFDDConfig
-from ifdd.text import printable
+from ifdd.text import counted, printable
 from ifdd.training.config import TrainingConfig
 from ifdd.training.launch import ALONE, Launch
 
@@ -19,6 +19,10 @@ LARGE_DROP = 0.05
 """A share of the training clips that no epoch should leave out unmentioned."""
 LARGE_FRAME = 112
 """Frames of this many pixels a side and more keep a CPU busy for days."""
+SHORT_WAY = 0.02
+"""Random weights learn nothing where the learning rates of all steps add up to less: AdamW moves a weight by
+the rate at most in a step, and weights are some hundredths large. Drawn faces stay at chance with 0.005 and
+are learnt with 0.1."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,24 @@ class TrainingPlan:
         schedule = self.config.optim.schedule(self.config.data.batch_size)
         return [schedule(epoch) for epoch in range(self.done, self.config.optim.epochs)]
 
+    @property
+    def way(self) -> float:
+        """Sum of the learning rates of the steps that are still to come: how far a weight can move."""
+        return self.steps * sum(self.rates())
+
+    @property
+    def warming(self) -> int:
+        """Steps still to come in which the rate climbs."""
+        optim = self.config.optim
+        epochs = 0 if optim.warmup == "none" else min(optim.warmup_epochs, optim.epochs)
+        return self.steps * max(0, epochs - self.done)
+
     def lines(self) -> list[str]:
         """A heading and its text for each line, aligned."""
         data, network = self.config.data, self.network
         left_out = f", {self.left_out} of them left out of each epoch" if self.left_out else ""
-        held_out = f"{self.held_out_clips or 'none'} held out"
+        part = f" (--validation {data.validation:g})" if self.held_out_clips else ""
+        held_out = f"{self.held_out_clips or 'none'} held out{part}"
         size = f"{network.clip_frames} frames of {network.image_size} x {network.image_size} pixels"
         rows = [
             ("data set", f"{data.name}{self._source()}"),
@@ -93,6 +110,13 @@ class TrainingPlan:
                 f"training: the learning rate gets no higher than {max(self.rates()):.2g}; "
                 "lower --warmup_epochs, or --warmup none"
             )
+        if self.config.init is None and not self.done and self.way < SHORT_WAY:
+            found.append(
+                f"{counted(self.steps * optim.epochs, 'step')} at a learning rate of at most "
+                f"{max(self.rates()):.2g} hardly move random weights: start from trained ones (--init), or "
+                "give more --epochs, a smaller --batch_size and a higher --learning_rate with --warmup "
+                "standard; docs/training.md has a recipe for a few clips"
+            )
         if data.batch_size > clips:
             found.append(
                 f"--batch_size {data.batch_size} is larger than the {clips} training clips: a step takes "
@@ -100,14 +124,14 @@ class TrainingPlan:
             )
         if self.left_out >= max(LARGE_DROP * clips, 1):
             found.append(
-                f"{self.left_out} of {clips} training clips, other ones each time, are left out of an epoch, "
-                f"because they do not fill a batch of {data.batch_size}; change --batch_size"
+                f"{self.left_out} of {clips} training clips, other ones each time, "
+                f"{'is' if self.left_out == 1 else 'are'} left out of an epoch, because they do not fill a "
+                f"batch of {data.batch_size}; change --batch_size"
             )
         if 0 < self.held_out_clips < FEW_HELD_OUT and optim.select == "best":
             found.append(
                 f"with {self.held_out_clips} held-out clips the best epoch is chosen largely by chance: one "
-                f"clip is {100 / self.held_out_clips:.0f} % of the score; hold out more (--validation), or "
-                "take the last epoch (--select last)"
+                f"clip is {100 / self.held_out_clips:.0f} % of the score; {self._better_choice()}"
             )
         if self.device.startswith("cpu") and self.network.image_size >= LARGE_FRAME:
             found.append(
@@ -115,6 +139,13 @@ class TrainingPlan:
                 "--model.image_size 64 is a network that a CPU can train"
             )
         return found
+
+    def _better_choice(self) -> str:
+        """What to do about a held-out part of a few clips; a larger one where there are clips for it."""
+        clips = self.train_clips + self.held_out_clips
+        last = "take the last epoch (--select last), or hold out none (--validation 0)"
+        # A third is more than anybody gives away.
+        return f"hold out more (--validation), or {last}" if clips >= 3 * FEW_HELD_OUT else last
 
     def _source(self) -> str:
         data = self.config.data
@@ -141,9 +172,10 @@ class TrainingPlan:
         optim = self.config.optim
         batch = min(self.config.data.batch_size, self.train_clips) * min(optim.accumulate, self.batches)
         left = optim.epochs - self.done
-        text = f"{_count(left, 'epoch')} of {_count(self.steps, 'step')} of {_count(batch, 'clip')}"
+        text = f"{counted(left, 'epoch')} of {counted(self.steps, 'step')} of {counted(batch, 'clip')}"
         if left * self.steps > 1:
-            text += f": {left * self.steps} steps"
+            warming = f", {self.warming} of them in the warm-up" if self.warming else ""
+            text += f": {left * self.steps} steps{warming}"
         if not self.done:
             return text
         if not left:
@@ -165,13 +197,9 @@ class TrainingPlan:
         return ", ".join(course) + ("" if base == stated else scaled)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def device_name(config: TrainingConfig) -> str:
     """The device that a training runs on, as a person calls it."""
     if config.device == "cpu" or not torch.cuda.is_available():
         threads = torch.get_num_threads()
-        return f"cpu ({threads} of {os.cpu_count()} cores)" if threads != os.cpu_count() else "cpu"
+        return f"cpu ({threads} of {os.cpucounted()} cores)" if threads != os.cpucounted() else "cpu"
     return torch.cuda.get_device_name()
