@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from ifdd.checkpoint import load_checkpoint
+from ifdd.training.callbacks import History
 from ifdd.training.config import TrainingConfig
 from ifdd.training.run import fit
 from ifdd.training.storage import AtomicCheckpointIO, load_training_checkpoint, remove_partial_files
@@ -102,6 +103,29 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(
     )
     assert_equal(*exported)
     assert not list(killed.glob(".*.part"))
+
+
+def test_an_epoch_that_is_saved_is_reported_once(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes after the checkpoint of the second epoch and before its row."""
+    write = History.write
+
+    def interrupted(history: History) -> None:
+        if len(history.rows) == 2:
+            raise KeyboardInterrupt
+        write(history)
+
+    def epochs() -> list[str]:
+        return [line.split(",")[0] for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
+
+    monkeypatch.setattr(History, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_config(epochs=2), tmp_path)
+    assert (load_training_checkpoint(tmp_path / "last.ckpt")["epoch"], epochs()) == (1, ["1"])
+    monkeypatch.setattr(History, "write", write)
+    fit(tiny_config(epochs=2), tmp_path, resume=True)
+    assert epochs() == ["1", "2"], "though no epoch was left to train"
 
 
 def test_an_interrupted_write_keeps_the_file_and_leaves_nothing(

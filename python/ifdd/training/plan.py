@@ -21,8 +21,8 @@ LARGE_FRAME = 112
 """Frames of this many pixels a side and more keep a CPU busy for days."""
 SHORT_WAY = 0.02
 """Random weights learn nothing where the learning rates of all steps add up to less: AdamW moves a weight by
-about the rate in a step, and weights are some hundredths large. Twenty drawn faces stayed at chance with 0.005
-and were learnt with 0.06 (docs/training.md)."""
+about the rate in a step, and weights are some hundredths large. Twenty drawn faces stayed at chance with
+0.005 and were learnt with 0.06 (docs/training.md)."""
 
 
 @dataclass(frozen=True)
