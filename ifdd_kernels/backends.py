@@ -30,6 +30,8 @@ from ifdd_kernels._preferred import BACKENDS as BACKENDS
 from ifdd_kernels._preferred import LIBRARY_OPS as LIBRARY_OPS
 from ifdd_kernels._preferred import Backend as Backend
 
+__all__ = ["BACKENDS", "Support", "can_run"]
+
 _LIBRARY = "PyTorch's library kernels run it on GPUs (docs/triton.md)"
 _OPEN = "they have limits on sizes, and not all sizes of a call were given"
 _CPU = torch.device("cpu")
@@ -39,9 +41,11 @@ STEPS: dict[str, tuple[str, ...]] = {}
 
 @dataclass(frozen=True)
 class Support:
-    """Whether a backend can run an op, and the reason in one sentence."""
+    """Whether a backend can run an op; true or false like its `ok`."""
 
+    #: Whether it can.
     ok: bool
+    #: Why, in one sentence.
     reason: str
 
     def __bool__(self) -> bool:
@@ -63,6 +67,9 @@ def can_run(op: str, backend: str, *args: Any, raise_error: bool = False) -> Sup
             tensor decides the device, the first argument the dtype; more of them tell a limit on sizes and
             which measurement is nearest.
         raise_error: raise the refusal instead of returning it.
+
+    Returns:
+        :class:`Support`.
 
     Raises:
         ValueError: unknown op or backend.

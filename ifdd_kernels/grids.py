@@ -16,6 +16,13 @@ Grid = tuple[int, int, int]
 def pooled_grid(grid: Sequence[int], stride: Sequence[int]) -> Grid:
     """Grid after a 3x3x3 pooling with padding 1: ceil(size / stride) on each axis.
 
+    Args:
+        grid: (T, H, W), positive.
+        stride: (time, height, width) stride, positive.
+
+    Returns:
+        (T', H', W').
+
     Raises:
         ValueError, TypeError: a grid or stride that is not a triple of positive integers.
     """
@@ -48,6 +55,9 @@ def live_tokens(
         grid: (T, H, W), positive.
         stride: (time, height, width) stride, positive.
         device: of `rows`; PyTorch's default one where it is not given.
+
+    Returns:
+        :class:`LiveTokens`.
 
     Raises:
         ValueError, TypeError: a grid or stride that is not a triple of positive integers.

@@ -70,6 +70,9 @@ def create_model(
         out_indices: the stages whose maps it returns, from 0 to 3 or from -4 to -1; all by default.
         **overrides: fields of `IFDDConfig`, except `backbone`, which the name fixes.
 
+    Returns:
+        The network in training mode, float32, on the CPU; a `FeatureExtractor` with `features_only`.
+
     Raises:
         ValueError: an unknown name or field, or weights that do not fit the network.
         ifdd.checkpoint.CheckpointError: a file that cannot be read.

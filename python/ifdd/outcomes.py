@@ -14,8 +14,12 @@ from ifdd.text import printable
 
 @dataclass(frozen=True)
 class WindowPrediction:
-    """One window: [``start_seconds``, ``stop_seconds``) of the video, its class probabilities (K,) and the
-    logits (K,) that they are the softmax of.
+    """One window of a video.
+
+    Attributes:
+        start_seconds, stop_seconds: its place in the video; the end is not part of it.
+        probabilities: (K,): softmax of the logits.
+        logits: (K,).
     """
 
     start_seconds: float
@@ -31,8 +35,14 @@ class WindowPrediction:
 
 @dataclass(frozen=True)
 class VideoPrediction:
-    """A whole video. ``probabilities`` (K,) is the softmax of the mean of the windows' logits; ``footage``
-    says how much of the video was read.
+    """A whole video.
+
+    Attributes:
+        path: the video.
+        class_names: one per probability.
+        windows: the predictions of its windows, in order.
+        probabilities: (K,): softmax of the mean of the windows' logits.
+        footage: how much of the video was read.
     """
 
     path: str
@@ -99,7 +109,13 @@ class VideoPrediction:
 
 @dataclass(frozen=True)
 class VideoFailure:
-    """A video without a prediction: the error, and how many of its windows the network had read."""
+    """A video without a prediction.
+
+    Attributes:
+        path: the video.
+        error: the reason.
+        windows: how many of its windows the network had read.
+    """
 
     path: str
     error: Exception

@@ -59,12 +59,20 @@ class PredictionError(ValueError):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a figure of one window needs; K sampled frames per group, T frames inside the network.
+    """The data of one window's figure, NumPy arrays: K frames sampled per group, T inside the network.
 
-    ``frames`` uint8 (T_in, S, S, 3); ``probabilities`` (classes,); ``static_frames``, ``dynamic_frames``
-    (K,): where on the window's frames each sample was taken; ``token_frames`` (T,): which frame each frame
-    inside the network is centred on; ``static_maps``, ``dynamic_maps`` (K, h, w): norm over the channels of
-    the group after lifting; ``correlation`` (T, T) or None.
+    Attributes:
+        name: of the video.
+        window: number of the window, from 0.
+        start_seconds, stop_seconds: the window's place in the video.
+        frames: uint8 (T_in, S, S, 3).
+        class_names: one per probability.
+        probabilities: (classes,).
+        split: `interpolate`, `topk` or `even_odd`.
+        token_frames: (T,): which of the window's frames each frame in the network is centred on.
+        static_frames, dynamic_frames: (K,): where on the window's frames each sample was taken.
+        static_maps, dynamic_maps: (K, h, w): norm over the channels of the group after lifting.
+        correlation: (T, T), or None where the split has none.
     """
 
     name: str

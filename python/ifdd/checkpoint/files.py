@@ -56,6 +56,9 @@ def read_weights(path: PathLike) -> Weights:
     `state_dict` or `ema`, prefixes such as `module.`, `model.` or `_orig_mod.`, nested and combined. Only
     tensors are unpickled, never code.
 
+    Args:
+        path: the file.
+
     Raises:
         CheckpointError: the file is missing, damaged, or holds no named tensors.
     """

@@ -19,9 +19,11 @@ TORCHVISION_DEPTHS = (1, 2, 11, 2)
 
 
 class ConvertedWeights(NamedTuple):
-    """Weights under this package's names, and the foreign names that were left out, sorted."""
+    """Weights that were brought under this package's names."""
 
+    #: The weights, as `load_state_dict` takes them.
     state_dict: Weights
+    #: The foreign names that were left out, sorted.
     dropped: list[str]
 
 
@@ -37,6 +39,9 @@ def from_original(
         state_dict: weights under the original's names, relative to the part.
         part: `model`, `issm`, `ladm` (any of the lifting variants), `block` or `embedding`.
         target: a module the weights are for; its names and shapes are then checked too.
+
+    Returns:
+        `ConvertedWeights`; tensors keep their dtype, linear layers get the shape (out, in).
 
     Raises:
         KeyError: names that the part must have are missing, or names it cannot have are there.
@@ -54,6 +59,13 @@ def from_torchvision_mvit(state_dict: Mapping[str, torch.Tensor], config: IFDDCo
     `mvit_s` takes all 16 blocks; `mvit_xs` takes blocks 0 to 7, 14 and 15. Relative position tables of
     another length are linearly interpolated. With the `s3d` embedding the patch convolution is dropped. The
     result holds embedding and backbone only.
+
+    Args:
+        state_dict: torchvision's weights, under its names.
+        config: of the network that the weights are for.
+
+    Returns:
+        `ConvertedWeights`; tensors keep their dtype, position tables become (2 max(Q, K) - 1, head width).
 
     Raises:
         KeyError: missing or unknown names.

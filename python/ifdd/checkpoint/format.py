@@ -34,8 +34,12 @@ FORMAT_VERSION = 1
 class Checkpoint:
     """A loaded checkpoint.
 
-    `model` is in evaluation mode, `extra` is what `save_checkpoint` was given or what a training checkpoint
-    says of its training, `origin` says which weights these are, for example `weights, epoch 3 of 40`.
+    Attributes:
+        model: the network, in evaluation mode.
+        config: its configuration.
+        class_names: one name per logit, in order.
+        extra: the object given to `save_checkpoint`, or the settings and scores in a training checkpoint.
+        origin: which weights these are, for example `weights, epoch 3 of 40`.
     """
 
     model: IFDD
@@ -95,6 +99,13 @@ def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Check
 
     Reads what `save_checkpoint` wrote, and the `last.ckpt` and `best.ckpt` of a training (of one with a
     moving average of the weights: the average). `Checkpoint.origin` says which weights these are.
+
+    Args:
+        path: the file.
+        device: where the network goes.
+
+    Returns:
+        `Checkpoint`, its network in float32.
 
     Raises:
         CheckpointError: the file is missing, truncated, not a checkpoint, of a newer format, or inconsistent.

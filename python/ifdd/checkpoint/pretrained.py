@@ -29,10 +29,15 @@ class ClassCountError(CheckpointError):
 
 @dataclass(frozen=True)
 class PretrainedReport:
-    """What `load_pretrained` found and did.
+    """The outcome of `load_pretrained`.
 
-    `kind` is `checkpoint`, `original` or `torchvision`; `class_names` are those the file states, if it does;
-    `origin` says which weights of the file were taken, where it holds several or states their epoch.
+    Attributes:
+        path: the file.
+        kind: `checkpoint`, `original` or `torchvision`.
+        dropped: names in the file that were left out, sorted.
+        untouched: names of the network that kept their values, sorted.
+        class_names: those the file states, if it does.
+        origin: which weights of the file were taken, where it holds several or states their epoch.
     """
 
     path: str
@@ -65,6 +70,9 @@ def load_pretrained(
             one.
         part: `all`, or `backbone` to take embedding, backbone and pyramid only, so that networks that differ
             behind them can start from the same features.
+
+    Returns:
+        `PretrainedReport`.
 
     Raises:
         ValueError: an unknown part.

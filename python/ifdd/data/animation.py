@@ -13,8 +13,6 @@ from .errors import VideoError, reason
 from .folder import FolderSource, animation_length, picture_pixels
 from .source import Picture, PictureError, Source, needs
 
-__all__ = ["image_source"]
-
 
 def image_source(path: Path, fps: float) -> Source:
     """The pictures of an image file: all of an animation, one of any other."""

@@ -28,11 +28,15 @@ LARGEST_ENLARGEMENT = 3.0
 
 
 class CropBox(NamedTuple):
-    """A region of an image in pixels: left, top, width, height."""
+    """A region of an image, in pixels."""
 
+    #: Left edge.
     x: int
+    #: Top edge.
     y: int
+    #: Columns, at least 1.
     width: int
+    #: Rows, at least 1.
     height: int
 
     def __str__(self) -> str:
@@ -40,7 +44,7 @@ class CropBox(NamedTuple):
 
 
 def parse_crop(crop: str | CropBox | Sequence[int] | None) -> CropBox | Literal["auto"] | None:
-    """Reads a crop given as `None`, `"auto"`, `"x,y,w,h"` or four integers.
+    """Reads a `crop` given as `None`, `"auto"`, `"x,y,w,h"` or four integers.
 
     Raises:
         ValueError: anything else, a negative corner or an empty box.
@@ -71,7 +75,10 @@ def find_face(
     Args:
         frames: a few frames of one clip, uint8 RGB (H, W, 3), of one size.
         margin: part of the side of the detected box added on each side.
-        name: what errors call the video.
+        name: the video's name in errors.
+
+    Returns:
+        `CropBox`, inside the image.
 
     Raises:
         VideoError: no face that at least a quarter of the frames agree on, frames of different sizes, or

@@ -24,8 +24,6 @@ from .source import Picture, Source, needs
 from .timing import Clock
 from .truncation import doubtful_end, missing_bytes
 
-__all__ = ["FileSource"]
-
 READ_ATTEMPTS = 8
 """Failing reads in a row before the rest of a damaged file is given up."""
 

@@ -16,16 +16,6 @@ from ifdd.text import printable
 from .errors import VideoError, reason
 from .source import Picture, PictureError, Source, needs, special_file
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "VIDEO_SUFFIXES",
-    "FolderSource",
-    "frame_files",
-    "holds_frames",
-    "list_videos",
-    "read_image",
-]
-
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm"),
 )
@@ -60,7 +50,7 @@ class FolderSource(Source):
 
 
 def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The images of a folder in the order of their frame numbers: the last digits in the name without its
+    """The images of `folder` in the order of their frame numbers: the last digits in the name without its
     suffix (`7.jpg`, `frame0007.png`, `clip12_frame0007.bmp`, `img_00007_face.webp`, `frame (7).tif`). An
     image that is alone needs no number. Hidden files, folders and other types are ignored.
 
@@ -101,7 +91,7 @@ def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def holds_frames(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a video: it holds more images than videos, of which they would be cover pictures.
+    """Whether `folder` is a video: it holds more images than videos, of which they would be cover pictures.
     Hidden files are ignored.
 
     Raises:
@@ -118,6 +108,9 @@ def list_videos(folder: str | os.PathLike[str], recursive: bool = False) -> list
     Args:
         folder: where to look.
         recursive: looks into its folders, too. Links to folders are not followed.
+
+    Returns:
+        The paths, each beginning with `folder`.
 
     Raises:
         VideoError: the folder, or one in it, cannot be listed.

@@ -32,10 +32,13 @@ _EXPECTED = {
 
 
 class Entry(NamedTuple):
-    """One line of a list: the video as it is named there, and its label, an index into the class names.
+    """One line of a list.
 
-    `readings` holds other ways to read the name, for lines that can be taken in several (`a/clip 2 0`: the
-    folder `a/clip` of two frames, or the folder `a/clip 2`): the first that exists is meant.
+    Attributes:
+        name: the video as it is named there.
+        label: an index into the class names.
+        readings: other ways to read the name, for lines that can be read in several (`a/clip 2 0`: the folder
+            `a/clip` of two frames, or the folder `a/clip 2`). The first that exists is taken.
     """
 
     name: str
@@ -60,7 +63,22 @@ def read_list(
     path_column: str | None = None,
     label_column: str | None = None,
 ) -> list[Entry]:
-    """The entries of `read_listing`."""
+    """The videos of a list file, with their labels.
+
+    Args:
+        path: the list.
+        class_names: the classes in order; labels are these names or numbers.
+        format: of the lines; "auto" finds it out.
+        first_label: number of the first class: 0, 1, or "auto".
+        path_column: name of the column with the videos, for tables whose header has another one.
+        label_column: likewise of the labels.
+
+    Returns:
+        One `Entry` per video, in the order of the file.
+
+    Raises:
+        DatasetError: an unreadable line, an unknown class, or numbers that could count from 0 or from 1.
+    """
     return read_listing(
         path, class_names, format, first_label, path_column=path_column, label_column=label_column
     ).entries

@@ -45,7 +45,12 @@ __all__ = [
 
 
 class DFEWList(NamedTuple):
-    """The clips of a DFEW list, and how many lines without a single emotion (label 0) were left out."""
+    """The clips of a DFEW list.
+
+    Attributes:
+        entries: one per clip, in the order of the file.
+        dropped: how many lines without a single emotion (label 0) were left out.
+    """
 
     entries: list[Entry]
     dropped: int
@@ -54,6 +59,13 @@ class DFEWList(NamedTuple):
 def read_dfew(path: Path, first_label: FirstLabel = "auto") -> DFEWList:
     """`set_k.csv`: `video_name,label`, with a header or without; names are numbers, labels count from
     `first_label` in the order of `DFEW_CLASSES`. Counted from 1, as is official, 0 means "no single emotion".
+
+    Args:
+        path: the list.
+        first_label: number of the first class: 0, 1, or "auto".
+
+    Returns:
+        `DFEWList`, labels from 0.
 
     Raises:
         DatasetError: an unreadable line, or ("auto") labels that look as if they counted from 0.
@@ -82,7 +94,7 @@ def read_dfew(path: Path, first_label: FirstLabel = "auto") -> DFEWList:
 
 
 def read_dfew_votes(path: Path) -> dict[int, tuple[float, ...]]:
-    """`annotation.csv`: the share of the ten annotators' votes for each of `DFEW_CLASSES`, by clip number.
+    """Reads `annotation.csv` at `path`: the shares of the ten annotators' votes for `DFEW_CLASSES`, by clip.
 
     Raises:
         DatasetError: columns missing, a line that is not numbers, or a clip without votes.
@@ -115,8 +127,8 @@ def read_dfew_votes(path: Path) -> dict[int, tuple[float, ...]]:
 
 
 def read_ferv39k(path: Path) -> list[Entry]:
-    """`train_All.csv`, `test_All.csv`: `Crime/Angry/0063 Angry`, no header; labels in the order of
-    `FERV39K_CLASSES`.
+    """Reads `train_All.csv` or `test_All.csv` at `path`: `Crime/Angry/0063 Angry`, no header; labels in the
+    order of `FERV39K_CLASSES`.
 
     Raises:
         DatasetError: an unreadable line or an unknown emotion.
@@ -133,8 +145,8 @@ def read_ferv39k(path: Path) -> list[Entry]:
 
 
 def read_mafw(path: Path) -> list[Entry]:
-    """`train.txt`, `test.txt`: `03747.mp4 anger`, or separated by tabs with captions behind, which are
-    ignored; labels in the order of `MAFW_CLASSES`.
+    """Reads `train.txt` or `test.txt` at `path`: `03747.mp4 anger`, or separated by tabs with captions
+    behind, which are ignored; labels in the order of `MAFW_CLASSES`.
 
     Raises:
         DatasetError: an unreadable line or an unknown emotion.
@@ -157,6 +169,14 @@ def hold_out(labels: Sequence[int], part: float, seed: int) -> tuple[list[int], 
     videos, by largest remainders (of equal ones the first class). Every class with two videos or more gives
     at least one, also where that makes more than `part`, and never all. The draw depends on the labels and
     the seed only.
+
+    Args:
+        labels: one per video.
+        part: of each class, from 0 to below 1.
+        seed: of the draw.
+
+    Returns:
+        Indexes into `labels` of the training and of the validation videos.
 
     Raises:
         ValueError: `part` is not between 0 and 1.

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["UPRIGHT", "Orientation"]
-
 
 class Orientation(NamedTuple):
     """One of the eight ways a picture can lie: rows and columns exchanged first, then mirrored."""

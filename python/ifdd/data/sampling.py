@@ -39,13 +39,28 @@ Short = Literal["repeat_last", "repeat_each"]
 
 
 def repeat_last(length: int, window: int) -> np.ndarray:
-    """0, 1, ..., length-1, then the last frame until there are `window` (the original's rule for DFEW)."""
+    """0, 1, ..., length-1, then the last frame until there are `window` (the original's rule for DFEW).
+
+    Args:
+        length: frames of the video, fewer than `window`.
+        window: frames wanted.
+
+    Returns:
+        (window,) int64: places in the video, ascending.
+    """
     return np.minimum(np.arange(window, dtype=np.int64), length - 1)
 
 
 def repeat_each(length: int, window: int) -> np.ndarray:
     """Every frame window // length times in a row, the last window % length frames once more (the original's
     rule for FERV39k and MAFW), so that the whole video plays more slowly.
+
+    Args:
+        length: frames of the video, fewer than `window`.
+        window: frames wanted.
+
+    Returns:
+        (window,) int64: places in the video, ascending.
     """
     times = np.full(length, window // length, dtype=np.int64)
     times[length - window % length :] += 1

@@ -13,8 +13,6 @@ import numpy as np
 
 from ifdd.text import printable
 
-__all__ = ["Picture", "PictureError", "Source", "needs", "special_file"]
-
 
 class PictureError(Exception):
     """Pictures are damaged or missing; the text says how, without the path of the video."""

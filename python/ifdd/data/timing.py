@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Clock"]
-
 RESTART_SECONDS = 1.0
 """Time stamps that fall back by more than this have started anew (a second recording behind the first)."""
 

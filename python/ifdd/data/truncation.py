@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["doubtful_end", "missing_bytes"]
-
 SEGMENT = b"\x18\x53\x80\x67"
 _FLV_HEAD = 1 << 16
 

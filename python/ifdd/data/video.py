@@ -64,7 +64,7 @@ class VideoFrames:
 
 
 class Frame:
-    """One frame of a video.
+    """One frame of a video; made by `VideoStream`.
 
     Attributes:
         number: its place among the frames read, from 0.
@@ -266,6 +266,9 @@ def open_video(
         only: numbers of the frames whose image will be taken; images of a folder that are not among them are
             never opened.
 
+    Returns:
+        `VideoStream`, an iterator of `Frame`.
+
     Raises:
         VideoError: there is nothing, not a video, no video stream, no face. During the iteration: no frame
             that can be decoded, and with `strict` any damage.
@@ -358,8 +361,10 @@ def read_video(
 
 
 def count_frames(path: str | os.PathLike[str]) -> int:
-    """Number of frames that `read_video` would return. Files are decoded for it (headers are not to be
-    trusted), without converting any frame; folders are only listed.
+    """Number of frames that `read_video` would return for `path`.
+
+    Files are decoded for it (headers are not to be trusted), without converting any frame; folders are only
+    listed.
 
     Raises:
         VideoError: as `read_video`.
@@ -375,6 +380,14 @@ def locate_face(
 ) -> CropBox:
     """The region that `read_video(path, crop="auto")` keeps: `ifdd.data.face.find_face` on at most 16 frames,
     evenly spread over the video (or its first `max_frames` frames).
+
+    Args:
+        path: as for `read_video`.
+        max_frames: frames to look at from the beginning; all without it.
+        accept_partial: also looks at a video that is damaged or cut off.
+
+    Returns:
+        `CropBox` on the upright frame.
 
     Raises:
         VideoError: as `read_video`.

@@ -39,6 +39,9 @@ class _Named(nn.Module):
 def trace(model: IFDD) -> ExportedProgram:
     """The network in evaluation mode as an exported program.
 
+    Args:
+        model: in evaluation mode, float32, on the CPU.
+
     Returns:
         A program of `clips` (B, 3, T, S, S) float32, any B >= 1, that returns a dict of :data:`OUTPUTS`. Its
         nodes call `torch.ops.ifdd.*`.
@@ -80,7 +83,7 @@ def decomposed(program: ExportedProgram, ops: Iterable[str] | None = None) -> Ex
 
 
 def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
-    """What a program needs to know to prepare clips and to name classes; every value is JSON.
+    """Facts of ``checkpoint`` that a program needs to prepare clips and to name classes; each value is JSON.
 
     `class_names` in the order of the logits; `clip_frames`, `image_size`: the clip's T and S; `stride`,
     `short`: which frames make a window (:class:`ifdd.data.sampling.SamplingPolicy`); `config`: the network's;

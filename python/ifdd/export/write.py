@@ -29,8 +29,11 @@ TOLERANCE = 1e-5
 class Exported:
     """A file that was written and gives the network's numbers.
 
-    ``files``: it, and the file with its weights where these do not fit into one; ``difference``: the largest
-    difference from the network on random clips, relative to the largest value of each result.
+    Attributes:
+        format: one of :data:`ifdd.export.FORMATS`.
+        files: the file, and the one with its weights where these do not fit into one.
+        difference: the largest difference from the network on random clips, relative to the largest value of
+            each result.
     """
 
     format: str
@@ -55,6 +58,9 @@ def export_checkpoint(
         checkpoint: loaded, or the path of one.
         path: the file; its folder must exist, its suffix must be the format's.
         format: one of :data:`ifdd.export.FORMATS`.
+
+    Returns:
+        :class:`Exported`.
 
     Raises:
         ifdd.checkpoint.CheckpointError: the checkpoint cannot be read.

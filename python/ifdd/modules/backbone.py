@@ -46,6 +46,12 @@ class MultiscaleAttention(nn.Module):
 
     The ops read the weights of `qkv`, of the pools and of their norms. Where one of these children is not
     exactly what they compute (see docs/modules.md) it is called instead, on all tokens.
+
+    Args:
+        grid: (T, H, W) of the input tokens.
+        in_channels, out_channels: widths of the tokens before and after.
+        heads: attention heads; must divide `out_channels`.
+        stride_q, stride_kv: (t, h, w) strides of the query pool and of the key and value pools.
     """
 
     live_rows: torch.Tensor
@@ -275,9 +281,11 @@ class MultiscaleBlock(nn.Module):
 
 @serialisable
 class StageOutput(NamedTuple):
-    """Tokens (B, 1 + T*H*W, C) after a stage, class token first, and their grid (T, H, W)."""
+    """Tokens after a stage, and their grid."""
 
+    #: (B, 1 + T*H*W, C), class token first.
     tokens: torch.Tensor
+    #: (T, H, W).
     grid: Grid
 
 

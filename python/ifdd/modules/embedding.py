@@ -25,6 +25,9 @@ class ConvEmbedding(nn.Module):
     Args:
         channels: output channels C.
         clip_frames: 8, 16 or 32.
+
+    Raises:
+        ValueError: another number of frames.
     """
 
     def __init__(self, channels: int, clip_frames: int = 16) -> None:

@@ -9,7 +9,13 @@ INIT_STD = 0.01
 
 
 class ClassHead(nn.Module):
-    """logits = Linear(Dropout(feature)), weights trunc-normal(0.01), bias 0 at the start."""
+    """logits = Linear(Dropout(feature)), weights trunc-normal(0.01), bias 0 at the start.
+
+    Args:
+        channels: C.
+        num_classes: length of the logits.
+        dropout: rate.
+    """
 
     def __init__(self, channels: int, num_classes: int, dropout: float = 0.5) -> None:
         super().__init__()

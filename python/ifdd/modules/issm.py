@@ -207,6 +207,9 @@ class TopKSplit(FrameSplit):
     Args:
         frames, grid, channels, pool: as for `ISSM`.
         order_prior: adds 1 to the score of even frames.
+
+    Raises:
+        ValueError: odd T, or sizes below 1.
     """
 
     def __init__(
@@ -224,7 +227,11 @@ class TopKSplit(FrameSplit):
 
 
 class EvenOddSplit(FrameSplit):
-    """The lazy wavelet: even frames are static, odd frames dynamic. No weights."""
+    """The lazy wavelet: even frames are static, odd frames dynamic. No weights.
+
+    Args:
+        frames, grid, channels: as for `ISSM`.
+    """
 
     def indexes(self, frames: torch.Tensor) -> FrameIndexes:
         """Frames (B, T, N, C) -> (0, 2, ...) and (1, 3, ...), int64 (B, T/2)."""

@@ -303,7 +303,10 @@ class LADM(Lifting):
 class ConvLifting(Lifting):
     """Lifting of even and odd frames by separable convolutions: Y_s = X_s + U(X_d), Y_d = X_d - P(Y_s).
 
-    No norms and no refinement. Arguments as for `LADM`.
+    No norms and no refinement.
+
+    Args:
+        frames, grid, channels: as for `LADM`.
     """
 
     def __init__(self, frames: int, grid: tuple[int, int], channels: int) -> None:
@@ -330,7 +333,11 @@ class ConvLifting(Lifting):
 class NoLifting(Lifting):
     """The split alone: the feature is a weighted sum (with bias) of the dynamic group's tokens.
 
-    Arguments as for `LADM`.
+    Args:
+        frames, grid, channels, split, pool, index_sampling, topk_order_prior: as for `LADM`.
+
+    Raises:
+        ValueError: an unknown `split` or `index_sampling`, odd T, or sizes below 1.
     """
 
     def __init__(

@@ -22,6 +22,9 @@ class PyramidAggregation(nn.Module):
     Args:
         channels: channels of the chosen stages, in order.
         grids: (T, H, W) of the chosen stages, in order.
+
+    Raises:
+        ValueError: a grid that is not a whole multiple of the last.
     """
 
     def __init__(self, channels: Sequence[int], grids: Sequence[Grid]) -> None:

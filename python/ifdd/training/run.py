@@ -53,8 +53,13 @@ from ifdd.whole import write_whole
 
 @dataclass(frozen=True)
 class FitResult:
-    """``checkpoint``: the exported weights; ``epoch``: whose they are; ``validation``: their scores;
-    ``limit``: what ended the run before its last epoch, else None.
+    """The outcome of a training.
+
+    Attributes:
+        checkpoint: the exported weights.
+        epoch: the epoch they are of.
+        validation: their scores on the held-out part, if there is one.
+        limit: the limit that ended the run before its last epoch, else None.
     """
 
     checkpoint: Path
@@ -101,6 +106,9 @@ def fit(
         max_time: ends this run in that time; after the last whole epoch that fits into it, where one does.
         limit_steps: ends this run after so many steps; an epoch that is cut short is lost.
         loggers: further Lightning loggers.
+
+    Returns:
+        :class:`FitResult`.
 
     Raises:
         ValueError: ``out`` holds a training and ``resume`` is off; nothing to resume; a held-out part without
@@ -193,6 +201,13 @@ def _plan(
 def build_model(config: TrainingConfig, class_names: tuple[str, ...]) -> IFDD:
     """A network with as many outputs as there are classes, started from ``config.init`` if given.
 
+    Args:
+        config: the network and its start.
+        class_names: one per output, in order.
+
+    Returns:
+        The network in training mode, float32, on the CPU.
+
     Raises:
         ifdd.checkpoint.CheckpointError: ``config.init`` cannot be read or does not fit the network.
     """
@@ -209,7 +224,18 @@ def build_model(config: TrainingConfig, class_names: tuple[str, ...]) -> IFDD:
 
 
 def export(training_checkpoint: Path, target: Path) -> FitResult:
-    """Writes the network of a training checkpoint, with its class list, as safetensors."""
+    """Writes the network of a training checkpoint, with its class list, as safetensors.
+
+    Args:
+        training_checkpoint: ``best.ckpt`` or ``last.ckpt`` of a run.
+        target: the file to write.
+
+    Returns:
+        :class:`FitResult`.
+
+    Raises:
+        TrainingError: the checkpoint is missing, or its weights are NaN or infinite.
+    """
     if not training_checkpoint.is_file():
         raise TrainingError(f"{training_checkpoint} is missing: there are no weights to write")
     loaded = load_checkpoint(training_checkpoint)
@@ -226,8 +252,17 @@ def evaluate(checkpoint: Checkpoint, config: TrainingConfig, *, progress: bool =
     With several ``config.devices`` each rank reads its share of the videos, none twice, and returns the
     scores of all; see :func:`fit` for how ranks are started.
 
+    Args:
+        checkpoint: the network.
+        config: data and devices.
+        progress: show a progress bar.
+
+    Returns:
+        The scores and the confusion matrix.
+
     Raises:
         ValueError: the checkpoint knows other classes than the data set.
+        TrainingError: the test ended before it counted a clip.
         ifdd.training.watch.ReportedError: another rank failed or died; the first rank printed why.
     """
     launch = current_launch(config)

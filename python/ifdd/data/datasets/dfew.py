@@ -37,6 +37,10 @@ class DFEW(SplitDataset):
         clip_frames: T; with the defaults here the published setting.
         options: see `VideoDataset`. `sampling` is "centre" for "16f" (the only window there is) and
             "consecutive" otherwise, as in the original.
+
+    Raises:
+        ValueError: an option with a value that is not listed here.
+        DatasetError: a list or an annotation is missing, cannot be read, or names a clip without votes.
     """
 
     def __init__(

@@ -29,6 +29,10 @@ class MAFW(SplitDataset):
         validation: part of each class held out from training.
         clip_frames: T; the published setting is 32 frames at `stride` 2, the defaults here.
         options: see `VideoDataset`.
+
+    Raises:
+        ValueError: an option with a value that is not listed here.
+        DatasetError: a list is missing or cannot be read.
     """
 
     policy = SamplingPolicy(stride=2, short="repeat_each")

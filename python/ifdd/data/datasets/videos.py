@@ -27,12 +27,13 @@ SHOWN = 5
 
 
 class Video(NamedTuple):
-    """One video of a data set: a file or a folder of frames, its label, and its soft label if there is
-    one.
-    """
+    """One video of a data set."""
 
+    #: A file, or a folder of frames.
     path: Path
+    #: Index into the class names.
     label: int
+    #: One share per class, where the set has soft labels.
     soft_label: tuple[float, ...] | None = None
 
 
@@ -49,14 +50,21 @@ class RawClip(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A video that a training does without, and why."""
+    """A video that a training does without."""
 
+    #: The video.
     video: Video
+    #: Why, in one line.
     reason: str
 
 
 class ClipOptions(TypedDict, total=False):
-    """Keyword arguments that all data sets share; see `VideoDataset`."""
+    """Keyword arguments that all data sets share.
+
+    Args:
+        stride, sampling, views, short, image_size, augment, seed, crop, on_error, must_exist: as for
+            `VideoDataset`.
+    """
 
     stride: int
     sampling: str | None
@@ -229,7 +237,11 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         return news
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws new windows and augmentations for training; evaluation does not change."""
+        """Draws new windows and augmentations for training; evaluation does not change.
+
+        Raises:
+            ValueError: a negative `epoch`.
+        """
         if epoch < 0:
             raise ValueError(f"epoch must be at least 0, got {epoch}")
         self._epoch.fill_(epoch)

@@ -21,12 +21,16 @@ IDENTITY_NUMBERS: dict[str, range] = {
 
 
 class ClipTruth(NamedTuple):
-    """What is known about a clip."""
+    """The facts from which a clip was drawn."""
 
+    #: Index into `EXPRESSIONS`.
     label: int
+    #: Number of the person.
     identity: int
-    intensity: Tensor  # (T,) float32 in [0, 1]; all zero for Neutral
-    apex: int | None  # frame of the greatest intensity; None for Neutral
+    #: (T,) float32 in [0, 1]: strength of the expression; all zero for Neutral.
+    intensity: Tensor
+    #: Frame of the greatest intensity; None for Neutral.
+    apex: int | None
 
 
 class SyntheticExpressions(Dataset[tuple[Tensor, int]]):
@@ -84,7 +88,11 @@ class SyntheticExpressions(Dataset[tuple[Tensor, int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws new training clips: the content of the train split depends on `epoch` (>= 0)."""
+        """Draws new training clips: the content of the train split depends on `epoch` (>= 0).
+
+        Raises:
+            ValueError: a negative `epoch`.
+        """
         if epoch < 0:
             raise ValueError(f"SyntheticExpressions.set_epoch: epoch must be >= 0, got {epoch}")
         self.epoch = epoch
