@@ -113,7 +113,7 @@ std::vector<ClipPlan> make_plans(const char* op, int64_t B, int64_t height, int6
   return plans;
 }
 
-Tensor augment_clips(const Tensor& frames, const Tensor& crop, const Tensor& flip, const Tensor& strengths,
+Tensor augment_clips(const Tensor& strengths, const Tensor& frames, const Tensor& crop, const Tensor& flip,
                      const Tensor& steps, int64_t size) {
   const char* op = "augment_clips";
   check_tensor(op, "frames", frames, {-1, -1, -1, -1, 3}, {ScalarType::Byte});

@@ -236,22 +236,22 @@ __global__ void __launch_bounds__(kThreads, 3)
   });
 }
 
-Tensor augment_clips(const Tensor& frames, const Tensor& crop, const Tensor& flip, const Tensor& strengths,
+Tensor augment_clips(const Tensor& strengths, const Tensor& frames, const Tensor& crop, const Tensor& flip,
                      const Tensor& steps, int64_t size) {
   const char* op = "augment_clips";
-  check_tensor(op, "frames", frames, frames, {-1, -1, -1, -1, 3}, {ScalarType::Byte});
+  check_tensor(op, "frames", frames, strengths, {-1, -1, -1, -1, 3}, {ScalarType::Byte});
   const int64_t B = frames.size(0), T = frames.size(1), height = frames.size(2), width = frames.size(3);
-  check_tensor(op, "crop", crop, frames, {B, 4}, {ScalarType::Long});
-  check_tensor(op, "flip", flip, frames, {B}, {ScalarType::Bool});
-  check_activation(op, "strengths", strengths, frames, {B, 4});
-  check_tensor(op, "steps", steps, frames, {B, 4}, {ScalarType::Long});
+  check_tensor(op, "crop", crop, strengths, {B, 4}, {ScalarType::Long});
+  check_tensor(op, "flip", flip, strengths, {B}, {ScalarType::Bool});
+  check_activation(op, "strengths", strengths, strengths, {B, 4});
+  check_tensor(op, "steps", steps, strengths, {B, 4}, {ScalarType::Long});
   for (const auto& [argument, side] : {std::pair{"frames", height}, {"frames", width}, {"size", size}}) {
     if (side < 1 || side > kLongestSide) fail(op, argument, "expected sides of 1 to ", kLongestSide, ", got ", side);
   }
   if (width > kReduction * size) {
     fail(op, "size", "expected at least 1/", kReduction, " of the frames' width, ", width, ", got ", size);
   }
-  const CurrentDevice device(frames);
+  const CurrentDevice device(strengths);
   // What the columns of a tile are made of, at most, for a crop of the whole width.
   const int64_t reached = ((kTile - 1) * width + 2 * std::max(width, size)) / size + 2;
   const AugmentSizes sizes{static_cast<int>(B),     static_cast<int>(T),    static_cast<int>(height),

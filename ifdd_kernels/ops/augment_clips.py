@@ -47,21 +47,21 @@ def _fake(frames: Tensor, strengths: Tensor, size: int) -> Tensor:
     return strengths.new_empty(frames.shape[0], 3, frames.shape[1], size, size)
 
 
-def _cuda_limit(frames: Tensor | None, strengths: Tensor | None, size: int | None) -> str:
-    if strengths is not None and strengths.dtype == torch.float64:
-        return "CUDA kernels take float16, bfloat16 and float32, strengths are float64"
-    return _cuda_limits.resized(frames, size)
+def _sizes(frames: Tensor, size: int) -> tuple[int, ...]:
+    return (*frames.shape[:4], size)
 
 
 OPERATOR = register(
     "augment_clips",
-    "(Tensor frames, Tensor crop, Tensor flip, Tensor strengths, Tensor steps, int size) -> Tensor clips",
+    # Strengths come first: of a call's first argument the dtype decides which kernels there are.
+    "(Tensor strengths, Tensor frames, Tensor crop, Tensor flip, Tensor steps, int size) -> Tensor clips",
     reference=reference.augment_clips,
     fake=_fake,
     check=_check_arguments,
     backends={"triton": twin("augment_clips")},
-    cuda_limit=_cuda_limit,
+    cuda_limit=_cuda_limits.resized,
     non_differentiable=("clips",),
+    sizes=_sizes,
 )
 
 
@@ -119,5 +119,5 @@ def augment_clips(
     """
     if isinstance(strengths, Tensor) and strengths.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError("augment_clips: strengths require a gradient, which the op does not have")
-    clips: Tensor = run(OPERATOR, backend, frames, crop, flip, strengths, steps, size)
+    clips: Tensor = run(OPERATOR, backend, strengths, frames, crop, flip, steps, size)
     return clips

@@ -14,7 +14,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 def augment_clips(
-    frames: Tensor, crop: Tensor, flip: Tensor, strengths: Tensor, steps: Tensor, size: int
+    strengths: Tensor, frames: Tensor, crop: Tensor, flip: Tensor, steps: Tensor, size: int
 ) -> Tensor:
     """Bytes stand for 0 to 1."""
     pixels = frames.to(accumulator(strengths.dtype)) / 255

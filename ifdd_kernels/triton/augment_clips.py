@@ -204,7 +204,7 @@ def augment_clips_kernel(
 
 
 #: A tile of the result; both kernels and the room of their sums share it.
-TILE = (8, 64)
+TILE = (8, 32)
 
 
 def _configs(_: Arguments) -> Sequence[Config]:
@@ -220,11 +220,9 @@ CLIPS = Kernel(
 
 
 def forward(
-    frames: Tensor, crop: Tensor, flip: Tensor, strengths: Tensor, steps: Tensor, size: int
+    strengths: Tensor, frames: Tensor, crop: Tensor, flip: Tensor, steps: Tensor, size: int
 ) -> Tensor:
     """``torch.ops.ifdd.augment_clips``; arguments that are not contiguous are copied."""
-    if strengths.dtype == torch.float64:
-        raise RuntimeError("augment_clips: backend 'triton' takes float16, bfloat16 and float32 strengths")
     batch, length, height, width, _ = frames.shape
     tiles = cdiv(size, TILE[0]) * cdiv(size, TILE[1])
     sums = strengths.new_empty(batch * length, tiles, dtype=torch.float32)
