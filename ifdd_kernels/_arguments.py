@@ -66,6 +66,11 @@ class Maker:
         """Integer frame numbers in range."""
         return torch.randint(0, frames, (batch, count), generator=self._generator).to(self.device)
 
+    def pixels(self, *shape: int) -> Tensor:
+        """Bytes of frames."""
+        values = torch.randint(0, 256, shape, generator=self._generator, dtype=torch.uint8)
+        return values.to(self.device)
+
 
 class Unfilled(Maker):
     """Tensors whose values nobody reads; without memory on the meta device, which is the default one."""
@@ -92,6 +97,10 @@ class Unfilled(Maker):
         """Frame numbers."""
         return self._empty((batch, count), torch.int64)
 
+    def pixels(self, *shape: int) -> Tensor:
+        """Bytes of frames."""
+        return self._empty(shape, torch.uint8)
+
 
 def norm(make: Maker, name: str, channels: int) -> dict[str, Tensor]:
     """Weight and bias of a LayerNorm; ``name`` has ``{}`` where the two words go."""
@@ -99,6 +108,27 @@ def norm(make: Maker, name: str, channels: int) -> dict[str, Tensor]:
         name.format(kind): make.parameter(channels, mean=mean, scale=0.3)
         for kind, mean in (("weight", 1.0), ("bias", 0.0))
     }
+
+
+def augment_clips(
+    make: Maker,
+    frames: Tensor,
+    crops: Sequence[Sequence[int]],
+    steps: Sequence[Sequence[int]],
+    size: int,
+) -> Arguments:
+    """Of frames (B, T, H, W, 3); every second clip is flipped."""
+    batch = len(frames)
+    factors = make.normal(batch, 4, scale=0.2) + torch.tensor(
+        [1.0, 1.0, 1.0, 0.0], dtype=make.dtype, device=make.device
+    )
+    numbers = {
+        name: torch.tensor(value, dtype=torch.int64, device=make.device).reshape(batch, 4)
+        for name, value in (("crop", crops), ("steps", steps))
+    }
+    flip = torch.arange(batch, device=make.device) % 2 == 0
+    activations = {"frames": frames, **numbers, "flip": flip, "strengths": factors}
+    return Arguments(activations, {}, {"size": size})
 
 
 def frame_tokens(make: Maker, x: Tensor, height: int, width: int, pool: int, rows: int) -> Arguments:

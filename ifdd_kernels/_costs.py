@@ -35,6 +35,12 @@ def size(*tensors: Tensor | None) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
+def augment_clips(frames: Tensor, strengths: Tensor, size: int) -> Cost:
+    """Two taps on each axis, the least there are, and about 60 operations of the colour steps on a pixel."""
+    pixels = frames.shape[0] * frames.shape[1] * size * size
+    return Cost(3 * pixels * strengths.element_size(), pixels * (3 * 2 * 4 + 60))
+
+
 def frame_tokens(x: Tensor, weight: Tensor, height: int, width: int, pool: int) -> Cost:
     """Pooling, one product, GELU."""
     batch, frames, _, channels = x.shape

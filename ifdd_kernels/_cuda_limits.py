@@ -19,6 +19,10 @@ from torch import Tensor
 ROWS = 2**30
 #: Longest side of a grid that the tokenizer pools, and of one that pool_tokens does.
 SIDE, POOLED_SIDE = 32767, 2**24
+#: Longest side of frames and results of augment_clips, whose distances are integers of 32 bits.
+RESIZED_SIDE = 16384
+#: Most times the width of frames of augment_clips may be that of the result: rows lie in shared memory.
+REDUCTION = 30
 #: Most frames of a clip that topk_split_index ranks in shared memory.
 RANKED_FRAMES = 8192
 #: Most frames of both groups whose samples backward of split_frames keeps in shared memory.
@@ -49,6 +53,14 @@ def most(what: str, limit: int, value: int) -> str:
 def rows(count: int) -> str:
     """The limit on rows of channels."""
     return "" if torch.compiler.is_compiling() else most("rows of channels", ROWS, count)
+
+
+def resized(frames: Tensor | None, size: int | None) -> str:
+    """Limits on frames (B, T, H, W, 3) whose crops are resized to ``size``."""
+    _, _, height, width, _ = sizes(frames, 5)
+    return most("sides of frames and result", RESIZED_SIDE, longest(height, width, size)) or (
+        "" if size is None else most("a width of frames / size", REDUCTION, -(-width // size))
+    )
 
 
 def tokenizer(

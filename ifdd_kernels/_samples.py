@@ -25,6 +25,23 @@ def _sample(label: str, op: str, arguments: Arguments) -> Sample:
     return Sample(label, arguments.of(op))
 
 
+def augment_clips(make: Maker) -> Iterator[Sample]:
+    """Samples of the op."""
+    for label, shape, size, crops, steps in (
+        ("larger and smaller", (2, 2, 9, 7), 8, [[0, 0, 9, 7], [2, 1, 5, 6]], [[0, 1, 2, 3], [3, 2, 1, 0]]),
+        ("odd sizes, contrast last", (1, 3, 23, 31), 5, [[1, 2, 20, 29]], [[2, 0, 3, 1]]),
+        ("no steps", (2, 1, 6, 6), 6, [[0, 0, 6, 6], [3, 4, 1, 1]], [[-1] * 4, [-1, 3, -1, 1]]),
+        ("one pixel", (1, 1, 5, 4), 1, [[0, 0, 5, 4]], [[1, 3, 0, 2]]),
+        ("wide", (1, 2, 4, 70), 66, [[1, 3, 3, 67]], [[3, 1, 0, 2]]),
+        ("empty batch", (0, 2, 4, 4), 3, [], []),
+    ):
+        arguments = _arguments.augment_clips(make, make.pixels(*shape, 3), crops, steps, size)
+        yield _sample(label, "augment_clips", arguments)
+    strided = make.pixels(1, 3, 6, 2, 7).permute(0, 3, 2, 4, 1)
+    arguments = _arguments.augment_clips(make, strided, [[0, 1, 6, 6]], [[1, 0, 2, 3]], 4)
+    yield _sample("strided", "augment_clips", arguments)
+
+
 def _frames(make: Maker) -> Iterator[tuple[str, Tensor, int, int, int]]:
     """Frames (B, T, N, C) with their grid and pooled side, shared by the ops that start from frames."""
     yield "T=8, 7x7, identity pool", make.normal(2, 8, 49, 12), 7, 7, 7

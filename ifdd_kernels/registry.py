@@ -124,6 +124,14 @@ REGISTRY: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         _entry(
+            "augment_clips",
+            ops.augment_clips,
+            _samples.augment_clips,
+            _costs.augment_clips,
+            roundings=16,
+            why=_ROUNDING + "two weighted means, then four steps that each multiply an error by 1.4 or so",
+        ),
+        _entry(
             "frame_tokens",
             ops.frame_tokens,
             _samples.frame_tokens,

@@ -43,6 +43,7 @@ def _convolution_gradient(args: Sequence[Any]) -> int:
 
 #: By the name of the registered op.
 NATIVE: Mapping[str, NativeOp] = {
+    "augment_clips": NativeOp(2),
     "frame_correlation": NativeOp(1),
     "frame_correlation_backward": NativeOp(1),
     "frame_tokens": NativeOp(1),

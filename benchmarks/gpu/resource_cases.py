@@ -42,6 +42,7 @@ def _network(make: Unfilled, every_block: bool) -> Iterator[Case]:
         if every_block or keys[1] == 7:
             attention = _arguments.pooled_attention(make, BATCH, grid, keys, heads, HEAD)
             yield _case("pooled_attention", f"keys {keys[1]} x {keys[2]}", attention)
+    yield _case("augment_clips", "frames of 224 x 224", _clips(make, (16, 224, 224), 224))
     frames = make.normal(BATCH, FRAMES, 49, 768)
     yield _case("frame_tokens", "stage 4", _arguments.frame_tokens(make, frames, 7, 7, 7, rows=7))
     yield "frame_correlation", "stage 4", (make.parameter(BATCH, FRAMES, 343), 1 / 343)
@@ -59,6 +60,13 @@ def _network(make: Unfilled, every_block: bool) -> Iterator[Case]:
     yield "lifting_loss", "LADM", (make.parameter(BATCH, 49, 768), 0.1, 1.0, False)
 
 
+def _clips(make: Unfilled, shape: tuple[int, int, int], size: int) -> Arguments:
+    """Of clips of (frames, height, width)."""
+    _, height, width = shape
+    crops, steps = [[0, 0, height, width]] * BATCH, [[0, 1, 2, 3]] * BATCH
+    return _arguments.augment_clips(make, make.pixels(BATCH, *shape, 3), crops, steps, size)
+
+
 def _ragged(make: Unfilled) -> Iterator[Case]:
     """Sizes that no tile divides: 33 channels, 5 frames, uneven grids."""
     label, count = "ragged", 33
@@ -66,6 +74,7 @@ def _ragged(make: Unfilled) -> Iterator[Case]:
     yield _case("pool_tokens", label, pooling)
     attention = _arguments.pooled_attention(make, BATCH, (3, 5, 7), (3, 3, 4), 3, 40)
     yield _case("pooled_attention", label, attention)
+    yield _case("augment_clips", label, _clips(make, (5, 77, 93), 33))
     frames, even = make.normal(3, 5, 77, count), make.normal(3, 6, 77, count)
     yield _case("frame_tokens", label, _arguments.frame_tokens(make, frames, 7, 11, 3, rows=70))
     yield "frame_correlation", label, (make.parameter(3, 5, 630), 1 / 630)

@@ -8,6 +8,7 @@ namespace ifdd::cpu {
 namespace {
 
 constexpr const char* kSchemas[] = {
+    "augment_clips(Tensor strengths, Tensor frames, Tensor crop, Tensor flip, Tensor steps, int size) -> Tensor clips",
     "frame_correlation(Tensor tokens, float scale) -> Tensor correlation",
     "frame_correlation_backward(Tensor grad_correlation, Tensor tokens, float scale) -> Tensor grad_tokens",
     "frame_tokens(Tensor x, Tensor weight, Tensor bias, int height, int width, int pool) -> Tensor tokens",

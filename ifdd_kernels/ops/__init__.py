@@ -1,5 +1,6 @@
 """The ops: schema, shape rules, gradients and public function of each, one file an op."""
 
+from ifdd_kernels.ops.augment_clips import augment_clips
 from ifdd_kernels.ops.frame_correlation import frame_correlation
 from ifdd_kernels.ops.frame_tokens import frame_tokens
 from ifdd_kernels.ops.gelu_linear import gelu_linear
@@ -20,6 +21,7 @@ __all__ = [
     "SplitIndex",
     "StaticDynamicSplit",
     "TopkIndex",
+    "augment_clips",
     "frame_correlation",
     "frame_tokens",
     "gelu_linear",

@@ -4,6 +4,7 @@ Each function has the signature of its op (``torch.ops.ifdd.NAME``). The forward
 differentiable by PyTorch's own autograd, which is how the hand-derived ``NAME_backward`` are checked.
 """
 
+from ifdd_kernels.reference.augment_clips import augment_clips, augment_pixels
 from ifdd_kernels.reference.frame_correlation import frame_correlation, frame_correlation_backward
 from ifdd_kernels.reference.frame_tokens import frame_tokens, frame_tokens_backward
 from ifdd_kernels.reference.gelu_linear import gelu_linear, gelu_linear_backward
@@ -28,6 +29,8 @@ from ifdd_kernels.reference.topk_split_index import topk_split_index
 
 __all__ = [
     "attention_of_parts",
+    "augment_clips",
+    "augment_pixels",
     "frame_correlation",
     "frame_correlation_backward",
     "frame_tokens",

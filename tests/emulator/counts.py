@@ -35,6 +35,9 @@ def arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
     make = Maker(dtype, seed=7)
     frames, (height, width), channels, rows, pool = 8, (4, 4), 768, 7, 4
 
+    if name == "augment_clips":
+        pixels = make.pixels(1, 2, 96, 96, 3)
+        return _arguments.augment_clips(make, pixels, [[4, 8, 80, 85]], [[0, 1, 2, 3]], 96).of(name)
     if name == "pool_tokens":
         grid, stride_kv = (2, 8, 16), (1, 2, 2)
         return _arguments.pool_tokens(make, 1, grid, 1, 96, stride_kv=stride_kv).of(name)

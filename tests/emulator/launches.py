@@ -39,6 +39,10 @@ def _network(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     make = Unfilled(dtype, "cpu")
     for block in shape.blocks:
         yield "pool_tokens", live_pooling(make, block).of("pool_tokens")
+    side = IFDDConfig().image_size
+    crop, steps = [[0, 0, side, side]], [[0, 1, 2, 3]]
+    clips = _arguments.augment_clips(make, make.pixels(1, 2, side, side, 3), crop, steps, side)
+    yield "augment_clips", clips.of("augment_clips")
     (height, width), frames, channels = shape.grid, shape.frames, shape.channels
     x = make.normal(1, frames, height * width, channels)
     grid = (height, width, height)

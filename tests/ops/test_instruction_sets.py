@@ -16,6 +16,7 @@ from ops.cases import nightly
 TESTS = Path(__file__).parents[1]
 #: Tests marked ``instruction_sets`` in these files.
 FILES = (
+    "ops/test_augment_clips.py",
     "ops/test_attention_native.py",
     "ops/test_issm_native.py",
     "ops/test_pool_tokens_native.py",

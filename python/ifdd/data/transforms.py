@@ -7,17 +7,16 @@ Recipe of the IFDD paper (Wang & Chai, AAAI 2025, arXiv:2412.13168) and its publ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ifdd._labels import check_labels
+from ifdd_kernels import augment_clips, reference
 
 
 class Augmentation(NamedTuple):
@@ -52,8 +51,7 @@ class ClipAugment:
 
     Brightness multiplies, contrast blends with the mean luma of each frame, saturation with the luma of each
     pixel, in random order with the shift of hue; the result of each is clamped to [0, 1]. These are
-    torchvision's definitions. kornia (extra `train`) computes them under other names: its `adjust_contrast`
-    is the multiplication, its hue is in radians.
+    torchvision's definitions, computed by `ifdd_kernels.augment_clips`.
 
     Raises:
         ValueError: a range that is empty or outside its limits.
@@ -93,10 +91,12 @@ class ClipAugment:
             raise ValueError(
                 f"clip must be floating point (3, T, H, W), got {clip.dtype} {tuple(clip.shape)}"
             )
-        frames = clip.transpose(0, 1)
-        drawn = self.draw(frames.shape[-2], frames.shape[-1], generator)
-        strengths = torch.tensor(drawn.strengths, dtype=frames.dtype, device=frames.device)
-        return self._transformed(frames, drawn, strengths).transpose(0, 1).contiguous()
+        # The op takes bytes; its definition takes what they stand for.
+        pixels = clip.permute(1, 2, 3, 0)[None]
+        drawn = self.draw(pixels.shape[2], pixels.shape[3], generator)
+        wide = torch.float64 if clip.dtype == torch.float64 else torch.float32
+        result = reference.augment_pixels(pixels.to(wide), *_tensors([drawn], wide, clip.device), self.size)
+        return result[0].to(clip.dtype).contiguous()
 
     def draw(self, height: int, width: int, generator: torch.Generator | None = None) -> Augmentation:
         """Draws for a clip of frames of height x width; :meth:`apply` does it."""
@@ -120,13 +120,14 @@ class ClipAugment:
         Args:
             frames: uint8 (B, T, H, W, 3).
             drawn: one for each clip.
-            dtype: floating point, of the result and of the arithmetic.
+            dtype: floating point, of the result; the arithmetic is at least in float32.
 
         Returns:
-            (B, 3, T, S, S) in [0, 1], contiguous; equal to calling this on each clip / 255.
+            (B, 3, T, S, S) in [0, 1], contiguous; what calling this on each clip / 255 gives, up to rounding.
 
         Raises:
-            ValueError: frames of another shape or type, or not as many draws as clips.
+            ValueError: frames of another shape or type, not as many draws as clips, or a crop that is not
+                inside the frames.
         """
         if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
             raise ValueError(
@@ -134,27 +135,13 @@ class ClipAugment:
             )
         if len(drawn) != len(frames):
             raise ValueError(f"drawn must have one entry per clip, got {len(drawn)} for {len(frames)} clips")
-        # One copy, which the host does not wait for: kornia would send a number at a time.
-        strengths = torch.tensor([one.strengths for one in drawn], dtype=dtype)
-        strengths = (strengths.pin_memory() if frames.is_cuda else strengths).to(
-            frames.device, non_blocking=True
-        )
-        batch, length = frames.shape[:2]
-        result = torch.empty(batch, 3, length, self.size, self.size, dtype=dtype, device=frames.device)
-        for clip, one, strength, target in zip(frames, drawn, strengths, result, strict=True):
-            pixels = clip.permute(0, 3, 1, 2).to(dtype) / 255
-            target.copy_(self._transformed(pixels, one, strength).transpose(0, 1))
-        return result
-
-    def _transformed(self, frames: Tensor, drawn: Augmentation, strengths: Tensor) -> Tensor:
-        """(T, 3, H, W) -> (T, 3, S, S); `strengths` are those drawn, on the device."""
-        if drawn.flip:
-            frames = frames.flip(-1)
-        frames = frames[..., drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width]
-        # Bilinear weights are a partition of unity: this cannot leave [0, 1] but for rounding, clamped at the
-        # end.
-        frames = functional.interpolate(frames, (self.size, self.size), mode="bilinear", antialias=True)
-        return _jittered(frames, drawn.steps, strengths).clamp(0, 1)
+        for number, one in enumerate(drawn):
+            if one.top + one.height > frames.shape[2] or one.left + one.width > frames.shape[3]:
+                raise ValueError(
+                    f"drawn: the crop of clip {number} is not inside its frames of"
+                    f" {frames.shape[2]} x {frames.shape[3]}: {one}"
+                )
+        return augment_clips(frames, *_tensors(drawn, dtype, frames.device), self.size)
 
     def crop_box(
         self, height: int, width: int, generator: torch.Generator | None
@@ -274,28 +261,22 @@ def _cut_mix(clips: Tensor, share: float, numbers: np.random.Generator) -> tuple
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
 
-def _jittered(frames: Tensor, order: Sequence[int], strengths: Tensor) -> Tensor:
-    if not order:
-        return frames
-    enhance = _kornia_enhance()
-    brightness, contrast, saturation, hue = strengths.unbind()
-    steps: list[Callable[[Tensor], Tensor]] = [
-        partial(enhance.adjust_contrast, factor=brightness),
-        partial(enhance.adjust_contrast_with_mean_subtraction, factor=contrast),
-        partial(enhance.adjust_saturation_with_gray_subtraction, factor=saturation),
-        partial(enhance.adjust_hue, factor=2 * math.pi * hue),
-    ]
-    for step in order:
-        frames = steps[step](frames)
-    return frames
+def _tensors(
+    drawn: Sequence[Augmentation], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Crops, flips, strengths and steps as `ifdd_kernels.augment_clips` takes them."""
 
+    def sent(values: Sequence[Any], dtype: torch.dtype, *shape: int) -> Tensor:
+        tensor = torch.tensor(values, dtype=dtype).reshape(len(drawn), *shape)
+        # A copy that the host does not wait for.
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-def _kornia_enhance() -> Any:
-    try:
-        from kornia import enhance
-    except ImportError:
-        raise ImportError("colour jitter needs kornia: pip install 'ifdd-kernels[train]'") from None
-    return enhance
+    return (
+        sent([one[1:5] for one in drawn], torch.int64, 4),
+        sent([one.flip for one in drawn], torch.bool),
+        sent([one.strengths or (1, 1, 1, 0) for one in drawn], dtype, 4),
+        sent([one.steps or (-1, -1, -1, -1) for one in drawn], torch.int64, 4),
+    )
 
 
 def _uniform(low: float, high: float, generator: torch.Generator | None) -> float:
