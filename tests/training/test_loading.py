@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
+import json
 import shutil
 import subprocess
 import sys
-import textwrap
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import rank_program
 from ifdd.config import IFDDConfig
 from ifdd.data.datasets import LeftOut, Video
 from ifdd.data.errors import DatasetError, DatasetWarning, VideoError
@@ -141,45 +142,74 @@ def test_nothing_left_of_the_held_out_part(clips: Path) -> None:
         list(data.val_dataloader())
 
 
+@pytest.mark.parametrize("fits_at_first", [False, True])
 def test_batches_that_do_not_fit_into_shared_memory_come_through_pipes(
-    clips: Path, monkeypatch: pytest.MonkeyPatch
+    clips: Path, monkeypatch: pytest.MonkeyPatch, fits_at_first: bool
 ) -> None:
+    """Seen before the workers start; or other programs take the memory afterwards."""
     expected = list(recognition_data(clips, 0).test_dataloader())
-    monkeypatch.setattr(loading, "free_shared_memory", lambda: 10_000)
+    size = expected[0].frames.nbytes
+    loader = recognition_data(clips, 2).test_dataloader()
+    # Two batches of each worker, and two in use: one byte too little.
+    needed = 6 * size
+    monkeypatch.setattr(loading, "free_shared_memory", lambda: needed - (not fits_at_first))
+    taken = iter([needed])
+    if fits_at_first:
+        monkeypatch.setattr(loading, "free_shared_memory", lambda: next(taken, 0))
     with pytest.warns(DatasetWarning, match="shared memory is short .* batches go through pipes") as caught:
-        piped = list(recognition_data(clips, 2).test_dataloader())
-    assert len([w for w in caught if "pipes" in str(w.message)]) == 1
+        piped = list(loader)
+    (text,) = (str(w.message) for w in caught if "pipes" in str(w.message))
+    assert ("a batch takes" if fits_at_first else "2 workers may take") in text
     assert all(isinstance(batch, RawWindows) for batch in piped)
+    assert not any(batch.frames.is_shared() for batch in piped)
     for one, other in zip(piped, expected, strict=True):
         assert torch.equal(one.frames, other.frames)
         assert torch.equal(one.labels, other.labels)
 
 
-def test_a_small_shared_memory_does_not_hang(clips: Path) -> None:
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("needs root and unshare, to mount a small /dev/shm")
-    if subprocess.run(
-        ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"]
-    ).returncode:
-        pytest.skip("mounting is not allowed here")
-    script = textwrap.dedent(f"""
-        from ifdd.config import IFDDConfig
-        from ifdd.training.config import DataConfig, TrainingConfig
-        from ifdd.training.data import RecognitionData
+def test_batches_that_fit_are_shared(clips: Path) -> None:
+    data = recognition_data(clips, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(batch.frames.is_shared() for batch in data.test_dataloader())
 
-        file = "{clips}/list.txt"
-        data = DataConfig(name="list", test_list=file, classes="x,y", eval_batch_size=12, workers=2)
-        network = IFDDConfig(backbone="mvit_nano", image_size=64, num_classes=2)
-        data = RecognitionData(TrainingConfig(data=data), network)
-        print(sum(len(batch.labels) for batch in data.test_dataloader()))
-    """)
-    (clips / "script.py").write_text(script)
-    command = f"mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {sys.executable} {clips}/script.py"
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, timeout=200, check=False
+
+SMALL_MOUNT = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_and_a_test_under_a_small_shared_memory(tmp_path: Path) -> None:
+    """As in a container: `ifdd fit`, then `ifdd test`, whose batches need more than /dev/shm has."""
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*unshare, SMALL_MOUNT], capture_output=True).returncode
+    ):
+        pytest.skip("mounting a small /dev/shm in a namespace is not allowed here")
+    for index in range(8):
+        folder = tmp_path / f"{index:05d}"
+        folder.mkdir()
+        for frame in range(8):
+            Image.new("RGB", (64, 64), (30 * index, 20 * frame, 0)).save(folder / f"{frame}.png")
+    (tmp_path / "list.txt").write_text("".join(f"{index:05d} {index % 2}\n" for index in range(8)))
+    network = {**rank_program.NETWORK, "image_size": 64}
+    lists = str(tmp_path / "list.txt")
+    common = ["--data", "list", "--root", str(tmp_path), "--first_label", "0", "--workers", "2"]
+    common += ["--device", "cpu", "--progress", "false", "--eval_batch_size", "8"]
+    training = ["fit", *common, "--train_list", lists, "--classes", "[x,y]", "--out", str(tmp_path / "run")]
+    training += ["--epochs", "1", "--validation", "0.5", "--batch_size", "4", "--warmup", "none"]
+    training += [f"--model.{name}={value}" for name, value in network.items()]
+    testing = ["test", *common, "--test_list", lists, "--out", str(tmp_path / "tested")]
+    testing += ["--checkpoint", str(tmp_path / "run/model.safetensors")]
+    (tmp_path / "both.py").write_text(
+        f"from ifdd.cli import main\nraise SystemExit(main({training}) or main({testing}))\n"
     )
-    assert done.stdout == "12\n", done.stderr
-    assert "shared memory is short (/dev/shm has 1 MiB free, a batch takes" in done.stderr
+    command = f"{SMALL_MOUNT} && exec {sys.executable} {tmp_path}/both.py"
+    done = subprocess.run([*unshare, command], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "tested/scores.json").read_text())["clips"] == 8
+    # Once by each command.
+    assert done.stderr.count("shared memory is short (/dev/shm has 1 MiB free, 2 workers may take") == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])

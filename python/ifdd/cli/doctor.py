@@ -35,6 +35,8 @@ PACKAGES = {
     "pytorch-lightning": "pytorch_lightning",
     "torchmetrics": "torchmetrics",
     "av": "av",
+    "pillow": "PIL",
+    "simplejpeg": "simplejpeg",
     "kornia": "kornia",
     "scikit-image": "skimage",
     "matplotlib": "matplotlib",
@@ -61,6 +63,7 @@ def run(options: Namespace) -> int:
     say("[bold]Versions[/bold]")
     for name, version in versions():
         say(f"  {name:18} {version}", highlight=False)
+    say(f"  JPEG frames are decoded by {jpeg_decoder()}", highlight=False)
     unusable = unusable_packages()
     for found in unusable:
         say(f"  FAIL  {found}", highlight=False, markup=False, soft_wrap=True)
@@ -127,6 +130,18 @@ def versions() -> Iterator[tuple[str, str]]:
         if module == "ifdd_kernels" and version != running:
             version = f"{running} (pip has {version}: install it again for pip and other packages to know)"
         yield name, version
+
+
+def jpeg_decoder() -> str:
+    """What folders of JPEG frames are read with."""
+    from ifdd.data.jpeg import simplejpeg
+
+    try:
+        if simplejpeg() is not None:
+            return "simplejpeg"
+    except ImportError:
+        return "nothing: simplejpeg is installed and cannot be imported"
+    return "Pillow, in twice the time of simplejpeg (pip install simplejpeg)"
 
 
 def unusable_packages() -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from ifdd.text import printable
 
 from .errors import VideoError, reason
+from .jpeg import JPEG_SUFFIXES, read_jpeg
 from .source import Picture, PictureError, Source, needs, special_file
 
 IMAGE_SUFFIXES = (
@@ -137,11 +138,12 @@ def read_image(path: Path) -> np.ndarray:
         from PIL import Image
     except ImportError:
         raise VideoError(needs(path, "Pillow")) from None
-    name = printable(path.name)
     try:
         special = special_file(path)
         if special is not None:
-            raise PictureError(f"{name}: {special}, expected a file")
+            raise PictureError(f"{printable(path.name)}: {special}, expected a file")
+        if path.suffix.lower() in JPEG_SUFFIXES and (pixels := read_jpeg(path, MAX_PIXELS)) is not None:
+            return pixels
         with Image.open(path) as image:
             length = animation_length(image)
             if length > 1:
@@ -151,10 +153,10 @@ def read_image(path: Path) -> np.ndarray:
                 )
             return picture_pixels(image)
     except PictureError as error:
-        raise PictureError(f"{name}: {error}") from None
+        raise PictureError(f"{printable(path.name)}: {error}") from None
     # Whatever a damaged file makes a decoder of Pillow raise: no list of these errors has been complete.
     except Exception as error:
-        raise PictureError(f"{name}: {reason(error)}") from None
+        raise PictureError(f"{printable(path.name)}: {reason(error)}") from None
 
 
 def animation_length(image: Any) -> int:
@@ -173,13 +175,16 @@ def picture_pixels(image: Any) -> np.ndarray:
     Raises:
         PictureError: too large, or not of 8 bits a channel.
     """
-    from PIL import ImageOps
+    from PIL import ExifTags, ImageOps
 
     if image.width * image.height > MAX_PIXELS:
         raise PictureError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
     if image.mode.startswith(("I", "F")):
         raise PictureError(f"pixels of mode {image.mode}, expected 8 bits a channel")
-    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    # Each of these steps would copy a picture that needs none of them.
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -15,7 +15,9 @@ def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if frame.shape[:2] == size:
         return frame
     # The kernel for bytes clamps the overshoot of the bicubic filter itself.
-    pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1).unsqueeze(0)
+    # The batch dimension first: behind the permutation PyTorch would not know the channels to be last, and
+    # would turn the result around.
+    pixels = torch.from_numpy(np.ascontiguousarray(frame)).unsqueeze(0).permute(0, 3, 1, 2)
     resized = functional.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 

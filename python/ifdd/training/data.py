@@ -223,6 +223,16 @@ class RecognitionData(pl.LightningDataModule):
         clips = clips.clips if isinstance(clips, OneFrame) else clips
         return clips if isinstance(clips, VideoDataset) else None
 
+    def _clip_bytes(self, split: str) -> int:
+        """Of a clip of one window as it travels: drawn ones as float32. How many windows consecutive sampling
+        takes of a video is not known in advance.
+        """
+        size = 3 * self.network.clip_frames * self.network.image_size**2
+        videos = self._videos(split)
+        if videos is None:
+            return 4 * size
+        return size * (videos.sampling.views if videos.sampling.name == "dense" else 1)
+
     def clips(self) -> dict[str, int]:
         """Number of clips of the training and of the held-out part (0 without one)."""
         held_out = len(self.dataset("validation")) if self.config.data.validation > 0 else 0
@@ -251,6 +261,8 @@ class RecognitionData(pl.LightningDataModule):
             self._train_loader = ClipLoader(
                 dataset,
                 functools.partial(collate_clips, classes=len(dataset.class_names)),
+                batch_bytes=min(batch // ranks, len(dataset)) * self._clip_bytes("train"),
+                processes=self.launch.devices,
                 videos=self._videos("train"),
                 record=functools.partial(self.skipped.add, "train"),
                 batch_sampler=self._order,
@@ -276,6 +288,8 @@ class RecognitionData(pl.LightningDataModule):
             self._evaluation_loaders[split] = ClipLoader(
                 dataset,
                 functools.partial(collate_windows, classes=len(dataset.class_names)),
+                batch_bytes=min(self.config.data.eval_batch_size, len(dataset)) * self._clip_bytes(split),
+                processes=self.launch.devices,
                 videos=self._videos(split),
                 record=functools.partial(self.skipped.add, split),
                 batch_size=self.config.data.eval_batch_size,

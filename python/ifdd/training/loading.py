@@ -6,6 +6,9 @@ text, and wait for ever where a batch does not fit into shared memory.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import math
 import os
 import pickle
 import traceback
@@ -21,8 +24,17 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from ifdd.data.datasets.videos import LeftOut, VideoDataset
 from ifdd.data.errors import DatasetError, DatasetWarning, VideoError
 from ifdd.training.order import Place
+from ifdd.training.windows import Empty, own_memory
 
 SHARED_MEMORY = "/dev/shm"
+PREFETCH = 2
+"""Batches that a worker makes in advance, as in PyTorch."""
+IN_USE = 2
+"""Batches that a training holds at a time: that of the step, and the next one."""
+
+MALLOC = {-3: 32 << 20, -1: 256 << 20}
+"""Of glibc's <malloc.h>: blocks from this size on are mapped (M_MMAP_THRESHOLD, the most it takes), and this
+much stays with the process (M_TRIM_THRESHOLD)."""
 
 
 class WorkerTraceback(Exception):  # noqa: N818  (not an error of its own: the cause shown by --debug)
@@ -41,18 +53,24 @@ class _Parcel(NamedTuple):
     left_out: list[LeftOut]
     failure: _Failure | None
     piped: int
-    """bytes of a batch that did not fit into shared memory, else 0"""
+    """bytes of a batch that comes through the pipe since it did not fit into shared memory, else 0"""
 
 
 class ClipLoader(DataLoader[Any]):
     """Batches of a data set of clips.
 
-    Errors of workers are raised as they were, their traceback as the cause. A batch that does not fit into
-    free shared memory comes through a pipe instead, which is slower, with one warning.
+    Errors of workers are raised as they were, their traceback as the cause.
+
+    Before the workers start, free shared memory is compared with what their batches will take of it. Where
+    it is too little, all batches come through pipes, which is slower, with one warning; so does a single
+    batch where other programs have taken the memory since.
 
     Args:
         dataset: items (clip, label).
-        collate: joins items to a batch, a tuple of tensors.
+        collate: joins items to a batch, a tuple of tensors, the clips first, in the memory that its argument
+            ``empty`` makes.
+        batch_bytes: of the largest batch as it travels.
+        processes: of this machine, each with such a loader.
         videos: the data set of videos below `dataset`, whose unreadable ones may be left out; None for
             others.
         record: receives what was left out.
@@ -66,21 +84,27 @@ class ClipLoader(DataLoader[Any]):
     def __init__(
         self,
         dataset: Any,
-        collate: Callable[[Sequence[Any]], Any],
+        collate: Callable[..., Any],
         *,
+        batch_bytes: int,
+        processes: int = 1,
         videos: VideoDataset | None = None,
         record: Callable[[Sequence[LeftOut]], None],
         empty: Callable[[], Any] | None = None,
         **options: Any,
     ) -> None:
         workers = _possible_workers(options.pop("num_workers", 0))
+        self._batch_bytes = batch_bytes
+        self._processes = processes
         self._record = record
         self._warned = False
         self._empty = empty
-        guarded = cast("Dataset[Any]", _Guarded(dataset, videos))
+        self._pack = _Pack(collate, videos)
+        if workers:
+            options |= {"prefetch_factor": PREFETCH, "worker_init_fn": _keep_freed_memory}
         super().__init__(
-            guarded,
-            collate_fn=_Pack(collate, videos, workers),
+            cast("Dataset[Any]", _Guarded(dataset, videos)),
+            collate_fn=self._pack,
             num_workers=workers,
             persistent_workers=workers > 0,
             **options,
@@ -92,15 +116,16 @@ class ClipLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         empty = True
+        if self.num_workers and self._iterator is None:
+            self._look_for_memory()
         for parcel in super().__iter__():
             if parcel.left_out:
                 self._record(parcel.left_out)
             if parcel.failure is not None:
                 cause = WorkerTraceback(parcel.failure.trace) if self.num_workers else None
                 raise parcel.failure.error from cause
-            if parcel.piped and not self._warned:
-                self._warned = True
-                warnings.warn(_shortage(parcel.piped), DatasetWarning, stacklevel=2)
+            if parcel.piped:
+                self._warn(f"a batch takes {_mebibytes(parcel.piped)}")
             if parcel.batch is not None:
                 empty = False
                 yield _converted(parcel.batch, np.ndarray, torch.from_numpy) if parcel.piped else parcel.batch
@@ -108,6 +133,26 @@ class ClipLoader(DataLoader[Any]):
             yield self._empty()
         elif empty:
             raise DatasetError("no clip could be read: nothing is left of this part of the data set")
+
+    def _look_for_memory(self) -> None:
+        """Whether the workers that are about to start find enough shared memory."""
+        needed = self._batch_bytes * (PREFETCH * self.num_workers + IN_USE) * self._processes
+        free = free_shared_memory()
+        self._pack.shares = free is None or needed <= free
+        if not self._pack.shares:
+            self._warn(f"{_among(self.num_workers, self._processes)} may take {_mebibytes(needed)}")
+
+    def _warn(self, need: str) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        free = _mebibytes(free_shared_memory() or 0)
+        text = (
+            f"shared memory is short ({SHARED_MEMORY} has {free} free, {need}): batches go through pipes, "
+            "which is slower; containers get more with `docker run --shm-size`, and smaller batches or fewer "
+            "workers need less"
+        )
+        warnings.warn(text, DatasetWarning, stacklevel=3)
 
 
 class _Guarded:
@@ -139,14 +184,15 @@ class _Guarded:
 
 
 class _Pack:
-    """Joins items to a parcel."""
+    """Joins items to a parcel.
 
-    def __init__(
-        self, collate: Callable[[Sequence[Any]], Any], videos: VideoDataset | None, workers: int
-    ) -> None:
+    ``shares``: whether workers put clips into shared memory.
+    """
+
+    def __init__(self, collate: Callable[..., Any], videos: VideoDataset | None) -> None:
         self.collate = collate
         self.videos = videos
-        self.workers = workers
+        self.shares = True
 
     def __call__(self, items: Sequence[Any]) -> _Parcel:
         news = self.videos.take_news() if self.videos is not None else []
@@ -155,10 +201,10 @@ class _Pack:
         if failure is not None or not there:
             return _Parcel(None, news, failure, 0)
         try:
-            batch = self.collate(there)
             if get_worker_info() is None:
-                return _Parcel(batch, news, None, 0)
-            sent, piped = _for_sending(batch, self.workers)
+                return _Parcel(self.collate(there), news, None, 0)
+            empty: Empty = _shared_memory if self.shares else own_memory
+            sent, piped = _for_sending(self.collate(there, empty=empty))
             return _Parcel(sent, news, None, piped)
         except Exception as error:
             return _Parcel(None, news, _failure(error), 0)
@@ -174,14 +220,23 @@ def _failure(error: Exception) -> _Failure:
     return _Failure(error, trace)
 
 
-def _for_sending(batch: Any, workers: int) -> tuple[Any, int]:
-    """The tensors of a batch in shared memory, or as arrays that go through the pipe, and then their
-    bytes.
-    """
-    size = sum(part.nbytes for part in batch if isinstance(part, Tensor))
+def _shared_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An :data:`Empty` in shared memory; in that of the process where other programs have taken it."""
+    size = math.prod(shape) * dtype.itemsize
     free = free_shared_memory()
-    # All workers may ask at the same moment.
-    if free is None or size * workers <= free:
+    if free is None or size <= free:
+        with contextlib.suppress(RuntimeError, OSError):
+            # PyTorch's own way of joining a batch; a tensor that is moved there is copied.
+            storage = torch.UntypedStorage._new_shared(size)
+            return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+    return own_memory(shape, dtype)
+
+
+def _for_sending(batch: Any) -> tuple[Any, int]:
+    """A batch whose clips are in shared memory with its other tensors there, too; of another one the arrays,
+    which go through the pipe, and their bytes.
+    """
+    if batch[0].is_shared():
         try:
             for part in batch:
                 if isinstance(part, Tensor):
@@ -189,8 +244,8 @@ def _for_sending(batch: Any, workers: int) -> tuple[Any, int]:
             return batch, 0
         except (RuntimeError, OSError):
             pass  # another process took it meanwhile
-    # Copies, since a part may be in shared memory already.
-    return _converted(batch, Tensor, lambda part: part.numpy().copy()), size
+    size = sum(part.nbytes for part in batch if isinstance(part, Tensor))
+    return _converted(batch, Tensor, Tensor.numpy), size
 
 
 def _converted(batch: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
@@ -208,13 +263,25 @@ def free_shared_memory() -> int | None:
     return state.f_bavail * state.f_frsize
 
 
-def _shortage(size: int) -> str:
-    free = (free_shared_memory() or 0) / 2**20
-    return (
-        f"shared memory is short ({SHARED_MEMORY} has {free:.0f} MiB free, a batch takes "
-        f"{size / 2**20:.0f} MiB): batches go through pipes, which is slower; containers get more with "
-        "`docker run --shm-size`, and smaller batches need less"
-    )
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
+
+
+def _among(workers: int, processes: int) -> str:
+    count = f"{workers} worker{'s' * (workers > 1)}"
+    return count if processes == 1 else f"{count} of each of {processes} processes"
+
+
+def _keep_freed_memory(worker: int) -> None:
+    """Lets a worker reuse the memory of the clips that it has sent.
+
+    glibc gives blocks of that size back to the system, and every clip would pay for hundreds of new pages,
+    about as much as for decoding it. Other C libraries are left as they are.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in MALLOC.items():
+            mallopt(parameter, value)
 
 
 def _possible_workers(wanted: int) -> int:

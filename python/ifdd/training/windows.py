@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,9 @@ from ifdd._labels import check_labels
 from ifdd.data.datasets import RawClip
 from ifdd.data.resize import frames_to_clips
 from ifdd.data.transforms import Augmentation, ClipAugment
+
+Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
+"""Makes the tensor that clips are joined in, of a shape and a dtype: in a worker, in shared memory."""
 
 
 class WindowBatch(NamedTuple):
@@ -42,8 +45,13 @@ class RawWindows(NamedTuple):
     windows: Tensor
 
 
+def own_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An :data:`Empty` in the memory of the process."""
+    return torch.empty(shape, dtype=dtype)
+
+
 def collate_clips(
-    items: Sequence[RawClip | tuple[Tensor, Any]], classes: int
+    items: Sequence[RawClip | tuple[Tensor, Any]], classes: int, empty: Empty = own_memory
 ) -> RawClips | tuple[Tensor, Tensor]:
     """Joins training samples: raw ones to :class:`RawClips`, others to clips (B, 3, T, H, W) and labels.
 
@@ -52,7 +60,7 @@ def collate_clips(
     """
     # Not default_collate: in a worker it takes shared memory before anybody has looked whether there is
     # enough.
-    clips = torch.stack([item[0] for item in items])
+    clips = _joined([item[0].unsqueeze(0) for item in items], empty)
     given = [item[1] for item in items]
     labels = torch.stack(given) if isinstance(given[0], Tensor) else torch.tensor(given, dtype=torch.int64)
     if not labels.is_floating_point():
@@ -63,7 +71,9 @@ def collate_clips(
     return RawClips(clips, labels, drawn or None)
 
 
-def collate_windows(items: Sequence[RawClip | tuple[Tensor, int]], classes: int) -> RawWindows | WindowBatch:
+def collate_windows(
+    items: Sequence[RawClip | tuple[Tensor, int]], classes: int, empty: Empty = own_memory
+) -> RawWindows | WindowBatch:
     """Joins samples of one window, (3, T, H, W) or raw (T, S, S, 3), or of W windows, with W in front.
 
     Raises:
@@ -73,7 +83,14 @@ def collate_windows(items: Sequence[RawClip | tuple[Tensor, int]], classes: int)
     check_labels(labels, classes)
     groups = [item[0] if item[0].ndim == 5 else item[0].unsqueeze(0) for item in items]
     kind = RawWindows if isinstance(items[0], RawClip) else WindowBatch
-    return kind(torch.cat(groups), labels, torch.tensor([len(group) for group in groups], dtype=torch.int64))
+    windows = torch.tensor([len(group) for group in groups], dtype=torch.int64)
+    return kind(_joined(groups, empty), labels, windows)
+
+
+def _joined(groups: Sequence[Tensor], empty: Empty) -> Tensor:
+    """The groups one after the other, each copied once."""
+    clips = empty((sum(map(len, groups)), *groups[0].shape[1:]), groups[0].dtype)
+    return torch.cat(list(groups), out=clips)
 
 
 def finished(batch: Any, augment: ClipAugment | None) -> Any:
