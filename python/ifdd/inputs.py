@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ifdd.data.errors import VideoError
+from ifdd.data.errors import DatasetError, VideoError, reason
 from ifdd.data.folder import holds_frames, list_videos
-from ifdd.text import printable
+from ifdd.data.textfile import plain, read_bytes
+from ifdd.text import one_line, printable
 
 
 class InputError(ValueError):
@@ -46,7 +47,14 @@ def find_videos(names: Iterable[str], recursive: bool = False) -> Iterator[tuple
 def _expand(name: str, recursive: bool) -> list[tuple[str, VideoError | None]]:
     if not name:  # a Path would take it for the folder that the program runs in
         return [(name, VideoError("an empty name stands for no video"))]
-    if os.path.lexists(name):
+    try:
+        Path(name).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name that no file can have, a folder that may not be read
+        if not glob.has_magic(name):
+            return [(name, VideoError(f"{printable(name)}: {reason(error)}"))]
+    else:
         return _videos_of(name, recursive)
     if _ADDRESS.match(name):
         return [(name, VideoError(f"{printable(name)}: an address, expected a file; download it first"))]
@@ -99,20 +107,26 @@ def _folders(folder: Path) -> Iterator[str]:
 
 
 def read_list(path: str) -> list[str]:
-    """The lines of a list of videos, ``-`` for standard input, but for empty ones. Bytes that are not UTF-8
-    are kept as they are.
+    """The lines of a list of videos, ``-`` for standard input, but for empty ones. Encodings and line ends
+    may be those of lists of data sets; bytes that are not UTF-8 are kept as they are. Blanks or quotes around
+    a name are left away where only the name without them exists.
 
     Raises:
         InputError: it cannot be read, or names no video.
     """
     try:
-        raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{printable(path)}: {error.strerror}") from None
-    if b"\0" in raw:
-        raise InputError(f"{printable(path)}: is not text; expected one path per line")
-    lines = [os.fsdecode(line.rstrip(b"\r")) for line in raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
-    names = [line for line in lines if line.strip()]
+        raw = plain(path, sys.stdin.buffer.read()) if path == "-" else read_bytes(Path(path))
+    except (OSError, DatasetError) as error:
+        raise InputError(one_line(error)) from None
+    lines = [os.fsdecode(line) for line in raw.split(b"\n")]
+    names = [_bare(line) for line in lines if line.strip()]
     if not names:
         raise InputError(f"{printable(path)}: names no video, expected one path a line")
     return names
+
+
+def _bare(line: str) -> str:
+    """A name without what surrounds it in a list, if that is how the file is called."""
+    stripped = line.strip()
+    names = (line, stripped, stripped.strip("\"'"))
+    return next((name for name in names if name and os.path.lexists(name)), line)

@@ -76,7 +76,7 @@ def test_every_fault_is_told_and_reported(ifdd: Run, videos: Path, tmp_path: Pat
         f"fault: train 5: {videos}/short.mp4: shared: also number 1 of the test list",
         f"fault: train 8: {videos}/cut.mkv: unreadable: the file is empty",
         "--on_error skip would leave out 4 training videos",
-        "`ifdd test` would stop: 1 test videos cannot be read",
+        "`ifdd test` would stop: 1 test video cannot be read",
         "10 videos, 9 faults",
     ):
         assert text in result.out

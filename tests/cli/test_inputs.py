@@ -74,10 +74,25 @@ def test_a_list_keeps_every_name_as_it_is(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [(None, "No such file"), (b"\n \n", "names no video"), (b"a\0b", "is not text")],
+    [(None, "No such file"), (b"\n \n", "names no video"), (b"abc\0def", "no text file")],
 )
 def test_lists_that_are_none(tmp_path: Path, content: bytes | None, text: str) -> None:
     if content is not None:
         (tmp_path / "list").write_bytes(content)
     with pytest.raises(InputError, match=text):
         read_list(str(tmp_path / "list"))
+
+
+def test_lists_of_other_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a b.mp4", "c.mp4", " odd "):
+        Path(name).touch()
+    lines = '"a b.mp4"\r\n  c.mp4  \r\n odd \r\n"none"\r\n'
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le"):
+        Path("list").write_bytes(lines.encode(encoding))
+        assert read_list("list") == ["a b.mp4", "c.mp4", " odd ", '"none"'], encoding
+
+
+def test_a_name_that_no_file_can_have_is_one_video(tmp_path: Path) -> None:
+    ((name, error),) = find_videos(["n" * 5000])
+    assert (name, str(error)) == ("n" * 5000, f"{'n' * 5000}: File name too long")

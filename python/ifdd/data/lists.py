@@ -203,7 +203,7 @@ def _shares(sizes: np.ndarray, part: float) -> list[int]:
     remainders = np.where(counts < np.minimum(exact, sizes - 1), exact - counts, 0.0)
     for place in np.argsort(-remainders, kind="stable")[: max(0, left)]:
         counts[place] += bool(remainders[place] > 0)
-    return counts.tolist()
+    return [int(count) for count in counts]
 
 
 def _number(text: str) -> Label | None:

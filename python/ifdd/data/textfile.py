@@ -49,6 +49,15 @@ def read_bytes(path: Path) -> bytes:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{printable(path)}: cannot read the list ({reason(error)})") from None
+    return plain(path, content)
+
+
+def plain(path: str | Path, content: bytes) -> bytes:
+    """`content`, which is that of `path`, by the rule of :func:`read_bytes`.
+
+    Raises:
+        DatasetError: it is not text.
+    """
     content = _as_utf8(path, content)
     if b"\0" in content:
         kind = "an Excel workbook or another archive" if content.startswith(b"PK") else "no text file"
@@ -87,7 +96,7 @@ def at(path: Path, number: int) -> str:
     return f"{printable(path)}, line {number}"
 
 
-def _as_utf8(path: Path, content: bytes) -> bytes:
+def _as_utf8(path: str | Path, content: bytes) -> bytes:
     found = [(mark, encoding) for mark, encoding in _MARKS if content.startswith(mark)]
     mark, encoding = found[0] if found else (b"", _unmarked(content))
     if encoding == "utf-8":

@@ -201,5 +201,5 @@ def device_name(config: TrainingConfig) -> str:
     """The device that a training runs on, as a person calls it."""
     if config.device == "cpu" or not torch.cuda.is_available():
         threads = torch.get_num_threads()
-        return f"cpu ({threads} of {os.cpucounted()} cores)" if threads != os.cpucounted() else "cpu"
+        return f"cpu ({threads} of {os.cpu_count()} cores)" if threads != os.cpu_count() else "cpu"
     return torch.cuda.get_device_name()
