@@ -1,4 +1,7 @@
-"""One rank of a training: `python rank_program.py FOLDER [kill]`, with the variables that torchrun sets."""
+"""One rank of a training: `python rank_program.py FOLDER WHAT`, with the variables that torchrun sets.
+
+WHAT is train, kill, again or test.
+"""
 
 from __future__ import annotations
 
@@ -63,22 +66,36 @@ class Killed(pl.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(folder: Path, kill: bool) -> None:
-    if kill:
-        fit(config(), folder / "killed", callbacks=(Killed(),))
-        return
+def train(folder: Path) -> None:
+    """In float32, ended once and gone on with, and in float64; then a test."""
     single, double = folder / "single", folder / "double"
     assert fit(config(), single, limit_steps=7).limit == "--limit_steps 7"
     fit(config(), single, resume=True, callbacks=(Weights(folder / "single"),))
     last = replace(config(), optim=replace(config().optim, select="last", ema_decay=None))
     fit(last, double, callbacks=(Weights(folder / "double", double=True),))
-    scores = evaluate(load_checkpoint(single / "model.safetensors"), config())
-    torch.save(scores.confusion, folder / f"confusion.{os.environ['RANK']}.pt")
+    test(folder)
+
+
+def test(folder: Path) -> None:
+    """Scores of the float32 training's weights, as each rank sees them."""
+    scores = evaluate(load_checkpoint(folder / "single" / "model.safetensors"), config())
+    torch.save(scores.to_dict(), folder / f"scores.{os.environ['RANK']}.pt")
+
+
+def kill(folder: Path) -> None:
+    """A training whose second rank dies."""
+    fit(config(), folder / "killed", callbacks=(Killed(),))
+
+
+def again(folder: Path) -> None:
+    """The same one gone on with, and one without a break."""
+    fit(config(), folder / "again", resume=True)
+    fit(config(), folder / "unbroken")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     try:
-        main(Path(sys.argv[1]), sys.argv[2:] == ["kill"])
+        {"train": train, "kill": kill, "again": again, "test": test}[sys.argv[2]](Path(sys.argv[1]))
     except ReportedError:
         leave_ranks()

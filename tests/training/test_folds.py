@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 
 from ifdd.cli import main
 from ifdd.training import folds as folds_module
 from ifdd.training.folds import FOLDS, fold_folder, read_table
+from ifdd.training.storage import load_training_checkpoint
 from rank_program import NETWORK
 
 OPTIONS = [
@@ -136,6 +141,69 @@ def test_folds_that_are_stopped_twice_end_with_the_whole_table(
     # A table of some folds says so.
     (fold_folder(out, 4) / "scores.json").unlink()
     assert read_table(out).missing == (4,)
+
+
+class Dies(pl.Callback):
+    """Nothing of the process is left after its first step."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_until_killed(command: list[str], patch: Callable[[], None]) -> None:
+    """Runs a command in a copy of this process that is to be killed."""
+    process = os.fork()
+    if not process:
+        patch()
+        main(command)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+
+
+def kill_before_the_test_of_fold_2() -> None:
+    tests = iter([folds_module.evaluate])
+
+    def evaluate(*arguments: Any, **options: Any) -> Any:
+        test = next(tests, None)
+        if test is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return test(*arguments, **options)  # type: ignore[misc]
+
+    folds_module.evaluate = evaluate
+
+
+def kill_in_the_training_of_fold_4() -> None:
+    fit = folds_module.fit
+
+    def dying(config: Any, folder: Path, **options: Any) -> Any:
+        return fit(config, folder, callbacks=(Dies(),) if folder.name == "fold_4" else (), **options)
+
+    folds_module.fit = dying
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("tree", [dfew, mafw])
+def test_folds_that_are_killed_twice_end_with_the_same_table(
+    tmp_path: Path, tree: Callable[[Path], Path]
+) -> None:
+    command = ["folds", "--data", tree.__name__, "--root", str(tree(tmp_path / "set")), *OPTIONS]
+    killed = [*command, "--out", str(tmp_path / "killed")]
+    run_until_killed(killed, kill_before_the_test_of_fold_2)
+    assert not (tmp_path / "killed" / "fold_2" / "scores.json").exists()
+    run_until_killed(killed, kill_in_the_training_of_fold_4)
+    assert not (tmp_path / "killed" / "fold_4" / "last.ckpt").exists()
+    assert main(killed) == 0
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    for name in ("folds.csv", "confusion.csv"):
+        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    table = read_table(tmp_path / "killed")
+    assert [int(scores.confusion.sum()) for scores in table.folds.values()] == [1, 2, 3, 4, 5]
+    for fold in FOLDS:
+        runs = (tmp_path / out / f"fold_{fold}" / "last.ckpt" for out in ("killed", "whole"))
+        weights, expected = (load_training_checkpoint(run)["state_dict"] for run in runs)
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 @pytest.mark.nightly

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 import ifdd.training.peers
@@ -29,7 +31,7 @@ from ifdd.training.storage import load_training_checkpoint
 PROGRAM = Path(rank_program.__file__)
 
 
-def start(ranks: int, folder: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+def start(ranks: int, folder: Path, what: str) -> list[subprocess.Popen[str]]:
     """Starts processes with the variables that torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -39,13 +41,23 @@ def start(ranks: int, folder: Path, *arguments: str) -> list[subprocess.Popen[st
     for rank in range(ranks):
         own = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
         variables = {**os.environ, **own, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
-        command = [sys.executable, str(PROGRAM), str(folder), *arguments]
+        command = [sys.executable, str(PROGRAM), str(folder), what]
         started.append(
             subprocess.Popen(
                 command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         )
     return started
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """Waits until all have ended well; what each of them printed."""
+    printed = []
+    for process in processes:
+        output, errors = process.communicate(timeout=1100)
+        assert process.returncode == 0, errors
+        printed.append(output)
+    return printed
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -64,10 +76,7 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 @pytest.mark.timeout(1200)
 def test_two_ranks_train_as_one_process_does(tmp_path: Path) -> None:
-    ranks = start(2, tmp_path)
-    for process in ranks:
-        _, errors = process.communicate(timeout=1100)
-        assert process.returncode == 0, errors
+    finish(start(2, tmp_path, "train"))
     for name, precision, optim in (
         ("single", 1e-5, {}),
         ("double", 1e-10, {"select": "last", "ema_decay": None}),
@@ -87,16 +96,62 @@ def test_two_ranks_train_as_one_process_does(tmp_path: Path) -> None:
         versions = len(list((tmp_path / name / "logs").iterdir()))
         assert versions == (2 if name == "single" else 1), "the resumed run logs a second version"
         assert len((tmp_path / name / "metrics.csv").read_text().splitlines()) == 5
-    confusions = [torch.load(tmp_path / f"confusion.{rank}.pt") for rank in range(2)]
-    checkpoint = load_checkpoint(tmp_path / "single" / "model.safetensors")
-    expected = evaluate(checkpoint, rank_program.config()).confusion
-    assert int(expected.sum()) == 13
-    assert all(torch.equal(found, expected) for found in confusions)
+    check_scores(tmp_path, 2)
+
+
+def check_scores(folder: Path, ranks: int) -> None:
+    """All ranks have the scores of one process: of 13 clips, which no number of ranks divides."""
+    expected = evaluate(load_checkpoint(folder / "single" / "model.safetensors"), rank_program.config())
+    assert int(expected.confusion.sum()) == 13
+    found = [torch.load(folder / f"scores.{rank}.pt") for rank in range(ranks)]
+    assert found == [expected.to_dict()] * ranks
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
-def test_a_killed_rank_ends_the_other_and_the_training_goes_on_alone(tmp_path: Path) -> None:
+def test_three_ranks_count_as_one_process_does(tmp_path: Path) -> None:
+    fit(rank_program.config(), tmp_path / "single")
+    finish(start(3, tmp_path, "test"))
+    check_scores(tmp_path, 3)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_two_machines_are_one_training(tmp_path: Path) -> None:
+    """Two agents of torchrun on the loopback, each with a process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = rank_program.config()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_options()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    program = ["-m", "ifdd.cli", "fit", "--config", str(tmp_path / "config.yaml"), "--progress", "false"]
+    program += ["--out", str(tmp_path / "run")]
+    nodes = [
+        subprocess.Popen(
+            [*command, "--node_rank", str(node), *program],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    first, second = finish(nodes)
+    assert "2 processes (--devices 1 --num_nodes 2)" in first
+    assert second == ""
+    assert [file.name for file in (tmp_path / "run" / "logs").iterdir()] == ["version_0"]
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + config.optim.epochs
+    fit(config, tmp_path / "alone")
+    run, alone = (load_training_checkpoint(tmp_path / name / "last.ckpt") for name in ("run", "alone"))
+    assert run["global_step"] == alone["global_step"] == 20
+    assert distance(run["state_dict"], alone["state_dict"]) < 1e-5
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_a_killed_rank_ends_the_other_and_the_training_goes_on(tmp_path: Path) -> None:
     first, second = start(2, tmp_path, "kill")
     second.communicate(timeout=1100)
     died = time.monotonic()
@@ -106,6 +161,15 @@ def test_a_killed_rank_ends_the_other_and_the_training_goes_on_alone(tmp_path: P
     lines = [line for line in errors.splitlines() if line.startswith("ifdd: error")]
     assert lines == ["ifdd: error: rank 1 of 2 ended unexpectedly (killed, or out of memory); all ranks stop"]
     assert "Traceback" not in errors
+    # On as many ranks bit for bit, on one up to rounding.
+    shutil.copytree(tmp_path / "killed", tmp_path / "again")
+    finish(start(2, tmp_path, "again"))
+    again, unbroken = (
+        load_training_checkpoint(tmp_path / name / "last.ckpt")["state_dict"]
+        for name in ("again", "unbroken")
+    )
+    assert again.keys() == unbroken.keys()
+    assert all(torch.equal(again[name], unbroken[name]) for name in again)
     config = rank_program.config()
     fit(config, tmp_path / "killed", resume=True)
     fit(config, tmp_path / "whole")

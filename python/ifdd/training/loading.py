@@ -203,7 +203,7 @@ class _Pack:
         try:
             if get_worker_info() is None:
                 return _Parcel(self.collate(there), news, None, 0)
-            empty: Empty = _shared_memory if self.shares else own_memory
+            empty: Empty = share_memory if self.shares else own_memory
             sent, piped = _for_sending(self.collate(there, empty=empty))
             return _Parcel(sent, news, None, piped)
         except Exception as error:
@@ -220,7 +220,7 @@ def _failure(error: Exception) -> _Failure:
     return _Failure(error, trace)
 
 
-def _shared_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def share_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An :data:`Empty` in shared memory; in that of the process where other programs have taken it."""
     size = math.prod(shape) * dtype.itemsize
     free = free_shared_memory()
