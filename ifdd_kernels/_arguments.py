@@ -101,6 +101,17 @@ def norm(make: Maker, name: str, channels: int) -> dict[str, Tensor]:
     }
 
 
+def add_layer_norm(
+    make: Maker, shape: Sequence[int], scaled: bool = True, strided: bool = False, eps: float = 1e-6
+) -> Arguments:
+    """Of a stream (B, ..., C) and its branch, with or without a factor for each sample."""
+    build = make.strided if strided else make.normal
+    activations = {name: build(*shape) for name in ("x", "branch")}
+    if scaled:
+        activations["scale"] = make.parameter(shape[0], mean=1.0, scale=0.5)
+    return Arguments(activations, norm(make, "{}", shape[-1]), {"eps": eps})
+
+
 def frame_tokens(make: Maker, x: Tensor, height: int, width: int, pool: int, rows: int) -> Arguments:
     """Of frames x (B, T, N, C), to ``rows`` channels a token."""
     channels = x.shape[3]

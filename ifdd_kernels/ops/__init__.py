@@ -1,5 +1,6 @@
 """The ops: schema, shape rules, gradients and public function of each, one file an op."""
 
+from ifdd_kernels.ops.add_layer_norm import add_layer_norm
 from ifdd_kernels.ops.frame_correlation import frame_correlation
 from ifdd_kernels.ops.frame_tokens import frame_tokens
 from ifdd_kernels.ops.gelu_linear import gelu_linear
@@ -20,6 +21,7 @@ __all__ = [
     "SplitIndex",
     "StaticDynamicSplit",
     "TopkIndex",
+    "add_layer_norm",
     "frame_correlation",
     "frame_tokens",
     "gelu_linear",

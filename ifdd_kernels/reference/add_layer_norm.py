@@ -1,0 +1,45 @@
+"""Definition of ``add_layer_norm``: x + scale * branch, and the LayerNorm of it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ifdd_kernels.reference._common import accumulator, layer_norm_backward, moments
+
+
+def add_layer_norm(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum and its norm, (B, ..., C) in x's dtype; mean and reciprocal deviation (B, ...)."""
+    dtype = accumulator(x.dtype)
+    added = (x.to(dtype) + _scaled(branch.to(dtype), scale)).to(x.dtype)
+    wide = added.to(dtype)
+    mean, rstd = moments(wide, eps)
+    normed = (wide - mean) * rstd * weight + bias
+    return added, normed.to(x.dtype), mean.squeeze(-1), rstd.squeeze(-1)
+
+
+def add_layer_norm_backward(
+    grad_added: Tensor | None,
+    grad_normed: Tensor,
+    added: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, branch, weight and bias; ``grad_added`` is None where only the norm was used."""
+    dtype = accumulator(added.dtype)
+    normalised = (added.to(dtype) - mean[..., None]) * rstd[..., None]
+    grad, grad_weight, grad_bias = layer_norm_backward(
+        grad_normed.to(dtype), normalised, rstd[..., None], weight.to(dtype)
+    )
+    if grad_added is not None:
+        grad = grad + grad_added.to(dtype)
+    grad_branch = _scaled(grad, scale).to(added.dtype)
+    return grad.to(added.dtype), grad_branch, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+
+
+def _scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
+    """scale * branch, one factor a sample."""
+    return branch if scale is None else branch * scale.reshape(-1, *[1] * (branch.dim() - 1))
