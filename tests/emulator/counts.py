@@ -35,6 +35,8 @@ def arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
     make = Maker(dtype, seed=7)
     frames, (height, width), channels, rows, pool = 8, (4, 4), 768, 7, 4
 
+    if name == "add_layer_norm":
+        return _arguments.add_layer_norm(make, (2, 25, 96)).of(name)
     if name == "pool_tokens":
         grid, stride_kv = (2, 8, 16), (1, 2, 2)
         return _arguments.pool_tokens(make, 1, grid, 1, 96, stride_kv=stride_kv).of(name)

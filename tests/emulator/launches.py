@@ -39,6 +39,8 @@ def _network(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     make = Unfilled(dtype, "cpu")
     for block in shape.blocks:
         yield "pool_tokens", live_pooling(make, block).of("pool_tokens")
+    for channels in dict.fromkeys(block.out_channels for block in shape.blocks):
+        yield "add_layer_norm", _arguments.add_layer_norm(make, (1, 8, channels)).of("add_layer_norm")
     (height, width), frames, channels = shape.grid, shape.frames, shape.channels
     x = make.normal(1, frames, height * width, channels)
     grid = (height, width, height)

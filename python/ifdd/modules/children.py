@@ -18,8 +18,8 @@ from torch.nn.modules import module as _hooks
 from torch.utils.module_tracker import ModuleTracker
 
 from ifdd.modules import lowered
-from ifdd.modules.drop_path import DropPath
-from ifdd_kernels import linear
+from ifdd.modules.drop_path import DropPath, drawn
+from ifdd_kernels import add_layer_norm, linear
 from ifdd_kernels._operator import AUTOCAST_DEVICES
 
 PLAIN_TENSORS = frozenset({Tensor, nn.Parameter, nn.Buffer, FakeTensor, FunctionalTensor})
@@ -101,6 +101,38 @@ def add_branch(tokens: Tensor, branch: Tensor, drop_path: nn.Module) -> Tensor:
         return drop_path.added(tokens, branch)
     added: Tensor = tokens + drop_path(branch)
     return added
+
+
+def add_and_norm(
+    tokens: Tensor, branch: Tensor, drop_path: nn.Module, norm: nn.Module, factors: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """tokens + drop_path(branch), and norm of it; by `add_layer_norm` on a GPU where both may be read.
+
+    On a CPU PyTorch's sum and norm are as fast. Under autocast the norm has the tokens' dtype, as with
+    :func:`apply_norm`.
+
+    Args:
+        tokens, branch: (B, ..., C).
+        drop_path: drops the branch of some samples.
+        norm: over C.
+        factors: (B,), what `drop_path` has drawn already; for `add_layer_norm`.
+    """
+    found = weight_and_bias(norm, nn.LayerNorm)
+    if (
+        found is None
+        or type(drop_path) is not DropPath
+        or not is_untouched(drop_path)
+        or not lowered.eager_on_gpu(tokens)
+        or not tokens.dtype == branch.dtype == found[0].dtype == found[1].dtype
+        or lowered.lowered_dtype(tokens) not in (None, tokens.dtype)
+        or not tokens.shape == branch.shape
+        or norm.normalized_shape != tokens.shape[-1:]
+    ):
+        tokens = add_branch(tokens, branch, drop_path)
+        return tokens, apply_norm(norm, tokens)
+    if factors is None:
+        factors = drawn([drop_path], tokens)[0]
+    return add_layer_norm(tokens, branch, *found, scale=factors, eps=norm.eps)  # type: ignore[arg-type]
 
 
 def lowered_layers(x: Tensor, *layers: nn.Module | None) -> AbstractContextManager[None]:
