@@ -102,14 +102,13 @@ def norm(make: Maker, name: str, channels: int) -> dict[str, Tensor]:
 
 
 def add_layer_norm(
-    make: Maker, shape: Sequence[int], scaled: bool = True, strided: bool = False, eps: float = 1e-6
+    make: Maker, shape: Sequence[int], dropped: bool = True, strided: bool = False, eps: float = 1e-6
 ) -> Arguments:
-    """Of a stream (B, ..., C) and its branch, with or without a factor for each sample."""
+    """Of a stream (B, ..., C) and its branch, dropped for some samples or for none."""
     build = make.strided if strided else make.normal
     activations = {name: build(*shape) for name in ("x", "branch")}
-    if scaled:
-        activations["scale"] = make.parameter(shape[0], mean=1.0, scale=0.5)
-    return Arguments(activations, norm(make, "{}", shape[-1]), {"eps": eps})
+    kept = make.frame_numbers(1, shape[0], 2)[0].bool() if dropped else None
+    return Arguments(activations, norm(make, "{}", shape[-1]), {"kept": kept, "keep": 0.75, "eps": eps})
 
 
 def frame_tokens(make: Maker, x: Tensor, height: int, width: int, pool: int, rows: int) -> Arguments:

@@ -119,7 +119,9 @@ class Wiring:
         if unknown:
             raise ValueError(f"{op}: its backward op names {', '.join(unknown)}, which the op does not have")
         gradients = [name for name in backward.arguments if name in outputs]
-        optional = {n for n, kind in zip(backward.arguments, backward.kinds, strict=True) if "Optional" in kind}
+        optional = {
+            n for n, kind in zip(backward.arguments, backward.kinds, strict=True) if "Optional" in kind
+        }
         others = [name for name in backward.arguments if name not in outputs]
         kept = [name for name in others if name in backward.tensors]
         constants = [name for name in others if name not in backward.tensors]

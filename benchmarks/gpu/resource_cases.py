@@ -65,7 +65,7 @@ def _network(make: Unfilled, every_block: bool) -> Iterator[Case]:
 def _ragged(make: Unfilled) -> Iterator[Case]:
     """Sizes that no tile divides: 33 channels, 5 frames, uneven grids."""
     label, count = "ragged", 33
-    yield _case("add_layer_norm", label, _arguments.add_layer_norm(make, (3, 77, count), scaled=False))
+    yield _case("add_layer_norm", label, _arguments.add_layer_norm(make, (3, 77, count), dropped=False))
     pooling = _arguments.pool_tokens(make, BATCH, (3, 7, 9), 3, 24, (1, 2, 2), (1, 2, 2))
     yield _case("pool_tokens", label, pooling)
     attention = _arguments.pooled_attention(make, BATCH, (3, 5, 7), (3, 3, 4), 3, 40)

@@ -60,15 +60,22 @@ struct Team {
   IFDD_DEVICE float mean(float part) const { return warp_sum<Width>(part) / static_cast<float>(channels); }
 };
 
+IFDD_DEVICE float factor_of(const bool* kept, float factor, int64_t sample) {
+  return kept == nullptr ? 1.0f : kept[sample] ? factor : 0.0f;
+}
+
 template <class T>
 struct AddNorm {
   const T *x, *branch;
-  const float* scale;  // null: 1
+  const bool* kept;  // by sample; null: all, undivided
+  float factor;      // of the branch of a sample that is kept
   Parameter weight, bias;
   T *added, *normed;
   float *mean, *rstd;
   int64_t rows, sample_rows, channels;
   float eps;
+
+  IFDD_DEVICE float branch_factor(int64_t row) const { return factor_of(kept, factor, row / sample_rows); }
 };
 
 template <class T, int V, int Width>
@@ -82,14 +89,14 @@ __global__ void __launch_bounds__(kThreads) add_layer_norm_kernel(AddNorm<T> op)
     float y[Rows::kVectors][V] = {};
     float sum = 0;
     if (within) {
-      const float factor = op.scale == nullptr ? 1.0f : op.scale[row / op.sample_rows];
+      const float factor = op.branch_factor(row);
       team.each([&](int i, int64_t c) {
         float stream[V], branch[V];
         load(op.x + row * op.channels + c, stream);
         load(op.branch + row * op.channels + c, branch);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          y[i][j] = widen(narrow<T>(stream[j] + factor * branch[j]));
+          y[i][j] = stream[j] + factor * branch[j];
           sum += y[i][j];
         }
         store(op.added + row * op.channels + c, y[i]);
@@ -122,10 +129,14 @@ template <class T>
 struct AddNormBackward {
   const T *grad_added, *grad_normed, *added;  // grad_added: null where nobody used the sum
   Parameter weight;
-  const float *scale, *mean, *rstd;
+  const bool* kept;  // as in forward
+  float factor;
+  const float *mean, *rstd;
   T *grad_x, *grad_branch;
   float* partial;  // (blocks, 2, C)
   int64_t rows, rows_per_block, sample_rows, channels;
+
+  IFDD_DEVICE float branch_factor(int64_t row) const { return factor_of(kept, factor, row / sample_rows); }
 };
 
 template <class T, int V, int Width>
@@ -162,7 +173,7 @@ __global__ void __launch_bounds__(kThreads) add_layer_norm_backward_kernel(AddNo
     sum = team.mean(sum);
     along = team.mean(along);
     if (!within) continue;
-    const float factor = op.scale == nullptr ? 1.0f : op.scale[row / op.sample_rows];
+    const float factor = op.branch_factor(row);
     team.each([&](int i, int64_t c) {
       float past[V] = {};
       if (op.grad_added != nullptr) load(op.grad_added + row * op.channels + c, past);
@@ -233,7 +244,7 @@ struct Sizes {
 };
 
 Sizes check_inputs(const char* op, const char* argument, const Tensor& x, const Tensor& weight,
-                   const OptionalTensor& scale) {
+                   const OptionalTensor& kept, double keep) {
   if (!on_device(x)) fail(op, argument, "expected a tensor on a CUDA device, got one on another device");
   check_dtype(op, argument, x, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
   const auto sizes = x.sizes();
@@ -248,7 +259,8 @@ Sizes check_inputs(const char* op, const char* argument, const Tensor& x, const 
   for (size_t i = 1; i < in.leading.size(); ++i) in.sample_rows *= in.leading[i];
   in.rows = in.leading[0] * in.sample_rows;
   check_parameter(op, "weight", weight, x, {in.channels}, x.scalar_type());
-  if (scale.has_value()) check_tensor(op, "scale", *scale, x, {in.leading[0]}, {ScalarType::Float});
+  if (kept.has_value()) check_tensor(op, "kept", *kept, x, {in.leading[0]}, {ScalarType::Bool});
+  if (!(keep > 0)) fail(op, "keep", "expected a positive number, got ", keep);
   return in;
 }
 
@@ -264,16 +276,16 @@ void dispatch_team(const char* op, bool fits, int64_t channels, const F& f) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor& branch, const Tensor& weight,
-                                                          const Tensor& bias, const OptionalTensor& scale,
+                                                          const Tensor& bias, const OptionalTensor& kept, double keep,
                                                           double eps) {
   const char* op = "add_layer_norm";
-  const Sizes in = check_inputs(op, "x", x, weight, scale);
+  const Sizes in = check_inputs(op, "x", x, weight, kept, keep);
   check_shape(op, "branch", branch, x, x.scalar_type(), in.shape);
   check_tensor(op, "bias", bias, x, {in.channels}, {weight.scalar_type()});
   const CurrentDevice device(x);
   const Tensor stream = stable::contiguous(x), added_branch = stable::contiguous(branch);
   const Tensor dense_weight = stable::contiguous(weight), dense_bias = stable::contiguous(bias);
-  const OptionalTensor factors = scale.has_value() ? OptionalTensor(stable::contiguous(*scale)) : std::nullopt;
+  const OptionalTensor samples = kept.has_value() ? OptionalTensor(stable::contiguous(*kept)) : std::nullopt;
   const Tensor added = stable::new_empty(x, in.shape), normed = stable::new_empty(x, in.shape);
   const Tensor mean = stable::new_empty(x, in.leading, ScalarType::Float);
   const Tensor rstd = stable::new_empty(x, in.leading, ScalarType::Float);
@@ -283,7 +295,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const
     AddNorm<T> call{};
     call.x = data<T>(stream);
     call.branch = data<T>(added_branch);
-    call.scale = factors.has_value() ? data<float>(*factors) : nullptr;
+    call.kept = samples.has_value() ? data<bool>(*samples) : nullptr;
+    call.factor = static_cast<float>(1 / keep);
     call.weight = parameter_of(dense_weight);
     call.bias = parameter_of(dense_bias);
     call.added = mutable_data<T>(added);
@@ -309,10 +322,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_backward(const OptionalTensor& grad_added,
                                                                    const Tensor& grad_normed, const Tensor& added,
-                                                                   const Tensor& weight, const OptionalTensor& scale,
-                                                                   const Tensor& mean, const Tensor& rstd) {
+                                                                   const Tensor& weight, const OptionalTensor& kept,
+                                                                   const Tensor& mean, const Tensor& rstd,
+                                                                   double keep) {
   const char* op = "add_layer_norm_backward";
-  const Sizes in = check_inputs(op, "added", added, weight, scale);
+  const Sizes in = check_inputs(op, "added", added, weight, kept, keep);
   check_shape(op, "grad_normed", grad_normed, added, added.scalar_type(), in.shape);
   if (grad_added.has_value()) check_shape(op, "grad_added", *grad_added, added, added.scalar_type(), in.shape);
   check_shape(op, "mean", mean, added, ScalarType::Float, in.leading);
@@ -321,7 +335,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_backward(const Optiona
   const auto dense = [](const OptionalTensor& tensor) {
     return tensor.has_value() ? OptionalTensor(stable::contiguous(*tensor)) : std::nullopt;
   };
-  const OptionalTensor past = dense(grad_added), factors = dense(scale);
+  const OptionalTensor past = dense(grad_added), samples = dense(kept);
   const Tensor grad = stable::contiguous(grad_normed), stream = stable::contiguous(added);
   const Tensor dense_weight = stable::contiguous(weight);
   const Tensor means = stable::contiguous(mean), rstds = stable::contiguous(rstd);
@@ -338,7 +352,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_backward(const Optiona
     call.grad_normed = data<T>(grad);
     call.added = data<T>(stream);
     call.weight = parameter_of(dense_weight);
-    call.scale = factors.has_value() ? data<float>(*factors) : nullptr;
+    call.kept = samples.has_value() ? data<bool>(*samples) : nullptr;
+    call.factor = static_cast<float>(1 / keep);
     call.mean = data<float>(means);
     call.rstd = data<float>(rstds);
     call.grad_x = mutable_data<T>(grad_x);
@@ -358,8 +373,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_backward(const Optiona
     });
   });
   const auto sum = [&](int which, const Tensor& out) {
-    return ColumnSum{data<float>(partial) + which * in.channels, 1, chunks.count, 2 * in.channels, in.channels,
-                     out.mutable_data_ptr(), out.scalar_type()};
+    return ColumnSum{data<float>(partial) + which * in.channels,
+                     1,
+                     chunks.count,
+                     2 * in.channels,
+                     in.channels,
+                     out.mutable_data_ptr(),
+                     out.scalar_type()};
   };
   column_sums(op, device, {sum(0, grad_weight), sum(1, grad_bias)});
   return {grad_x, grad_branch, grad_weight, grad_bias};

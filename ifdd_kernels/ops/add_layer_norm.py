@@ -1,4 +1,4 @@
-"""``add_layer_norm``: a residual branch joined and the sum normalised for the layer behind it, in one pass."""
+"""``add_layer_norm``: a residual branch joined and the sum normalised for the next layer, in one pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from ifdd_kernels.reference._common import accumulator
 from ifdd_kernels.triton import twin
 
 
-def _check_arguments(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None) -> None:
+def _check_arguments(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, kept: Tensor | None, keep: float
+) -> None:
     op = "add_layer_norm"
     _check.floating(op, "x", x)
     if x.dim() < 2:
@@ -23,11 +25,11 @@ def _check_arguments(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, sc
     _check.parameter(op, "weight", weight, (x.shape[-1],), "x", x)
     _check.shape(op, "bias", bias, (x.shape[-1],))
     _check.same(op, "bias", bias, "weight", weight)
-    if scale is not None:
-        _check.shape(op, "scale", scale, (x.shape[0],))
-        if scale.dtype != accumulator(x.dtype):
-            wanted = accumulator(x.dtype)
-            raise TypeError(f"{op}: scale must be {wanted} with x of {x.dtype}, got {scale.dtype}")
+    if kept is not None:
+        _check.shape(op, "kept", kept, (x.shape[0],))
+        if kept.dtype != torch.bool:
+            raise TypeError(f"{op}: kept must be torch.bool, got {kept.dtype}")
+    _check.positive(op, keep=keep)
 
 
 def _fake(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -48,7 +50,7 @@ def _cuda_limit(x: Tensor | None) -> str:
 
 OPERATOR = register(
     "add_layer_norm",
-    "(Tensor x, Tensor branch, Tensor weight, Tensor bias, Tensor? scale, float eps)"
+    "(Tensor x, Tensor branch, Tensor weight, Tensor bias, Tensor? kept, float keep, float eps)"
     " -> (Tensor added, Tensor normed, Tensor mean, Tensor rstd)",
     reference=reference.add_layer_norm,
     fake=_fake,
@@ -56,8 +58,9 @@ OPERATOR = register(
     backends={"triton": twin("add_layer_norm")},
     backward=Backward(
         # The sum may be used by nobody but its norm: then it has no gradient of its own.
-        schema="(Tensor? grad_added, Tensor grad_normed, Tensor added, Tensor weight, Tensor? scale, Tensor mean,"
-        " Tensor rstd) -> (Tensor grad_x, Tensor grad_branch, Tensor grad_weight, Tensor grad_bias)",
+        schema="(Tensor? grad_added, Tensor grad_normed, Tensor added, Tensor weight, Tensor? kept,"
+        " Tensor mean, Tensor rstd, float keep)"
+        " -> (Tensor grad_x, Tensor grad_branch, Tensor grad_weight, Tensor grad_bias)",
         reference=reference.add_layer_norm_backward,
         fake=_fake_backward,
         missing={
@@ -79,45 +82,42 @@ def add_layer_norm(
     weight: Tensor,
     bias: Tensor,
     *,
-    scale: Tensor | None = None,
+    kept: Tensor | None = None,
+    keep: float = 1.0,
     eps: float = 1e-5,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     r"""A residual branch, dropped for some samples, added to its stream, and the LayerNorm of the sum.
 
-    .. math:: y_{bn} = x_{bn} + s_b\,r_{bn}, \qquad
+    .. math:: y_{bn} = x_{bn} + \frac{k_b}{p}\,r_{bn}, \qquad
         z_{bnc} = \frac{y_{bnc} - \mu_{bn}}{\sqrt{\sigma^2_{bn} + \epsilon}}\,w_c + \beta_c
 
-    with mean and variance over the channels of y, in float32 (float64 for float64), of the sum as it is
-    returned: rounded to x's dtype. Backward is as short: one pass over both gradients forms those of x and of
-    the branch, where PyTorch adds, multiplies and normalises in three.
+    with mean and variance over the channels, in float32 (float64 for float64), of the sum before it is
+    rounded to x's dtype. Backward is as short: one pass over both gradients forms those of x and of the
+    branch, where PyTorch adds, multiplies and normalises in three.
 
     Args:
         x: the stream, (B, ..., C); float16 to float64, any strides. Autocast casts none of the arguments.
         branch: r, of x's shape and dtype.
         weight: w, (C,), in x's dtype or float32 (float64 with float64).
         bias: beta, (C,), in weight's dtype.
-        scale: s, (B,), in float32 (float64 with float64); 1 everywhere if not given. Stochastic depth draws 0 or
-            1 / keep. It gets no gradient.
+        kept: k, (B,), bool: the samples that keep their branch, divided by ``keep``; all, undivided, if not
+            given. Stochastic depth draws it.
+        keep: p, the probability that a sample is kept; above 0.
         eps: epsilon, at least 0.
         backend: see :mod:`ifdd_kernels.backends`.
 
     Returns:
         The sum y and its norm z, both of x's shape and dtype.
 
-    Gradients flow to x, branch, weight and bias. Deterministic. Kept for backward are y and two numbers a row,
-    not x or the branch.
+    Gradients flow to x, branch, weight and bias. Deterministic. Kept for backward are y and two numbers a
+    row, not x or the branch.
 
     Raises:
-        ValueError: a shape or device that does not fit, or a scale that requires a gradient.
-        TypeError: a dtype that does not.
+        ValueError: a shape, device or probability that does not fit. TypeError: a dtype that does not.
 
     Source: Ba et al., "Layer Normalization", arXiv:1607.06450; Huang et al., "Deep Networks with Stochastic
     Depth", arXiv:1603.09382.
     """
-    if isinstance(scale, Tensor) and scale.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            f"{OPERATOR.name}: scale must not require a gradient, which it does not get; multiply the branch by it"
-        )
-    added, normed, _, _ = run(OPERATOR, backend, x, branch, weight, bias, scale, eps)
+    added, normed, _, _ = run(OPERATOR, backend, x, branch, weight, bias, kept, keep, eps)
     return added, normed

@@ -1,4 +1,4 @@
-"""Definition of ``add_layer_norm``: x + scale * branch, and the LayerNorm of it."""
+"""Definition of ``add_layer_norm``: a branch, dropped for some samples, added to x, and the sum's norm."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from ifdd_kernels.reference._common import accumulator, layer_norm_backward, mom
 
 
 def add_layer_norm(
-    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, eps: float
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, kept: Tensor | None, keep: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sum and its norm, (B, ..., C) in x's dtype; mean and reciprocal deviation (B, ...)."""
     dtype = accumulator(x.dtype)
-    added = (x.to(dtype) + _scaled(branch.to(dtype), scale)).to(x.dtype)
-    wide = added.to(dtype)
+    wide = x.to(dtype) + _dropped(branch.to(dtype), kept, keep)
     mean, rstd = moments(wide, eps)
     normed = (wide - mean) * rstd * weight + bias
-    return added, normed.to(x.dtype), mean.squeeze(-1), rstd.squeeze(-1)
+    return wide.to(x.dtype), normed.to(x.dtype), mean.squeeze(-1), rstd.squeeze(-1)
 
 
 def add_layer_norm_backward(
@@ -24,9 +23,10 @@ def add_layer_norm_backward(
     grad_normed: Tensor,
     added: Tensor,
     weight: Tensor,
-    scale: Tensor | None,
+    kept: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
+    keep: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, branch, weight and bias; ``grad_added`` is None where only the norm was used."""
     dtype = accumulator(added.dtype)
@@ -36,10 +36,12 @@ def add_layer_norm_backward(
     )
     if grad_added is not None:
         grad = grad + grad_added.to(dtype)
-    grad_branch = _scaled(grad, scale).to(added.dtype)
+    grad_branch = _dropped(grad, kept, keep).to(added.dtype)
     return grad.to(added.dtype), grad_branch, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
-def _scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
-    """scale * branch, one factor a sample."""
-    return branch if scale is None else branch * scale.reshape(-1, *[1] * (branch.dim() - 1))
+def _dropped(branch: Tensor, kept: Tensor | None, keep: float) -> Tensor:
+    """branch / keep where the sample is kept, else 0."""
+    if kept is None:
+        return branch
+    return branch * (kept.to(branch.dtype) / keep).reshape(-1, *[1] * (branch.dim() - 1))

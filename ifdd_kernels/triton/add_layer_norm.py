@@ -1,9 +1,9 @@
-"""Triton kernels of ``add_layer_norm``: a program takes whole rows, backward leaves partial sums a program."""
+"""Triton kernels of ``add_layer_norm``: a program takes whole rows, and in backward leaves their sums."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -14,28 +14,27 @@ from ifdd_kernels.triton._runtime import Arguments, Kernel, cdiv, next_power_of_
 from ifdd_kernels.triton._sums import sum_partials
 from ifdd_kernels.triton._tuning import Config
 
-#: Programs of backward, each of which leaves the sums over its rows; fixed, and with it the order of all sums.
+#: Programs of backward, each of which leaves the sums over its rows. Fixed, as is the order of all sums.
 MOST_CHUNKS = 1024
 
 
 @triton.jit
 def add_norm_kernel(
-    x, branch, scale, weight, bias, added, normed, mean, rstd, rows, sample_rows, channels, eps,
-    SCALED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, branch, kept, weight, bias, added, normed, mean, rstd, rows, sample_rows, channels, factor, eps,
+    DROPPED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """x + scale branch, its moments and its norm, of BLOCK_R rows."""
+    """x + branch, dropped for some samples, its moments and its norm, of BLOCK_R rows."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.arange(0, BLOCK_C)
     within = row < rows
     inside = within[:, None] & (c < channels)[None, :]
     place = (row * channels)[:, None] + c[None, :]
     y = tl.load(branch + place, mask=inside, other=0.0).to(tl.float32)
-    if SCALED:
-        y *= tl.load(scale + row // sample_rows, mask=within, other=0.0)[:, None]
+    if DROPPED:
+        here = tl.load(kept + row // sample_rows, mask=within, other=0) != 0
+        y *= tl.where(here, factor, 0.0)[:, None]
     y += tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    rounded = y.to(added.dtype.element_ty)
-    tl.store(added + place, rounded, mask=inside)
-    y = rounded.to(tl.float32)
+    tl.store(added + place, y.to(added.dtype.element_ty), mask=inside)
     average = tl.sum(y, 1) / channels
     centred = tl.where(inside, y - average[:, None], 0.0)
     inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / channels + eps)
@@ -49,9 +48,9 @@ def add_norm_kernel(
 
 @triton.jit
 def add_norm_backward_kernel(
-    grad_added, grad_normed, added, weight, scale, mean, rstd, grad_x, grad_branch, partials,
-    rows, chunk, sample_rows, channels,
-    USED: tl.constexpr, SCALED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad_added, grad_normed, added, weight, kept, mean, rstd, grad_x, grad_branch, partials,
+    rows, chunk, sample_rows, channels, factor,
+    USED: tl.constexpr, DROPPED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of ``chunk`` rows of x and branch, and the rows' share of those of weight and bias."""
     c = tl.arange(0, BLOCK_C)
@@ -78,15 +77,16 @@ def add_norm_backward_kernel(
         if USED:
             grad += tl.load(grad_added + place, mask=inside, other=0.0).to(tl.float32)
         tl.store(grad_x + place, grad.to(grad_x.dtype.element_ty), mask=inside)
-        if SCALED:
-            grad *= tl.load(scale + row // sample_rows, mask=within, other=0.0)[:, None]
+        if DROPPED:
+            here = tl.load(kept + row // sample_rows, mask=within, other=0) != 0
+            grad *= tl.where(here, factor, 0.0)[:, None]
         tl.store(grad_branch + place, grad.to(grad_branch.dtype.element_ty), mask=inside)
     share = partials + tl.program_id(0).to(tl.int64) * 2 * channels + c
     tl.store(share, tl.sum(weight_sum, 0), mask=c < channels)
     tl.store(share + channels, tl.sum(bias_sum, 0), mask=c < channels)
 
 
-def _configs(*elements: int) -> object:
+def _configs(*elements: int) -> Callable[[Arguments], Sequence[Config]]:
     """Configurations by the elements of a tile, whose rows are whole; eight values a thread or more."""
 
     def configs(arguments: Arguments) -> Sequence[Config]:
@@ -115,7 +115,7 @@ ADD_NORM_BACKWARD = Kernel(
 
 
 def forward(
-    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, eps: float
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, kept: Tensor | None, keep: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``torch.ops.ifdd.add_layer_norm``; tensors that are not contiguous cost a copy."""
     x, branch = x.contiguous(), branch.contiguous()
@@ -129,7 +129,7 @@ def forward(
         lambda tiles: (cdiv(rows, tiles["BLOCK_R"]),),
         x=x,
         branch=branch,
-        scale=x if scale is None else scale.contiguous(),
+        kept=x if kept is None else kept.contiguous().view(torch.uint8),
         weight=weight.contiguous(),
         bias=bias.contiguous(),
         added=added,
@@ -139,8 +139,9 @@ def forward(
         rows=rows,
         sample_rows=rows // x.shape[0],
         channels=channels,
+        factor=1.0 / keep,
         eps=eps,
-        SCALED=scale is not None,
+        DROPPED=kept is not None,
     )
     return added, normed, mean, rstd
 
@@ -150,9 +151,10 @@ def backward(
     grad_normed: Tensor,
     added: Tensor,
     weight: Tensor,
-    scale: Tensor | None,
+    kept: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
+    keep: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``torch.ops.ifdd.add_layer_norm_backward``: one pass over the rows, one over its partial sums."""
     grad_normed, added = grad_normed.contiguous(), added.contiguous()
@@ -171,7 +173,7 @@ def backward(
         grad_normed=grad_normed,
         added=added,
         weight=weight.contiguous(),
-        scale=added if scale is None else scale.contiguous(),
+        kept=added if kept is None else kept.contiguous().view(torch.uint8),
         mean=mean.contiguous(),
         rstd=rstd.contiguous(),
         grad_x=grad_x,
@@ -181,8 +183,9 @@ def backward(
         chunk=chunk,
         sample_rows=rows // added.shape[0],
         channels=channels,
+        factor=1.0 / keep,
         USED=grad_added is not None,
-        SCALED=scale is not None,
+        DROPPED=kept is not None,
     )
     sum_partials(partials, [grad_weight, grad_bias])
     return grad_x, grad_branch, grad_weight, grad_bias

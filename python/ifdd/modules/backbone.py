@@ -174,14 +174,14 @@ class MultiscaleAttention(nn.Module):
 
 @dataclass
 class Chain:
-    """What consecutive blocks hand on beside the tokens, where nobody looks or changes anything between them."""
+    """What consecutive blocks hand on beside the tokens, where nobody looks at these between them."""
 
     #: `attention_norm` of the tokens, where the block before has formed it; afterwards of the result.
     normed: torch.Tensor | None = None
     #: The norm that takes the block's result; None where it is not known.
     following: nn.Module | None = None
-    #: What the block's `drop_path` has drawn for both branches, where it has.
-    factors: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+    #: The samples that keep either branch, where they were drawn for the block's `drop_path`.
+    kept: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
 
 
 class MultiscaleBlock(nn.Module):
@@ -269,14 +269,14 @@ class MultiscaleBlock(nn.Module):
         if max(self.stride_q) > 1:
             shortcut = max_pool_tokens(shortcut, self.grid, self.stride_q)
         branch = self.attention(normed)
-        tokens, normed = add_and_norm(shortcut, branch, self.drop_path, self.mlp_norm, chain.factors[0])
+        tokens, normed = add_and_norm(shortcut, branch, self.drop_path, self.mlp_norm, chain.kept[0])
         with norm_again(self.mlp_norm, tokens, normed):
             hidden = apply_linear(self.mlp_expand, normed)
         branch = self._contract(hidden)
         if chain.following is None:
             chain.normed = None
             return add_branch(tokens, branch, self.drop_path)
-        last, path = chain.factors[1], self.drop_path
+        last, path = chain.kept[1], self.drop_path
         tokens, chain.normed = add_and_norm(tokens, branch, path, chain.following, last)
         return tokens
 
@@ -363,17 +363,18 @@ class MultiscaleBackbone(nn.Module):
         tokens = torch.cat((class_token, tokens), dim=1)
         outputs: dict[int, StageOutput] = {}
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
-        # On a GPU a block forms the norm that the next one begins with. A hook on either of them would see, or
-        # change, what the norm was not made of.
+        # On a GPU a block forms the norm that the next one begins with. A hook on either of them would see,
+        # or change, what the norm was not made of.
         fused = not recompute and lowered.eager_on_gpu(tokens)
         plain = [fused and type(block) is MultiscaleBlock and is_untouched(block) for block in self.blocks]
-        factors = self._drawn(plain, tokens) if fused else []
+        kept = self._drawn(plain, tokens) if fused else []
         chain = Chain()
         for index, block in enumerate(self.blocks):
             if plain[index]:
                 chained = index + 1 < len(plain) and plain[index + 1]
-                chain.following = self.blocks[index + 1].attention_norm if chained else None
-                chain.factors = factors[index]
+                following: Any = self.blocks[index + 1].attention_norm if chained else None
+                chain.following = following
+                chain.kept = kept[index]
                 tokens, grid = block(tokens, chain)
             else:
                 tokens, grid = checkpointed(block, tokens) if recompute else block(tokens)
@@ -385,16 +386,15 @@ class MultiscaleBackbone(nn.Module):
     def _drawn(
         self, plain: Sequence[bool], tokens: torch.Tensor
     ) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
-        """What stochastic depth multiplies both branches of each block with, drawn together for plain blocks."""
-        paths = [block.drop_path for block in self.blocks]
-        places = [
-            index
-            for index, path in enumerate(paths)
-            if plain[index] and type(path) is DropPath and is_untouched(path)
-        ]
-        rows = iter(drawn([paths[index] for index in places for _ in range(2)], tokens))
-        found = {index: (next(rows), next(rows)) for index in places}
-        return [found.get(index, (None, None)) for index in range(len(paths))]
+        """The samples that keep either branch of each block, drawn together for plain blocks."""
+        paths = {
+            index: path
+            for index, block in enumerate(self.blocks)
+            if plain[index] and type(path := block.drop_path) is DropPath and is_untouched(path)
+        }
+        rows = iter(drawn([path for path in paths.values() for _ in range(2)], tokens))
+        found = {index: (next(rows), next(rows)) for index in paths}
+        return [found.get(index, (None, None)) for index in range(len(plain))]
 
 
 def _pool_weight(pool: nn.Module) -> torch.Tensor | None:

@@ -104,7 +104,7 @@ def add_branch(tokens: Tensor, branch: Tensor, drop_path: nn.Module) -> Tensor:
 
 
 def add_and_norm(
-    tokens: Tensor, branch: Tensor, drop_path: nn.Module, norm: nn.Module, factors: Tensor | None = None
+    tokens: Tensor, branch: Tensor, drop_path: nn.Module, norm: nn.Module, kept: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """tokens + drop_path(branch), and norm of it; by `add_layer_norm` on a GPU where both may be read.
 
@@ -112,10 +112,11 @@ def add_and_norm(
     :func:`apply_norm`.
 
     Args:
-        tokens, branch: (B, ..., C).
+        tokens: (B, ..., C).
+        branch: of the same shape.
         drop_path: drops the branch of some samples.
         norm: over C.
-        factors: (B,), what `drop_path` has drawn already; for `add_layer_norm`.
+        kept: (B,), what was drawn for `drop_path` already; for `add_layer_norm`.
     """
     found = weight_and_bias(norm, nn.LayerNorm)
     if (
@@ -125,14 +126,15 @@ def add_and_norm(
         or not lowered.eager_on_gpu(tokens)
         or not tokens.dtype == branch.dtype == found[0].dtype == found[1].dtype
         or lowered.lowered_dtype(tokens) not in (None, tokens.dtype)
-        or not tokens.shape == branch.shape
+        or tokens.shape != branch.shape
         or norm.normalized_shape != tokens.shape[-1:]
     ):
         tokens = add_branch(tokens, branch, drop_path)
         return tokens, apply_norm(norm, tokens)
-    if factors is None:
-        factors = drawn([drop_path], tokens)[0]
-    return add_layer_norm(tokens, branch, *found, scale=factors, eps=norm.eps)  # type: ignore[arg-type]
+    if kept is None:
+        kept = drawn([drop_path], tokens)[0]
+    keep = 1.0 - drop_path.rate
+    return add_layer_norm(tokens, branch, *found, kept=kept, keep=keep, eps=norm.eps)  # type: ignore[arg-type]
 
 
 def lowered_layers(x: Tensor, *layers: nn.Module | None) -> AbstractContextManager[None]:

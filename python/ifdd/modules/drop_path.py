@@ -79,15 +79,14 @@ class DropPath(nn.Module):
 
 
 def drawn(paths: Sequence[DropPath], tokens: torch.Tensor) -> list[torch.Tensor | None]:
-    """For each path the factors m_b / (1 - rate) of its branch, (B,) in float32 (float64 for float64).
+    """For each path the samples that keep its branch, (B,) bool; None for a path that drops nothing.
 
-    Those of a whole network cost as many launches as those of one path. None for a path that drops nothing.
+    Those of a whole network cost as many launches as those of one path.
     """
     keeps = [path.keep_on(tokens.device) for path in paths]
     dropping = [keep for keep in keeps if keep is not None]
     if not dropping:
         return [None] * len(paths)
-    dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-    keep = torch.stack(dropping).to(dtype)[:, None]
-    rows = iter(torch.bernoulli(keep.expand(-1, tokens.shape[0])).div_(keep).unbind())
-    return [None if one is None else next(rows) for one in keeps]
+    chances = torch.rand(len(dropping), tokens.shape[0], dtype=torch.float64, device=tokens.device)
+    rows = iter((chances < torch.stack(dropping)[:, None]).unbind())
+    return [None if keep is None else next(rows) for keep in keeps]
