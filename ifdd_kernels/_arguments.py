@@ -110,6 +110,16 @@ def norm(make: Maker, name: str, channels: int) -> dict[str, Tensor]:
     }
 
 
+def add_layer_norm(
+    make: Maker, shape: Sequence[int], dropped: bool = True, strided: bool = False, eps: float = 1e-6
+) -> Arguments:
+    """Of a stream (B, ..., C) and its branch, dropped for some samples or for none."""
+    build = make.strided if strided else make.normal
+    activations = {name: build(*shape) for name in ("x", "branch")}
+    kept = make.frame_numbers(1, shape[0], 2)[0].bool() if dropped else None
+    return Arguments(activations, norm(make, "{}", shape[-1]), {"kept": kept, "keep": 0.75, "eps": eps})
+
+
 def augment_clips(
     make: Maker,
     frames: Tensor,

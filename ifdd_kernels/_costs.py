@@ -35,6 +35,12 @@ def size(*tensors: Tensor | None) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
+def add_layer_norm(x: Tensor) -> Cost:
+    """A sum, two moments and a norm."""
+    rows = math.prod(x.shape[:-1])
+    return Cost(2 * size(x) + 2 * rows * accumulator(x.dtype).itemsize, 10 * x.numel())
+
+
 def augment_clips(frames: Tensor, strengths: Tensor, size: int) -> Cost:
     """Two taps on each axis, the least there are, and about 60 operations of the colour steps on a pixel."""
     pixels = frames.shape[0] * frames.shape[1] * size * size

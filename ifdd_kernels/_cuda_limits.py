@@ -29,6 +29,8 @@ RANKED_FRAMES = 8192
 SAMPLED_FRAMES = 2048
 #: Most channels of a head, of which a warp holds a row in registers.
 HEAD_DIM = 128
+#: Most channels of a stream that add_layer_norm holds in the registers of a warp.
+NORMED_CHANNELS = 1024
 
 
 def sizes(argument: object, rank: int) -> Sequence[int]:

@@ -331,7 +331,7 @@ def _backward_check(operator: Operator) -> Callable[..., None]:
             raise type(error)(message) from None
         for name, result in zip(forward.results, outputs_of(operator.fake(*given)), strict=True):
             for argument in (name, f"grad_{name}"):
-                if argument not in named:
+                if named.get(argument) is None:
                     continue
                 _check.shape(op, argument, named[argument], result.shape)
                 if named[argument].dtype != result.dtype:
@@ -512,8 +512,8 @@ def _register_autograd(operator: Operator, backend: str) -> None:
         if wiring is None or run is None or all(grad is None for grad in output_grads):
             return tuple(results)
         given = [
-            _zeros(*wanted) if output_grads[place] is None else output_grads[place]
-            for place, wanted in zip(wiring.gradients, ctx.wanted, strict=True)
+            _zeros(*wanted) if output_grads[place] is None and needed else output_grads[place]
+            for place, wanted, needed in zip(wiring.gradients, ctx.wanted, wiring.needed, strict=True)
         ]
         values = (*given, *ctx.saved_tensors, *ctx.constants)
         computed = outputs_of(run(*(values[place] for place in wiring.order)))

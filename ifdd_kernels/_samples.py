@@ -55,6 +55,19 @@ def _frames(make: Maker) -> Iterator[tuple[str, Tensor, int, int, int]]:
 _ROWS = (7, 2, 5, 1, 3)
 
 
+def add_layer_norm(make: Maker) -> Iterator[Sample]:
+    """Samples of the op."""
+    for label, shape, dropped in (
+        ("tokens, branches dropped", (3, 5, 24), True),
+        ("rows", (7, 96), False),
+        ("four axes, odd channels, strided", (2, 3, 2, 13), True),
+        ("two channels, one row", (1, 1, 2), True),
+        ("empty batch", (0, 4, 6), True),
+    ):
+        arguments = _arguments.add_layer_norm(make, shape, dropped, "strided" in label)
+        yield _sample(label, "add_layer_norm", arguments)
+
+
 def frame_tokens(make: Maker) -> Iterator[Sample]:
     """Samples of the op."""
     for rows, (label, x, height, width, pool) in zip(_ROWS, _frames(make), strict=True):

@@ -93,6 +93,8 @@ class Wiring:
 
     #: The results of the op whose gradients the backward op takes.
     gradients: tuple[int, ...]
+    #: Which of them it takes zeros for where there are none; ``Tensor?`` takes None.
+    needed: tuple[bool, ...]
     #: Where the tensors that are kept for it lie in (*arguments, *results) of the op.
     kept: tuple[int, ...]
     #: Where its other values lie in the arguments of the op.
@@ -117,12 +119,16 @@ class Wiring:
         if unknown:
             raise ValueError(f"{op}: its backward op names {', '.join(unknown)}, which the op does not have")
         gradients = [name for name in backward.arguments if name in outputs]
+        optional = {
+            n for n, kind in zip(backward.arguments, backward.kinds, strict=True) if "Optional" in kind
+        }
         others = [name for name in backward.arguments if name not in outputs]
         kept = [name for name in others if name in backward.tensors]
         constants = [name for name in others if name not in backward.tensors]
         order = [*gradients, *kept, *constants]
         return cls(
             gradients=tuple(outputs[name] for name in gradients),
+            needed=tuple(name not in optional for name in gradients),
             kept=tuple(values.index(name) for name in kept),
             constants=tuple(values.index(name) for name in constants),
             order=tuple(order.index(name) for name in backward.arguments),

@@ -124,6 +124,14 @@ REGISTRY: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         _entry(
+            "add_layer_norm",
+            ops.add_layer_norm,
+            _samples.add_layer_norm,
+            _costs.add_layer_norm,
+            roundings=32,
+            why=_ROUNDING + "the sum is rounded once, and the norm divides by the deviation of C of them",
+        ),
+        _entry(
             "augment_clips",
             ops.augment_clips,
             _samples.augment_clips,

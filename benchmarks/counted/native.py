@@ -43,6 +43,8 @@ def _convolution_gradient(args: Sequence[Any]) -> int:
 
 #: By the name of the registered op.
 NATIVE: Mapping[str, NativeOp] = {
+    "add_layer_norm": NativeOp(1),
+    "add_layer_norm_backward": NativeOp(2),
     "augment_clips": NativeOp(2),
     "frame_correlation": NativeOp(1),
     "frame_correlation_backward": NativeOp(1),

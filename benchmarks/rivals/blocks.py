@@ -28,6 +28,23 @@ def shortcut() -> list[Contender]:
     return [original, original.compile()]
 
 
+def joined() -> list[Contender]:
+    """A branch added to its stream and the LayerNorm of the sum, which both are needed."""
+
+    def bind(inputs: Inputs) -> Bound:
+        parameters, eps = parameters_of(inputs), inputs.constants["eps"]
+
+        def run(x: Tensor, branch: Tensor) -> Outputs:
+            added = x + branch
+            weight, bias = (parameters[name].to(x.dtype) for name in ("weight", "bias"))
+            return added, F.layer_norm(added, weight.shape, weight, bias, eps)
+
+        return Bound(run, parameters)
+
+    original = Contender("original", bind)
+    return [original, original.compile()]
+
+
 def half_of_mlp(op: str) -> list[Contender]:
     """A linear layer (`linear`), or one of GELU(x) (`gelu_linear`)."""
 

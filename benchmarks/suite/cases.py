@@ -136,6 +136,17 @@ def max_pool_tokens(shape: NetworkShape, block: BlockShape, batch: int, device: 
     return replace(case, discontinuous=True)
 
 
+def add_layer_norm(shape: NetworkShape, block: BlockShape, batch: int, device: str) -> Case:
+    """The attention's branch joined and normalised, no sample dropped."""
+
+    def make(maker: Maker) -> Inputs:
+        sizes = (batch, 1 + math.prod(block.q_grid), block.out_channels)
+        return _inputs(_arguments.add_layer_norm(maker, sizes, dropped=False))
+
+    label, rivals, outputs = f"block {block.label}", blocks.joined(), ("added", "normed")
+    return _op_case("add_layer_norm", label, shape, batch, device, make, rivals, outputs, 2 * block.count)
+
+
 def half_of_mlp(op: str, shape: NetworkShape, block: BlockShape, batch: int, device: str) -> Case:
     """First (`linear`) or second (`gelu_linear`) half of a block's MLP."""
     wide, narrow = 4 * block.out_channels, block.out_channels
@@ -156,6 +167,7 @@ def around_attention(shape: NetworkShape, batch: int, device: str) -> list[Case]
     firsts = [next(b for b in shape.blocks if b.stage == stage) for stage in range(4)]
     strided = [b for b in firsts if max(b.stride_q) > 1]
     return [
+        *(add_layer_norm(shape, b, batch, device) for b in firsts),
         *(max_pool_tokens(shape, b, batch, device) for b in strided),
         *(half_of_mlp(op, shape, b, batch, device) for op in ("linear", "gelu_linear") for b in firsts),
     ]

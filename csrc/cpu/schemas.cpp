@@ -8,6 +8,11 @@ namespace ifdd::cpu {
 namespace {
 
 constexpr const char* kSchemas[] = {
+    "add_layer_norm(Tensor x, Tensor branch, Tensor weight, Tensor bias, Tensor? kept, float keep, float eps) "
+    "-> (Tensor added, Tensor normed, Tensor mean, Tensor rstd)",
+    "add_layer_norm_backward(Tensor? grad_added, Tensor grad_normed, Tensor added, Tensor weight, Tensor? "
+    "kept, Tensor mean, Tensor rstd, float keep) -> (Tensor grad_x, Tensor grad_branch, Tensor grad_weight, "
+    "Tensor grad_bias)",
     "augment_clips(Tensor strengths, Tensor frames, Tensor crop, Tensor flip, Tensor steps, int size) -> Tensor clips",
     "frame_correlation(Tensor tokens, float scale) -> Tensor correlation",
     "frame_correlation_backward(Tensor grad_correlation, Tensor tokens, float scale) -> Tensor grad_tokens",

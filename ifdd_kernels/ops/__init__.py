@@ -1,5 +1,6 @@
 """The ops: schema, shape rules, gradients and public function of each, one file an op."""
 
+from ifdd_kernels.ops.add_layer_norm import add_layer_norm
 from ifdd_kernels.ops.augment_clips import augment_clips
 from ifdd_kernels.ops.frame_correlation import frame_correlation
 from ifdd_kernels.ops.frame_tokens import frame_tokens
@@ -21,6 +22,7 @@ __all__ = [
     "SplitIndex",
     "StaticDynamicSplit",
     "TopkIndex",
+    "add_layer_norm",
     "augment_clips",
     "frame_correlation",
     "frame_tokens",

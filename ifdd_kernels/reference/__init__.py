@@ -4,6 +4,7 @@ Each function has the signature of its op (``torch.ops.ifdd.NAME``). The forward
 differentiable by PyTorch's own autograd, which is how the hand-derived ``NAME_backward`` are checked.
 """
 
+from ifdd_kernels.reference.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from ifdd_kernels.reference.augment_clips import augment_clips, augment_pixels
 from ifdd_kernels.reference.frame_correlation import frame_correlation, frame_correlation_backward
 from ifdd_kernels.reference.frame_tokens import frame_tokens, frame_tokens_backward
@@ -28,6 +29,8 @@ from ifdd_kernels.reference.static_dynamic_split import (
 from ifdd_kernels.reference.topk_split_index import topk_split_index
 
 __all__ = [
+    "add_layer_norm",
+    "add_layer_norm_backward",
     "attention_of_parts",
     "augment_clips",
     "augment_pixels",

@@ -35,6 +35,8 @@ def arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
     make = Maker(dtype, seed=7)
     frames, (height, width), channels, rows, pool = 8, (4, 4), 768, 7, 4
 
+    if name == "add_layer_norm":
+        return _arguments.add_layer_norm(make, (2, 25, 96)).of(name)
     if name == "augment_clips":
         pixels = make.pixels(1, 2, 96, 96, 3)
         return _arguments.augment_clips(make, pixels, [[4, 8, 80, 85]], [[0, 1, 2, 3]], 96).of(name)

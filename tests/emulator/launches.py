@@ -39,6 +39,8 @@ def _network(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     make = Unfilled(dtype, "cpu")
     for block in shape.blocks:
         yield "pool_tokens", live_pooling(make, block).of("pool_tokens")
+    for channels in dict.fromkeys(block.out_channels for block in shape.blocks):
+        yield "add_layer_norm", _arguments.add_layer_norm(make, (1, 8, channels)).of("add_layer_norm")
     side = IFDDConfig().image_size
     crop, steps = [[0, 0, side, side]], [[0, 1, 2, 3]]
     clips = _arguments.augment_clips(make, make.pixels(1, 2, side, side, 3), crop, steps, side)

@@ -54,6 +54,7 @@ def in_header(header: str, *plants: Plant) -> Plant:
 
 
 BARRIER = "__syncthreads();"
+STREAM = ("add_layer_norm", "tokens, branches dropped", torch.float32)
 SPLIT = ("split_frames", "T=8, positions, norms", torch.float32)
 TOKENS = ("frame_tokens", "T=2, odd grid and channels, strided", torch.float32)
 INDEX = ("split_index", "T=16, pool larger than the grid", torch.float32)
@@ -62,6 +63,11 @@ POOL = ("pool_tokens", "stride 1 and 2", torch.bfloat16)
 #: Op, sample and dtype that show it, and the bug. Left out: a missing barrier of topk_split_index would write
 #: out of bounds.
 BUGS: dict[str, tuple[tuple[str, str, torch.dtype], Plant]] = {
+    "add_layer_norm, no barrier between the warps' sums and their use": (STREAM, Plant(BARRIER)),
+    "add_layer_norm, the mean left out of the gradient": (
+        STREAM,
+        Plant("grad[i][j] - sum - ", "grad[i][j] - "),
+    ),
     "split_frames, no barrier behind the samples": (SPLIT, Plant(BARRIER)),
     "split_frames, no barrier between a row's sums and their use": (SPLIT, Plant(BARRIER, occurrence=1)),
     "split_frames, last output row dropped": (SPLIT, Plant("k < K; k += kWarps", "k < K - 1; k += kWarps")),

@@ -20,6 +20,38 @@ pytestmark = pytest.mark.skipif(build.compiler is None, reason="the emulator nee
 TWO_SEEDS = (0, 3)
 
 
+# add_layer_norm: teams of 4, 8, 16 and 32 lanes, with lanes to spare and without, single elements, blocks of
+# backward with several rows a team and with rows of two samples.
+STREAMS = {
+    "teams of 4, many rows": (3, 1400, 96),
+    "teams of 8": (2, 5, 192),
+    "teams of 16": (1, 3, 512),
+    "a row in all registers": (1, 2, 1024),
+    "single elements": (2, 3, 67),
+}
+
+
+@pytest.mark.parametrize("sizes", STREAMS.values(), ids=STREAMS)
+def test_add_layer_norm(sizes: tuple[int, ...]) -> None:
+    for dtype in DTYPES:
+        if dtype == torch.bfloat16 or sizes[1] < 100:
+            args = _arguments.add_layer_norm(Maker(dtype, seed=sizes[2]), sizes).of("add_layer_norm")
+            check(EmulatedOp("add_layer_norm"), args, seeds=TWO_SEEDS)
+
+
+def test_add_layer_norm_reads_16_bit_parameters_and_no_gradient_of_the_sum() -> None:
+    given = _arguments.add_layer_norm(Maker(torch.bfloat16, seed=5), (2, 9, 96), strided=True)
+    given.parameters = {name: value.bfloat16() for name, value in given.parameters.items()}
+    op, args = EmulatedOp("add_layer_norm"), given.of("add_layer_norm")
+    check(op, args, seeds=TWO_SEEDS)
+    added, normed, mean, rstd = op.forward(*args)
+    kept = added, args[2], args[4], mean, rstd, args[5]
+    nothing = op.backward(None, normed, *kept)
+    for found, expected in zip(nothing, op.backward(torch.zeros_like(added), normed, *kept), strict=True):
+        assert torch.equal(found, expected)
+    assert nothing[2].dtype == torch.bfloat16
+
+
 # split_frames: 16-byte accesses, rows beyond the registers (1024 channels, 256 without vectors), several
 # spans of channels and several ranges of tokens in backward, the longest clip.
 SPLITS = {
@@ -186,6 +218,8 @@ def test_pool_tokens_refuses_a_head_it_cannot_hold() -> None:
 def aligned_arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
     """Sizes that 16-byte accesses fit."""
     make = Maker(dtype, seed=5)
+    if name == "add_layer_norm":
+        return _arguments.add_layer_norm(make, (2, 9, 32)).of(name)
     if name == "pool_tokens":
         return pool_arguments(make, (1, (2, 3, 5), 1, 16, (1, 1, 1), (1, 2, 2)))
     if name == "lifting_attention":

@@ -1,4 +1,4 @@
-"""Weights of a block cast together and norms in 16 bits: a GPU's way under autocast, here on the CPU."""
+"""Weights cast together, norms in 16 bits and joined with the branch before: a GPU's ways, on the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ifdd import IFDD, create_model
 from ifdd.modules import lowered
-from ifdd.modules.backbone import MultiscaleBlock
+from ifdd.modules.backbone import MultiscaleBackbone, MultiscaleBlock
+from ifdd.modules.drop_path import DropPath, drawn
+from ifdd_kernels import record
 
 
 @pytest.fixture
@@ -19,6 +21,7 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.bfloat16 if torch.is_autocast_enabled("cpu") else None
 
     monkeypatch.setattr(lowered, "lowered_dtype", dtype)
+    monkeypatch.setattr(lowered, "eager_on_gpu", lambda x: True)
 
 
 def _gradients(network: IFDD, clips: Tensor, autocast: bool = True) -> list[Tensor]:
@@ -85,3 +88,65 @@ def test_nothing_is_lowered_outside() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         block(torch.rand(1, 9, 8))
         assert lowered.lowered_weight(block.mlp_expand.weight) is block.mlp_expand.weight
+
+
+def _backbone(drop_path: float = 0.0) -> MultiscaleBackbone:
+    torch.manual_seed(3)
+    return MultiscaleBackbone((2, 8, 8), (8, 16, 24, 32), (1, 2, 1, 1), drop_path).train()
+
+
+def _outputs_and_gradients(backbone: MultiscaleBackbone, tokens: Tensor) -> tuple[list[Tensor], int]:
+    """Outputs, then the gradients of all parameters; and how many branches were joined with a norm."""
+    backbone.zero_grad()
+    with record() as calls:
+        outputs = [stage.tokens for stage in backbone(tokens).values()]
+    torch.stack([output.square().mean() for output in outputs]).sum().backward()
+    joined = sum(call.op == "add_layer_norm" for call in calls)
+    grads = [parameter.grad for parameter in backbone.parameters() if parameter.grad is not None]
+    return [*outputs, *grads], joined
+
+
+def test_branches_are_joined_with_the_norms_behind_them(request: pytest.FixtureRequest) -> None:
+    """All but the last, whose norm is the backbone's own; with a hook on a block, those around it alone."""
+    backbone, tokens = _backbone(), torch.randn(2, 128, 8)
+    expected, none = _outputs_and_gradients(backbone, tokens)
+    request.getfixturevalue("_as_on_a_gpu")
+    found, joined = _outputs_and_gradients(backbone, tokens)
+    assert (none, joined) == (0, 9)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+    seen: list[torch.Size] = []
+    hook = backbone.blocks[2].register_forward_hook(lambda module, args, out: seen.append(out[0].shape))
+    found, joined = _outputs_and_gradients(backbone, tokens)
+    assert (len(seen), joined) == (1, 7)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    hook.remove()
+
+    backbone.blocks[1].attention_norm.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    changed, joined = _outputs_and_gradients(backbone, tokens)
+    assert joined == 8
+    assert not torch.allclose(changed[1], expected[1])
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+def test_a_dropped_branch_is_left_out() -> None:
+    """At a rate of nearly 1 every sample loses both branches of a block."""
+    backbone, seen = _backbone(), []
+    backbone.blocks[2].drop_path.rate = 1 - 1e-12
+    tokens = torch.randn(2, 33, 16)
+    handle = backbone.blocks[3].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    backbone.blocks[1].forward = lambda given, chain=None: (tokens, (2, 4, 4))  # type: ignore[method-assign]
+    backbone(torch.randn(2, 128, 8))
+    handle.remove()
+    assert torch.equal(seen[0], tokens)
+
+
+def test_samples_of_all_paths_are_drawn_together() -> None:
+    paths = [DropPath(rate) for rate in (0.25, 0.0, 0.5)]
+    torch.manual_seed(0)
+    first, none, last = drawn(paths, torch.empty(4000, 3, dtype=torch.bfloat16))
+    assert none is None
+    for kept, keep in ((first, 0.75), (last, 0.5)):
+        assert kept is not None
+        assert abs(float(kept.double().mean()) - keep) < 0.03
+    assert drawn([path.eval() for path in paths], torch.empty(2, 3)) == [None, None, None]

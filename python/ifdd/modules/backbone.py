@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ifdd.config import STAGE_COUNT, STAGE_HEADS
+from ifdd.modules import lowered
 from ifdd.modules.children import (
+    add_and_norm,
     add_branch,
     apply_linear,
     apply_norm,
@@ -24,7 +27,7 @@ from ifdd.modules.children import (
     weight_and_bias,
     weights,
 )
-from ifdd.modules.drop_path import DropPath
+from ifdd.modules.drop_path import DropPath, drawn
 from ifdd.modules.recompute import checkpointed, norm_again
 from ifdd_kernels import gelu_linear, linear, max_pool_tokens, pool_tokens, pooled_attention
 from ifdd_kernels._serialised import serialisable
@@ -175,6 +178,18 @@ class MultiscaleAttention(nn.Module):
         return pooled
 
 
+@dataclass
+class Chain:
+    """What consecutive blocks hand on beside the tokens, where nobody looks at these between them."""
+
+    #: `attention_norm` of the tokens, where the block before has formed it; afterwards of the result.
+    normed: torch.Tensor | None = None
+    #: The norm that takes the block's result; None where it is not known.
+    following: nn.Module | None = None
+    #: The samples that keep either branch, where they were drawn for the block's `drop_path`.
+    kept: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+
+
 class MultiscaleBlock(nn.Module):
     """One MViTv2 block: x = s + DropPath(Attention(LN(x))), then x + DropPath(MLP(LN(x))).
 
@@ -227,10 +242,11 @@ class MultiscaleBlock(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=INIT_STD)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Grid]:
+    def forward(self, tokens: torch.Tensor, chain: Chain | None = None) -> tuple[torch.Tensor, Grid]:
         """``(B, 1 + T*H*W, C_in)`` -> ``(B, 1 + T'*H'*W', C_out)`` and the grid (T', H', W').
 
-        Backward normalises the tokens of the MLP again instead of keeping them (:func:`norm_again`).
+        In a `chain` the block begins with the norm that the one before has left there, and leaves that of its
+        result. Backward normalises the tokens of the MLP again instead of keeping them (:func:`norm_again`).
 
         Raises:
             ValueError: tokens of another shape than the block was made for.
@@ -241,24 +257,34 @@ class MultiscaleBlock(nn.Module):
                 f"MultiscaleBlock: tokens must be (B, {count}, {self.in_channels}) for grid {self.grid}; "
                 f"got {tuple(tokens.shape)}"
             )
-        layers = (self.attention_norm, self.shortcut, self.mlp_norm, self.mlp_expand, self.mlp_contract)
+        chain = Chain() if chain is None else chain
+        layers = (self.shortcut, self.mlp_norm, self.mlp_expand, self.mlp_contract, chain.following)
+        first = self.attention_norm if chain.normed is None else None
         # A wrapper or a hook around the attention may change weights or precision before they are used.
         plain = type(self.attention) is MultiscaleAttention and is_untouched(self.attention)
         inner = (self.attention.qkv, self.attention.output) if plain else ()
-        with lowered_layers(tokens, *layers, *inner):
-            return self._forward(tokens), self.out_grid
+        with lowered_layers(tokens, first, *layers, *inner):
+            return self._forward(tokens, chain), self.out_grid
 
-    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _forward(self, tokens: torch.Tensor, chain: Chain) -> torch.Tensor:
         """The tokens behind the block."""
-        normed = apply_norm(self.attention_norm, tokens)
+        normed = chain.normed
+        if normed is None:
+            normed = apply_norm(self.attention_norm, tokens)
         shortcut = tokens if self.shortcut is None else apply_linear(self.shortcut, normed)
         if max(self.stride_q) > 1:
             shortcut = max_pool_tokens(shortcut, self.grid, self.stride_q)
-        tokens = add_branch(shortcut, self.attention(normed), self.drop_path)
-        normed = apply_norm(self.mlp_norm, tokens)
+        branch = self.attention(normed)
+        tokens, normed = add_and_norm(shortcut, branch, self.drop_path, self.mlp_norm, chain.kept[0])
         with norm_again(self.mlp_norm, tokens, normed):
             hidden = apply_linear(self.mlp_expand, normed)
-        return add_branch(tokens, self._contract(hidden), self.drop_path)
+        branch = self._contract(hidden)
+        if chain.following is None:
+            chain.normed = None
+            return add_branch(tokens, branch, self.drop_path)
+        last, path = chain.kept[1], self.drop_path
+        tokens, chain.normed = add_and_norm(tokens, branch, path, chain.following, last)
+        return tokens
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """As `nn.Module.compile`, with a limit of recompilations for each block.
@@ -345,12 +371,38 @@ class MultiscaleBackbone(nn.Module):
         tokens = torch.cat((class_token, tokens), dim=1)
         outputs: dict[int, StageOutput] = {}
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        # On a GPU a block forms the norm that the next one begins with. A hook on either of them would see,
+        # or change, what the norm was not made of.
+        fused = not recompute and lowered.eager_on_gpu(tokens)
+        plain = [fused and type(block) is MultiscaleBlock and is_untouched(block) for block in self.blocks]
+        kept = self._drawn(plain, tokens) if fused else []
+        chain = Chain()
         for index, block in enumerate(self.blocks):
-            tokens, grid = checkpointed(block, tokens) if recompute else block(tokens)
+            if plain[index]:
+                chained = index + 1 < len(plain) and plain[index + 1]
+                following: Any = self.blocks[index + 1].attention_norm if chained else None
+                chain.following = following
+                chain.kept = kept[index]
+                tokens, grid = block(tokens, chain)
+            else:
+                tokens, grid = checkpointed(block, tokens) if recompute else block(tokens)
             if index in self.stage_ends and (stage := self.stage_ends.index(index)) in stages:
                 last = stage == len(self.stage_ends) - 1
                 outputs[stage] = StageOutput(self.norm(tokens) if last else tokens, grid)
         return outputs
+
+    def _drawn(
+        self, plain: Sequence[bool], tokens: torch.Tensor
+    ) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
+        """The samples that keep either branch of each block, drawn together for plain blocks."""
+        paths = {
+            index: path
+            for index, block in enumerate(self.blocks)
+            if plain[index] and type(path := block.drop_path) is DropPath and is_untouched(path)
+        }
+        rows = iter(drawn([path for path in paths.values() for _ in range(2)], tokens))
+        found = {index: (next(rows), next(rows)) for index in paths}
+        return [found.get(index, (None, None)) for index in range(len(plain))]
 
 
 def _pool_weight(pool: nn.Module) -> torch.Tensor | None:

@@ -18,8 +18,8 @@ from torch.nn.modules import module as _hooks
 from torch.utils.module_tracker import ModuleTracker
 
 from ifdd.modules import lowered
-from ifdd.modules.drop_path import DropPath
-from ifdd_kernels import linear
+from ifdd.modules.drop_path import DropPath, drawn
+from ifdd_kernels import add_layer_norm, linear
 from ifdd_kernels._operator import AUTOCAST_DEVICES
 
 PLAIN_TENSORS = frozenset({Tensor, nn.Parameter, nn.Buffer, FakeTensor, FunctionalTensor})
@@ -101,6 +101,40 @@ def add_branch(tokens: Tensor, branch: Tensor, drop_path: nn.Module) -> Tensor:
         return drop_path.added(tokens, branch)
     added: Tensor = tokens + drop_path(branch)
     return added
+
+
+def add_and_norm(
+    tokens: Tensor, branch: Tensor, drop_path: nn.Module, norm: nn.Module, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """tokens + drop_path(branch), and norm of it; by `add_layer_norm` on a GPU where both may be read.
+
+    On a CPU PyTorch's sum and norm are as fast. Under autocast the norm has the tokens' dtype, as with
+    :func:`apply_norm`.
+
+    Args:
+        tokens: (B, ..., C).
+        branch: of the same shape.
+        drop_path: drops the branch of some samples.
+        norm: over C.
+        kept: (B,), what was drawn for `drop_path` already; for `add_layer_norm`.
+    """
+    found = weight_and_bias(norm, nn.LayerNorm)
+    if (
+        found is None
+        or type(drop_path) is not DropPath
+        or not is_untouched(drop_path)
+        or not lowered.eager_on_gpu(tokens)
+        or not tokens.dtype == branch.dtype == found[0].dtype == found[1].dtype
+        or lowered.lowered_dtype(tokens) not in (None, tokens.dtype)
+        or tokens.shape != branch.shape
+        or norm.normalized_shape != tokens.shape[-1:]
+    ):
+        tokens = add_branch(tokens, branch, drop_path)
+        return tokens, apply_norm(norm, tokens)
+    if kept is None:
+        kept = drawn([drop_path], tokens)[0]
+    keep = 1.0 - drop_path.rate
+    return add_layer_norm(tokens, branch, *found, kept=kept, keep=keep, eps=norm.eps)  # type: ignore[arg-type]
 
 
 def lowered_layers(x: Tensor, *layers: nn.Module | None) -> AbstractContextManager[None]:

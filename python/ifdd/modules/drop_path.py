@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -58,6 +58,12 @@ class DropPath(nn.Module):
             return tokens + branch
         return torch.addcmul(tokens, branch, self._scale(branch))
 
+    def keep_on(self, device: torch.device) -> torch.Tensor | None:
+        """1 - rate in float64 on a device, where samples lose branches now; else None."""
+        if not (self.training and self._drops):
+            return None
+        return self._keep if self._keep.device == device else self._find_keep(device)
+
     def _scale(self, branch: torch.Tensor) -> torch.Tensor:
         """m_b / (1 - rate), (B, 1, ...)."""
         keep = self._keep
@@ -70,3 +76,17 @@ class DropPath(nn.Module):
     def extra_repr(self) -> str:
         """The rate."""
         return f"rate={self.rate}"
+
+
+def drawn(paths: Sequence[DropPath], tokens: torch.Tensor) -> list[torch.Tensor | None]:
+    """For each path the samples that keep its branch, (B,) bool; None for a path that drops nothing.
+
+    Those of a whole network cost as many launches as those of one path.
+    """
+    keeps = [path.keep_on(tokens.device) for path in paths]
+    dropping = [keep for keep in keeps if keep is not None]
+    if not dropping:
+        return [None] * len(paths)
+    chances = torch.rand(len(dropping), tokens.shape[0], dtype=torch.float64, device=tokens.device)
+    rows = iter((chances < torch.stack(dropping)[:, None]).unbind())
+    return [None if keep is None else next(rows) for keep in keeps]

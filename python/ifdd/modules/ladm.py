@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ifdd.modules.children import (
-    add_branch,
+    add_and_norm,
     apply_linear,
     apply_norm,
     is_untouched,
@@ -270,10 +270,9 @@ class LADM(Lifting):
         return Lifted(self._refine(dynamic), residual, static, dynamic.unflatten(1, layout), indexes)
 
     def _refine(self, dynamic: torch.Tensor) -> torch.Tensor:
-        dynamic = add_branch(
-            dynamic, self.attention(apply_norm(self.attention_norm, dynamic)), self.drop_path
-        )
-        hidden = self.mlp_dropout(F.gelu(apply_linear(self.mlp_expand, apply_norm(self.mlp_norm, dynamic))))
+        branch = self.attention(apply_norm(self.attention_norm, dynamic))
+        _, normed = add_and_norm(dynamic, branch, self.drop_path, self.mlp_norm)
+        hidden = self.mlp_dropout(F.gelu(apply_linear(self.mlp_expand, normed)))
         contract, compress = weights(self.mlp_contract, nn.Linear), weights(self.compress, nn.Linear)
         if contract is None or compress is None or compress[1] is not None or not self._drops_whole_samples():
             return self._compress(self.drop_path(self.mlp_dropout(apply_linear(self.mlp_contract, hidden))))

@@ -38,19 +38,26 @@ def _copied(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]
     return tuple(copies)
 
 
+def eager_on_gpu(x: Tensor) -> bool:
+    """Whether x is on a GPU and ops on it run one by one: what saves launches and passes is worth it there.
+
+    Compilers fuse casts, sums and norms themselves; transforms of `torch.func` take no function like the one
+    above, and `torch.jit.trace` cannot save it.
+    """
+    return (
+        x.is_cuda
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+    )
+
+
 def lowered_dtype(x: Tensor) -> torch.dtype | None:
     """The 16-bit dtype that autocast gives to layers on x, a tensor on a GPU; None where there is none.
 
-    On a CPU the ops read float32 weights as they are. Compilers fuse casts themselves; transforms of
-    `torch.func` take no function like the one above, and `torch.jit.trace` cannot save it.
+    On a CPU the ops read float32 weights as they are.
     """
-    if (
-        not x.is_cuda
-        or not torch.is_autocast_enabled("cuda")
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-    ):
+    if not eager_on_gpu(x) or not torch.is_autocast_enabled("cuda"):
         return None
     dtype = torch.get_autocast_dtype("cuda")
     return dtype if dtype in (torch.bfloat16, torch.float16) else None
