@@ -234,8 +234,11 @@ class Journal:
         self.begun = (name, tuple(windows)) if windows else None
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line).encode("ascii") + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line).encode("ascii") + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def claim(file: IO[Any], path: str | os.PathLike[str]) -> None:

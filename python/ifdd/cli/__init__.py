@@ -129,6 +129,10 @@ def _explanation(error: Exception) -> str:
         return f"the package {error.name} is not installed: pip install 'ifdd-kernels[all]'"
     if failed := failed_import(error):
         return failed[1]
+    if isinstance(error, OSError) and error.strerror:
+        # Without its number.
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        return one_line(f"{where}{error.strerror}")
     if isinstance(error, (ValueError, OSError, RuntimeError, ImportError)):
         return text
     return f"{type(error).__name__}: {text} (run again with --debug for the traceback)"
