@@ -35,7 +35,6 @@ PACKAGES = {
     "pytorch-lightning": "pytorch_lightning",
     "torchmetrics": "torchmetrics",
     "av": "av",
-    "kornia": "kornia",
     "scikit-image": "skimage",
     "matplotlib": "matplotlib",
     "jsonargparse": "jsonargparse",
