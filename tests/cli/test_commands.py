@@ -257,7 +257,7 @@ def test_unforeseen_errors_name_their_kind_and_debug_shows_where(
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(KeyboardInterrupt(), 130), (ModuleNotFoundError("no", name="kornia"), 1)]
+    ("error", "code"), [(KeyboardInterrupt(), 130), (ModuleNotFoundError("no", name="torchmetrics"), 1)]
 )
 def test_interruptions_and_missing_packages(
     ifdd: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
@@ -270,7 +270,7 @@ def test_interruptions_and_missing_packages(
     monkeypatch.setattr(predict, "run", fail)
     result = ifdd("predict", "v.mp4", "--checkpoint", checkpoint)
     assert result.code == code
-    assert "interrupted" in result.err or "kornia is not installed: pip install" in result.err
+    assert "interrupted" in result.err or "torchmetrics is not installed: pip install" in result.err
 
 
 def test_a_terminated_training_says_so(ifdd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +331,7 @@ def test_the_flat_options_are_the_configuration(tmp_path: Path) -> None:
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     script = (
-        "import sys, ifdd, ifdd.cli; heavy = {'pytorch_lightning', 'matplotlib', 'av', 'kornia', 'rich'};"
+        "import sys, ifdd, ifdd.cli; heavy = {'pytorch_lightning', 'matplotlib', 'av', 'rich'};"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

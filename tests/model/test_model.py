@@ -228,7 +228,7 @@ def test_gradients_per_clip_by_torch_func(small_config: SmallConfig, clips: Clip
 
 def test_import_is_light() -> None:
     """Importing the package must not pull in the training, video or plotting libraries."""
-    heavy = ("pytorch_lightning", "kornia", "av", "matplotlib", "torchmetrics", "torchvision", "cv2")
+    heavy = ("pytorch_lightning", "av", "matplotlib", "torchmetrics", "torchvision", "cv2")
     code = (
         f"import sys, ifdd, ifdd.checkpoint, ifdd.losses; print([m for m in {heavy!r} if m in sys.modules])"
     )

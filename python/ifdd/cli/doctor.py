@@ -37,7 +37,6 @@ PACKAGES = {
     "av": "av",
     "pillow": "PIL",
     "simplejpeg": "simplejpeg",
-    "kornia": "kornia",
     "scikit-image": "skimage",
     "matplotlib": "matplotlib",
     "jsonargparse": "jsonargparse",
