@@ -24,7 +24,7 @@ from ifdd.faces.shots import look_of
 from ifdd.faces.tracker import PATIENCE, Tracker
 from ifdd.text import printable
 
-__all__ = ["FaceChoice", "FaceTrack", "FaceTracks", "Segment", "find_tracks", "parse_face"]
+__all__ = ["FaceChoice", "FaceTrack", "FaceTracks", "Segment", "find_tracks", "no_face", "parse_face"]
 
 FaceChoice = Literal["largest", "all"] | int
 """Which faces of a video count: the largest, all, or so many of the largest."""
@@ -157,6 +157,11 @@ def find_tracks(path: str | os.PathLike[str], detector: FaceDetector, *, strict:
         if video.frames_read == 0:
             raise VideoError(f"{printable(path)}: holds no frame")
         return follower.finish(video.frames_read)
+
+
+def no_face(tracks: FaceTracks) -> str:
+    """The words for a video without faces."""
+    return f"no face found in the {tracks.looked_at} frames looked at of {tracks.frames}"
 
 
 class _Follower:
