@@ -73,3 +73,19 @@ def frames_in(tmp_path: Path) -> Callable[[str, Sequence[np.ndarray]], Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a small network, drawn at random."""
+    import torch
+
+    from ifdd import IFDD, IFDDConfig
+    from ifdd.checkpoint import save_checkpoint
+
+    torch.manual_seed(2)
+    sizes = {"embed_dim": 8, "depths": (1, 1, 1, 1), "image_size": 32, "clip_frames": 8, "split_pool": 2}
+    model = IFDD(IFDDConfig(backbone="mvit_nano", num_classes=2, **sizes))
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_checkpoint(path, model, ("Happy", "Sad"), {"stride": 1})
+    return path

@@ -229,8 +229,8 @@ class _Follower:
         looks = np.array([number for number, _ in places])
         boxes = np.stack([box for _, box in places]).astype(np.float64)
         seconds = np.array(self._seconds)[looks]
-        # Out of sight: not found at looks in between, for long.
-        breaks = np.flatnonzero((np.diff(seconds) > PATIENCE) & (np.diff(looks) > 1)) + 1
+        # Out of sight: not found at looks in between, for long. Times of frames are rounded.
+        breaks = np.flatnonzero((np.diff(seconds) > PATIENCE + 1e-6) & (np.diff(looks) > 1)) + 1
         return tuple(
             self._segment(looks[part], _smooth(seconds[part], boxes[part]), frames)
             for part in np.split(np.arange(len(looks)), breaks)
