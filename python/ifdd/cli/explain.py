@@ -11,9 +11,9 @@ from jsonargparse import ArgumentParser, Namespace
 from ifdd.cli._commands import UsageError
 from ifdd.cli.common import add_device_option, choose_device
 from ifdd.cli.paths import require_file, require_writable_file
-from ifdd.cli.predict import add_crop_option
+from ifdd.cli.predict import add_crop_option, check_crop
 from ifdd.cli.spare import spare
-from ifdd.text import one_line, printable
+from ifdd.text import printable
 
 SUMMARY = "draw what the network looked at"
 USAGE = "VIDEO --checkpoint CHECKPOINT --out FIGURE [options]"
@@ -42,12 +42,7 @@ def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
     from pathlib import Path
 
-    from ifdd.data.face import parse_crop
-
-    try:
-        parse_crop(options.crop)
-    except ValueError as error:
-        raise UsageError(f"--{one_line(error)}") from None
+    face = check_crop(options)
     require_file("--checkpoint", options.checkpoint)
     require_writable_file("--out", options.out)
     if Path(options.out).suffix.lower() not in _IMAGES:
@@ -62,6 +57,8 @@ def run(options: Namespace) -> int:
     from ifdd import figures
     from ifdd.prediction import Predictor
 
-    explanation = Predictor(options.checkpoint, device).explain(options.video, options.window, options.crop)
+    explanation = Predictor(options.checkpoint, device).explain(
+        options.video, options.window, options.crop, face=face
+    )
     print(f"written: {printable(figures.explain(explanation, options.out, dpi=options.dpi))}")
     return 0
