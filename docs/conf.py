@@ -71,8 +71,15 @@ def _math(self: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
+def _no_text_of_types(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """A constant without a text of its own shows its value, not the docstring of `dict` or `str`."""
+    if what == "data" and " ".join(lines).split() == (type(value).__doc__ or "").split():
+        lines.clear()
+
+
 def setup(app: Any) -> None:
     """Registers all of them."""
     app.connect("source-read", _links_out)
+    app.connect("autodoc-process-docstring", _no_text_of_types)
     app.connect("build-finished", _copy_pictures)
     app.add_html_math_renderer("mathml", inline_renderers=(_math, None), block_renderers=(_math, None))
