@@ -87,6 +87,6 @@ def drawn(paths: Sequence[DropPath], tokens: torch.Tensor) -> list[torch.Tensor 
     dropping = [keep for keep in keeps if keep is not None]
     if not dropping:
         return [None] * len(paths)
-    chances = torch.rand(len(dropping), tokens.shape[0], dtype=torch.float64, device=tokens.device)
-    rows = iter((chances < torch.stack(dropping)[:, None]).unbind())
-    return [None if keep is None else next(rows) for keep in keeps]
+    keep = torch.stack(dropping)[:, None]
+    rows = iter(torch.bernoulli(keep.expand(-1, tokens.shape[0])).bool().unbind())
+    return [None if one is None else next(rows) for one in keeps]
