@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from ifdd_kernels import split_frames
 __all__ = [
     "DEFAULT_WORKERS",
     "Explanation",
+    "FaceStrip",
     "PredictionError",
     "Predictor",
     "VideoFailure",
@@ -40,6 +42,7 @@ __all__ = [
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 """Threads that read videos while the network works."""
 
+_MOST_PICTURES = 24
 _ROOM_BYTES = 256 << 20
 _AUTOCAST: dict[str, torch.dtype | None] = {
     "32": None,
@@ -63,7 +66,8 @@ class Explanation:
 
     ``frames`` uint8 (T_in, S, S, 3); ``probabilities`` (classes,); ``static_frames``, ``dynamic_frames``
     (K,): where on the window's frames each sample was taken; ``token_frames`` (T,): which frame each frame
-    inside the network is centred on; ``static_maps``, ``dynamic_maps`` (K, h, w): norm over the channels of
+    inside the network is centred on; ``frame_seconds`` (T_in,): when each frame of the window is shown;
+    ``static_maps``, ``dynamic_maps`` (K, h, w): norm over the channels of
     the group after lifting; ``correlation`` (T, T) or None.
     """
 
@@ -72,6 +76,7 @@ class Explanation:
     start_seconds: float
     stop_seconds: float
     frames: np.ndarray
+    frame_seconds: np.ndarray
     class_names: tuple[str, ...]
     probabilities: np.ndarray
     split: str
@@ -81,6 +86,23 @@ class Explanation:
     static_maps: np.ndarray
     dynamic_maps: np.ndarray
     correlation: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class FaceStrip:
+    """All windows of a video, or of one face in it; N windows, K classes.
+
+    ``face``: the number of its track, None for the whole frame or a given box; ``starts``, ``stops`` (N,) in
+    seconds; ``probabilities`` (N, K); ``mean`` (K,): softmax of the mean of the logits; ``pictures``: a few
+    of the frames that the network saw, uint8 (S, S, 3), with their seconds.
+    """
+
+    face: int | None
+    starts: np.ndarray
+    stops: np.ndarray
+    probabilities: np.ndarray
+    mean: np.ndarray
+    pictures: tuple[tuple[float, np.ndarray], ...]
 
 
 class Predictor:
@@ -267,6 +289,7 @@ class Predictor:
             start_seconds=shown.start_seconds,
             stop_seconds=shown.stop_seconds,
             frames=shown.frames,
+            frame_seconds=shown.frame_seconds,
             class_names=self.class_names,
             probabilities=logits[0].double().softmax(0).numpy(),
             split=_SPLIT_NAMES[self.config.split],
@@ -279,6 +302,26 @@ class Predictor:
             if features.correlation is None
             else features.correlation[0].float().cpu().numpy(),
         )
+
+    def strips(
+        self,
+        path: str | os.PathLike[str],
+        crop: str | Sequence[int] | None = None,
+        *,
+        tail: Tail = "overlap",
+        strict: bool = False,
+    ) -> tuple[FaceStrip, ...]:
+        """All windows of a video with some of their frames; arguments as in :meth:`predict`.
+
+        Raises:
+            ifdd.data.video.VideoError: the video cannot be read.
+            PredictionError: the network gave NaN or infinite values.
+        """
+        strip = _Strip(None)
+        windows = read_windows(path, self.reading(crop, tail=tail, strict=strict))
+        while waiting := list(islice(windows, self.batch)):
+            strip.add(waiting, _finite(self.logits([window.frames for window in waiting]), path))
+        return (strip.result(),)
 
     def _find_window(self, path: str | os.PathLike[str], number: int, reading: Reading) -> Window:
         if number < 0:
@@ -340,6 +383,42 @@ def _not_finite(path: str | os.PathLike[str]) -> PredictionError:
     return PredictionError(
         f"{printable(path)}: the network gave NaN or infinite values, so there is no prediction"
     )
+
+
+class _Strip:
+    """Collects the windows of one face; of their frames a few, evenly spread, however many windows come."""
+
+    def __init__(self, face: int | None) -> None:
+        self._face = face
+        self._spans: list[tuple[float, float]] = []
+        self._logits: list[Tensor] = []
+        self._pictures: list[tuple[float, np.ndarray]] = []
+        self._every = 1
+
+    def add(self, windows: Sequence[Window], logits: Tensor) -> None:
+        """More windows, and their logits (b, K)."""
+        for window in windows:
+            if len(self._spans) % self._every == 0:
+                middle = len(window.frames) // 2
+                self._pictures.append((float(window.frame_seconds[middle]), window.frames[middle].copy()))
+            self._spans.append((window.start_seconds, window.stop_seconds))
+            if len(self._pictures) > _MOST_PICTURES:
+                self._pictures = self._pictures[::2]
+                self._every *= 2
+        self._logits.append(logits.double())
+
+    def result(self) -> FaceStrip:
+        """What was collected."""
+        logits = torch.cat(self._logits)
+        starts, stops = np.array(self._spans).T
+        return FaceStrip(
+            self._face,
+            starts,
+            stops,
+            logits.softmax(1).numpy(),
+            logits.mean(0).softmax(0).numpy(),
+            tuple(self._pictures),
+        )
 
 
 @dataclass

@@ -70,7 +70,8 @@ class Reading:
 
 class Window(NamedTuple):
     """What the network reads at once: ``frames`` uint8 (T, S, S, 3), shown from ``start_seconds`` to
-    ``stop_seconds``; ``part`` of the video, 0 to 1, was read by then (None where its length is not known).
+    ``stop_seconds``; ``part`` of the video, 0 to 1, was read by then (None where its length is not known);
+    ``frame_seconds`` (T,): when each of the frames is shown.
     """
 
     number: int
@@ -78,6 +79,7 @@ class Window(NamedTuple):
     stop_seconds: float
     frames: np.ndarray
     part: float | None
+    frame_seconds: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def _read(
             shown = [recent[row] for row in rows]
             images = [frame.image for frame in shown if frame.image is not None]
             part = count / video.frames_announced if video.frames_announced else None
-            return Window(windows, shown[0].start, shown[-1].stop, np.stack(images), part)
+            seconds = np.array([frame.start for frame in shown])
+            return Window(windows, shown[0].start, shown[-1].stop, np.stack(images), part, seconds)
 
         within = np.arange(reading.frames) * reading.policy.stride
         for frame in video:
