@@ -20,7 +20,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from ifdd.prediction import Explanation, FaceStrip, PredictionError
+from ifdd.prediction import Explanation, PredictionError
+from ifdd.strips import FaceStrip
 from ifdd.text import figure_fonts, figure_label
 from ifdd.whole import part_of
 

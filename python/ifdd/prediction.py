@@ -23,7 +23,8 @@ from ifdd.data.video import VideoError
 from ifdd.lookahead import Ended, Lookahead
 from ifdd.model import IFDD, IFDDFeatures
 from ifdd.outcomes import Begun, Outcome, VideoFailure, VideoPrediction, WindowPrediction, WindowResult
-from ifdd.streaming import Footage, Reading, Tail, Window, Windows, read_windows
+from ifdd.streaming import Footage, Lasting, Reading, Tail, Window, Windows, read_windows
+from ifdd.strips import FaceStrip, StripBuilder
 from ifdd.text import printable
 from ifdd.training.config import Precision
 from ifdd_kernels import split_frames
@@ -31,7 +32,6 @@ from ifdd_kernels import split_frames
 __all__ = [
     "DEFAULT_WORKERS",
     "Explanation",
-    "FaceStrip",
     "PredictionError",
     "Predictor",
     "VideoFailure",
@@ -42,7 +42,6 @@ __all__ = [
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 """Threads that read videos while the network works."""
 
-_MOST_PICTURES = 24
 _ROOM_BYTES = 256 << 20
 _AUTOCAST: dict[str, torch.dtype | None] = {
     "32": None,
@@ -86,23 +85,6 @@ class Explanation:
     static_maps: np.ndarray
     dynamic_maps: np.ndarray
     correlation: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class FaceStrip:
-    """All windows of a video, or of one face in it; N windows, K classes.
-
-    ``face``: the number of its track, None for the whole frame or a given box; ``starts``, ``stops`` (N,) in
-    seconds; ``probabilities`` (N, K); ``mean`` (K,): softmax of the mean of the logits; ``pictures``: a few
-    of the frames that the network saw, uint8 (S, S, 3), with their seconds.
-    """
-
-    face: int | None
-    starts: np.ndarray
-    stops: np.ndarray
-    probabilities: np.ndarray
-    mean: np.ndarray
-    pictures: tuple[tuple[float, np.ndarray], ...]
 
 
 class Predictor:
@@ -303,6 +285,22 @@ class Predictor:
             else features.correlation[0].float().cpu().numpy(),
         )
 
+    def read(
+        self, path: str | os.PathLike[str], reading: Reading
+    ) -> Generator[tuple[Window, Tensor], None, Footage]:
+        """The windows of a video with their logits (K,) float32; returns what was read of it.
+
+        Raises:
+            ifdd.data.video.VideoError: the video cannot be read.
+            PredictionError: the network gave NaN or infinite values.
+        """
+        windows = Lasting(read_windows(path, reading))
+        coming = iter(windows)
+        while waiting := list(islice(coming, self.batch)):
+            logits = _finite(self.logits([window.frames for window in waiting]), path)
+            yield from zip(waiting, logits, strict=True)
+        return windows.result
+
     def strips(
         self,
         path: str | os.PathLike[str],
@@ -310,18 +308,19 @@ class Predictor:
         *,
         tail: Tail = "overlap",
         strict: bool = False,
+        face: str | int | None = None,
     ) -> tuple[FaceStrip, ...]:
-        """All windows of a video with some of their frames; arguments as in :meth:`predict`.
+        """All windows of a video with some of their frames, face by face in the order of their numbers;
+        arguments as in :meth:`predict`.
 
         Raises:
             ifdd.data.video.VideoError: the video cannot be read.
             PredictionError: the network gave NaN or infinite values.
         """
-        strip = _Strip(None)
-        windows = read_windows(path, self.reading(crop, tail=tail, strict=strict))
-        while waiting := list(islice(windows, self.batch)):
-            strip.add(waiting, _finite(self.logits([window.frames for window in waiting]), path))
-        return (strip.result(),)
+        strips: dict[int | None, StripBuilder] = {}
+        for window, logits in self.read(path, self.reading(crop, tail=tail, strict=strict, face=face)):
+            strips.setdefault(window.face, StripBuilder(window.face)).add(window, logits)
+        return tuple(strips[number].result() for number in sorted(strips, key=lambda number: number or 0))
 
     def _find_window(self, path: str | os.PathLike[str], number: int, reading: Reading) -> Window:
         if number < 0:
@@ -383,42 +382,6 @@ def _not_finite(path: str | os.PathLike[str]) -> PredictionError:
     return PredictionError(
         f"{printable(path)}: the network gave NaN or infinite values, so there is no prediction"
     )
-
-
-class _Strip:
-    """Collects the windows of one face; of their frames a few, evenly spread, however many windows come."""
-
-    def __init__(self, face: int | None) -> None:
-        self._face = face
-        self._spans: list[tuple[float, float]] = []
-        self._logits: list[Tensor] = []
-        self._pictures: list[tuple[float, np.ndarray]] = []
-        self._every = 1
-
-    def add(self, windows: Sequence[Window], logits: Tensor) -> None:
-        """More windows, and their logits (b, K)."""
-        for window in windows:
-            if len(self._spans) % self._every == 0:
-                middle = len(window.frames) // 2
-                self._pictures.append((float(window.frame_seconds[middle]), window.frames[middle].copy()))
-            self._spans.append((window.start_seconds, window.stop_seconds))
-            if len(self._pictures) > _MOST_PICTURES:
-                self._pictures = self._pictures[::2]
-                self._every *= 2
-        self._logits.append(logits.double())
-
-    def result(self) -> FaceStrip:
-        """What was collected."""
-        logits = torch.cat(self._logits)
-        starts, stops = np.array(self._spans).T
-        return FaceStrip(
-            self._face,
-            starts,
-            stops,
-            logits.softmax(1).numpy(),
-            logits.mean(0).softmax(0).numpy(),
-            tuple(self._pictures),
-        )
 
 
 @dataclass

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -105,6 +105,21 @@ class Footage:
     stretched: bool
     damage: str | None
     remarks: tuple[str, ...]
+
+
+class Lasting:
+    """Iterates windows and keeps what their generator returns.
+
+    Attributes:
+        result: set when the iteration has ended.
+    """
+
+    def __init__(self, windows: Generator[Window, None, Footage]) -> None:
+        self.result: Footage
+        self._windows = windows
+
+    def __iter__(self) -> Iterator[Window]:
+        self.result = yield from self._windows
 
 
 class _Shown(NamedTuple):

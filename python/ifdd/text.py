@@ -93,6 +93,19 @@ def figure_fonts(names: Iterable[str | os.PathLike[str]]) -> list[str]:
     return families
 
 
+def drawn_text(name: str | os.PathLike[str]) -> tuple[str, str]:
+    """`name` for a picture, and the file of the installed font that has most of its characters; those it lacks
+    become escapes.
+    """
+    from matplotlib.font_manager import FontProperties, findfont
+
+    text = printable(name)
+    lacking = {family: _missing(text, [family]) for family in figure_fonts([text])}
+    family = min(lacking, key=lambda family: len(lacking[family]))
+    shown = "".join(_escape(character) if character in lacking[family] else character for character in text)
+    return shown, findfont(FontProperties(family=[family]))
+
+
 def _missing(text: str, families: Iterable[str]) -> set[str]:
     """Characters that no font of the families has."""
     if text.isascii():

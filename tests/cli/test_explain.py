@@ -15,13 +15,14 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from ifdd import explanation, figures, prediction
+from ifdd import explanation, figures
 from ifdd.checkpoint import load_checkpoint
 from ifdd.data.resize import frames_to_clip
 from ifdd.data.video import read_video
 from ifdd.modules import ConvEmbedding
 from ifdd.prediction import PredictionError, Predictor
 from ifdd.streaming import Window
+from ifdd.strips import StripBuilder
 from ifdd.text import figure_fonts, figure_label
 from ifdd.training.metrics import scores_from_confusion
 
@@ -234,12 +235,13 @@ def test_a_strip_of_many_windows_and_faces(tmp_path: Path, drawn: list[Figure]) 
     starts = np.arange(500.0)
     starts[250:] += 100
     probabilities = np.full((500, len(ODD)), 1 / len(ODD))
-    collected = prediction._Strip(3)
+    collected = StripBuilder(3)
     frames = np.zeros((8, 4, 4, 3), np.uint8)
     windows = [
         Window(n, start, start + 1, frames, None, start + np.arange(8) / 8) for n, start in enumerate(starts)
     ]
-    collected.add(windows, torch.zeros(500, len(ODD)))
+    for window in windows:
+        collected.add(window, torch.zeros(len(ODD)))
     strip = collected.result()
     assert len(strip.pictures) <= 24
     np.testing.assert_allclose(strip.probabilities, probabilities)
