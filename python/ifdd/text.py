@@ -94,8 +94,8 @@ def figure_fonts(names: Iterable[str | os.PathLike[str]]) -> list[str]:
 
 
 def drawn_text(name: str | os.PathLike[str]) -> tuple[str, str]:
-    """`name` for a picture, and the file of the installed font that has most of its characters; those it lacks
-    become escapes.
+    """`name` for a picture, and the file of the installed font that has most of its characters; those that it
+    lacks become escapes.
     """
     from matplotlib.font_manager import FontProperties, findfont
 

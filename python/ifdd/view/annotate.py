@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ifdd.data.face import parse_crop
+from ifdd.data.face import CropBox, parse_crop
 from ifdd.data.video import locate_face, open_video
 from ifdd.prediction import Predictor
 from ifdd.streaming import Window
@@ -39,7 +39,7 @@ class FaceWindow:
     boxes: np.ndarray | None
 
     @classmethod
-    def of(cls, window: Window, probabilities: np.ndarray, region: Sequence[int] | None) -> FaceWindow:
+    def of(cls, window: Window, probabilities: np.ndarray, region: CropBox | None) -> FaceWindow:
         """From a window; `region` (x, y, width, height) was cut out where no face is followed."""
         boxes = list(window.boxes) or ([] if region is None else [region] * len(window.frame_seconds))
         corners = np.array([(x, y, x + w, y + h) for x, y, w, h in boxes], np.float32) if boxes else None
@@ -86,8 +86,8 @@ def annotate(
     """Writes the video with the regions that were cut out, their classes, and the probabilities over time.
 
     The video is read once for the network and once more to draw, so a frame shows the class of the window it
-    lies in, the one that :meth:`Predictor.predict` gives. Memory holds one window of frames, and a few hundred
-    bytes for each window behind it.
+    lies in, the one that :meth:`Predictor.predict` gives. Memory holds one window of frames, and a few
+    hundred bytes of numbers for each window behind it.
 
     Args:
         predictor: the network.

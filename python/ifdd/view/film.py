@@ -34,8 +34,8 @@ class FilmError(ValueError):
 
 
 class Film:
-    """A video file that grows frame by frame; a context manager. The file is there whole, after the block, or as
-    it was before.
+    """A video file that grows frame by frame; a context manager. After the block the file is there whole, or
+    as it was before if the block failed.
 
     Args:
         path: with an ending of :data:`FORMATS`.

@@ -42,8 +42,8 @@ UNSEEN_SHARE = 0.05
 
 @dataclass(frozen=True)
 class LiveResult:
-    """What the network said of one face: ``probabilities`` (K,) of the window from frame ``first`` to ``last``
-    (counted from 0), shown from ``start`` to ``stop`` seconds.
+    """What the network said of one face: ``probabilities`` (K,) of the window from frame ``first`` to frame
+    ``last`` (counted from 0), shown from ``start`` to ``stop`` seconds.
     """
 
     face: int | None
@@ -65,8 +65,8 @@ class LiveReport:
         unseen: frames shown that lie in no window, though the network had begun.
         runs: how often the network ran.
         windows: windows that it read, one for each face and run.
-        latencies: seconds from the arrival of a window's last frame to the picture that shows its class, of the
-            last thousand runs.
+        latencies: seconds from the arrival of a window's last frame to the picture that shows its class, in
+            the last thousand runs.
         faces: how many different ones were read.
     """
 
@@ -86,15 +86,16 @@ class LiveReport:
         if not self.runs:
             return [f"{text}; the network has read no window", *self._losses()]
         step = self.frames / self.runs
-        text += f"; the network ran {self.runs} times ({self.runs / seconds:.1f} a second, every {step:.1f} frames)"
+        rate = self.runs / seconds
+        text += f"; the network ran {self.runs} times ({rate:.1f} a second, every {step:.1f} frames)"
         if None not in self.faces:
             text += f"; faces: {len(self.faces)}"
         late = np.array(self.latencies)
         middle, most = np.quantile(late, (0.5, 0.95))
         return [
             text,
-            f"latency, from the last frame of a window to its class on the picture: {middle:.2f} s half of the "
-            f"time, {most:.2f} s at most 19 times of 20",
+            "latency from the last frame of a window to its class on the picture: "
+            f"{middle:.2f} s (median), {most:.2f} s (95th percentile)",
             *self._losses(),
         ]
 
@@ -108,8 +109,8 @@ class LiveReport:
         if self.unseen > UNSEEN_SHARE * self.frames:
             share = 100 * self.unseen / max(self.frames, 1)
             lines.append(
-                f"the network is too slow for this rate: {self.unseen} of the frames shown ({share:.0f} %) are in "
-                "no window; a smaller network or a GPU (--device cuda) keeps up"
+                f"the network is too slow for this rate: {self.unseen} frames ({share:.0f} %) were shown but "
+                "read in no window; a smaller network or a GPU (--device cuda) keeps up"
             )
         return lines
 
@@ -201,10 +202,9 @@ class LiveReader:
         if self._detector is None:
             return {None: None}
         found = None
-        if self._wait or frame.seconds - self._looked >= LOOK_SECONDS:
-            if frame.seconds - self._looked >= LOOK_SECONDS:
-                found = self._detector.detect(frame.image[None])[0]
-                self._looked = frame.seconds
+        if frame.seconds - self._looked >= LOOK_SECONDS:
+            found = self._detector.detect(frame.image[None])[0]
+            self._looked = frame.seconds
         faces = self._tracker.update(found, frame.image, frame.seconds)
         if self._face != "all":
             most = 1 if self._face == "largest" else int(self._face)

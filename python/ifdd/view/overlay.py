@@ -221,9 +221,10 @@ class Painter:
             x1 = left + (min(span.stop, view[1]) - view[0]) * scale
             edges = bottom - (bottom - top) * np.concatenate([[0.0], np.cumsum(span.probabilities)])
             for number in range(len(self._names)):
-                y0, y1 = float(edges[number + 1]), float(edges[number])
-                if y1 - y0 >= 0.5:
-                    draw.rectangle((round(x0), round(y0), round(x1) - 1, round(y1) - 1), _colour(number))
+                corner = round(x0), round(float(edges[number + 1]))
+                other = round(x1) - 1, round(float(edges[number])) - 1
+                if other[0] >= corner[0] and other[1] >= corner[1]:
+                    draw.rectangle((*corner, *other), _colour(number))
 
     def _draw_ticks(
         self,
@@ -239,7 +240,7 @@ class Painter:
         step = next(
             (step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60) if length / step <= most), length
         )
-        tick = np.ceil(view[0] / step - 1e-9) * step
+        tick = float(np.ceil(view[0] / step - 1e-9)) * step + 0.0  # no -0
         while tick <= view[1] + 1e-9 and length > 0:
             x = left + (right - left) * (tick - view[0]) / length
             draw.line([(x, top), (x, bottom)], _FAINT, 1)

@@ -127,9 +127,10 @@ img{max-width:100%;display:block}p{line-height:1.4}</style></head>
 <p id="state" role="status">waiting for the first frame</p>
 <p>PRIVACY</p>
 <script>
+const state = document.getElementById("state");
 setInterval(async () => {
-  try { const answer = await fetch("/state"); document.getElementById("state").textContent = (await answer.json()).text; }
-  catch { document.getElementById("state").textContent = "ended"; }
+  try { state.textContent = (await (await fetch("/state")).json()).text; }
+  catch { state.textContent = "ended"; }
 }, 1000);
 </script></body></html>
 """

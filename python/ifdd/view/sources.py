@@ -52,7 +52,7 @@ def is_url(source: str) -> bool:
 
 
 def read_source(source: str) -> Iterator[_Late]:
-    """Seconds, end and a function that converts it, of each frame of a camera's number, an address or a video.
+    """Of each frame of a camera (by number), an address or a video: seconds, end, and what converts it.
 
     Raises:
         VideoError: nothing can be read there.
@@ -75,11 +75,7 @@ def _camera(number: int) -> tuple[str, str]:
         # DirectShow knows cameras by name only.
         import av.device
 
-        names = [
-            device.name
-            for device in av.device.enumerate_input_devices("dshow")
-            if "video" in device.media_types
-        ]
+        names = [device.name for device in av.device.enumerate_input_devices("dshow") if _films(device)]
         if number >= len(names):
             raise VideoError(f"camera {number}: there are {len(names)} cameras, counted from 0")
         return f"video={names[number]}", "dshow"
@@ -89,6 +85,10 @@ def _camera(number: int) -> tuple[str, str]:
         there = f"there is {', '.join(found)}" if found else "this machine has none"
         raise VideoError(f"camera {number}: {there} ({device} does not exist)")
     return device, "v4l2"
+
+
+def _films(device: Any) -> bool:
+    return "video" in getattr(device, "media_types", ["video"])
 
 
 def _device(address: str, driver: str | None) -> Iterator[_Late]:
