@@ -8,7 +8,8 @@ say the same in other forms and can be written from it at any time.
 kind     keys
 ======== =====================================================================================================
 run      format, version, checkpoint, sha256, classes, settings
-window   path, window (from 0), start_seconds, stop_seconds, label, probabilities, logits
+window   path, window (from 0), start_seconds, stop_seconds, face and box (where faces were followed; x, y,
+         width, height), label, probabilities, logits
 video    path, windows, then those of :meth:`ifdd.outcomes.VideoPrediction.summary`
 failed   path, windows (how many the network had read), error
 ======== =====================================================================================================
@@ -27,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, BinaryIO
 
+from ifdd.data.face import CropBox
 from ifdd.outcomes import (
     Outcome,
     VideoFailure,
@@ -88,6 +90,7 @@ def to_line(outcome: Outcome, class_names: Sequence[str]) -> dict[str, Any]:
             "window": outcome.number,
             "start_seconds": window.start_seconds,
             "stop_seconds": window.stop_seconds,
+            **window.place(),
             "label": best(class_names, window.probabilities),
             "probabilities": dict(zip(class_names, window.probabilities, strict=True)),
             "logits": list(window.logits),
@@ -284,8 +287,9 @@ def _outcomes(path: Path) -> Iterator[tuple[Outcome, int]]:
             if kind == "window":
                 if line["window"] != len(windows):
                     raise ValueError
+                box = None if "box" not in line else CropBox(*line["box"])
                 window = WindowPrediction.of_logits(
-                    line["start_seconds"], line["stop_seconds"], line["logits"]
+                    line["start_seconds"], line["stop_seconds"], line["logits"], line.get("face"), box
                 )
                 windows.append(window)
                 yield WindowResult(name, line["window"], window), end

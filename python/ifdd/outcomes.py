@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ifdd.data.face import CropBox
 from ifdd.streaming import Footage
 from ifdd.text import printable
 
@@ -15,24 +16,66 @@ from ifdd.text import printable
 @dataclass(frozen=True)
 class WindowPrediction:
     """One window: [``start_seconds``, ``stop_seconds``) of the video, its class probabilities (K,) and the
-    logits (K,) that they are the softmax of.
+    logits (K,) that they are the softmax of. Where faces were followed, ``face`` is the number of the track
+    and ``box`` the region that was cut out of the window's middle frame.
     """
 
     start_seconds: float
     stop_seconds: float
     probabilities: tuple[float, ...]
     logits: tuple[float, ...]
+    face: int | None = None
+    box: CropBox | None = None
 
     @classmethod
-    def of_logits(cls, start: float, stop: float, logits: Sequence[float]) -> WindowPrediction:
-        """From the logits alone."""
-        return cls(start, stop, _softmax(logits), tuple(logits))
+    def of_logits(
+        cls,
+        start: float,
+        stop: float,
+        logits: Sequence[float],
+        face: int | None = None,
+        box: CropBox | None = None,
+    ) -> WindowPrediction:
+        """Computes the probabilities."""
+        return cls(start, stop, _softmax(logits), tuple(logits), face, box)
+
+    def place(self) -> dict[str, Any]:
+        """``face`` and ``box`` in plain types; nothing where no face was followed."""
+        return {} if self.face is None or self.box is None else {"face": self.face, "box": list(self.box)}
+
+
+@dataclass(frozen=True)
+class FacePrediction:
+    """One person of a video: ``face``, the number of the track, the windows it was read in, and the softmax
+    of the mean of their logits (K,).
+    """
+
+    face: int
+    windows: tuple[WindowPrediction, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def prominence(self) -> int:
+        """Pixels of the boxes of all windows."""
+        return sum(window.box.width * window.box.height for window in self.windows if window.box is not None)
+
+    def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """Plain types; without the windows."""
+        return {
+            "face": self.face,
+            "label": best(class_names, self.probabilities),
+            "probabilities": dict(zip(class_names, self.probabilities, strict=True)),
+            "windows": len(self.windows),
+            "start_seconds": self.windows[0].start_seconds,
+            "stop_seconds": max(window.stop_seconds for window in self.windows),
+        }
 
 
 @dataclass(frozen=True)
 class VideoPrediction:
     """A whole video. ``probabilities`` (K,) is the softmax of the mean of the windows' logits; ``footage``
-    says how much of the video was read.
+    says how much of the video was read. Where faces were followed, ``faces`` holds each of them, the most
+    prominent first, and the probabilities of the video are those of that one.
     """
 
     path: str
@@ -40,6 +83,7 @@ class VideoPrediction:
     windows: tuple[WindowPrediction, ...]
     probabilities: tuple[float, ...]
     footage: Footage
+    faces: tuple[FacePrediction, ...] = ()
 
     @classmethod
     def of_windows(
@@ -50,12 +94,14 @@ class VideoPrediction:
         footage: Footage,
     ) -> VideoPrediction:
         """From its windows."""
-        # Sums of math.fsum are exact: however the windows came, the result is the same to the last bit.
-        mean = [
-            math.fsum(column) / len(windows)
-            for column in zip(*(window.logits for window in windows), strict=True)
-        ]
-        return cls(path, class_names, tuple(windows), _softmax(mean), footage)
+        by_face: dict[int, list[WindowPrediction]] = {}
+        for window in windows:
+            if window.face is not None:
+                by_face.setdefault(window.face, []).append(window)
+        faces = [FacePrediction(face, tuple(its), _joint(its)) for face, its in by_face.items()]
+        faces.sort(key=lambda face: (-face.prominence, face.face))
+        probabilities = faces[0].probabilities if faces else _joint(windows)
+        return cls(path, class_names, tuple(windows), probabilities, footage, tuple(faces))
 
     @property
     def label(self) -> str:
@@ -75,6 +121,7 @@ class VideoPrediction:
                 {
                     "start_seconds": window.start_seconds,
                     "stop_seconds": window.stop_seconds,
+                    **window.place(),
                     "probabilities": dict(zip(self.class_names, window.probabilities, strict=True)),
                 }
                 for window in self.windows
@@ -94,6 +141,7 @@ class VideoPrediction:
             "stretched": footage.stretched,
             "damage": footage.damage,
             "remarks": list(footage.remarks),
+            **({"faces": [face.to_dict(self.class_names) for face in self.faces]} if self.faces else {}),
         }
 
 
@@ -162,6 +210,14 @@ def _is_text(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _joint(windows: Sequence[WindowPrediction]) -> tuple[float, ...]:
+    """Probabilities of several windows. Sums of math.fsum are exact: however the windows came, the result is
+    the same to the last bit.
+    """
+    columns = zip(*(window.logits for window in windows), strict=True)
+    return _softmax([math.fsum(column) / len(windows) for column in columns])
 
 
 def _softmax(logits: Sequence[float]) -> tuple[float, ...]:

@@ -20,6 +20,8 @@ from ifdd.data.face import parse_crop
 from ifdd.data.resize import frames_to_clip
 from ifdd.data.sampling import SamplingPolicy
 from ifdd.data.video import VideoError
+from ifdd.faces.detector import load_detector
+from ifdd.faces.tracks import parse_face
 from ifdd.lookahead import Ended, Lookahead
 from ifdd.model import IFDD, IFDDFeatures
 from ifdd.outcomes import Begun, Outcome, VideoFailure, VideoPrediction, WindowPrediction, WindowResult
@@ -139,24 +141,29 @@ class Predictor:
         *,
         tail: Tail = "overlap",
         strict: bool = False,
+        face: str | int | None = None,
     ) -> VideoPrediction:
         """Probabilities of a video file or a folder of frames, of any length.
 
         Args:
             path: the video.
-            crop: the face: ``"x,y,w,h"``, ``"auto"`` to find it, or None for the whole frame.
+            crop: one region for all frames: ``"x,y,w,h"``, ``"auto"`` to find a face, or None for the whole
+                frame.
             windows: ``"all"`` windows, or only the ``"centre"`` one. A video shorter than a window is
                 stretched as in the checkpoint's training, or repeats its last frame.
             tail: frames at the end that fill no window: ``"overlap"`` reads them in a last window that begins
                 in the one before, ``"drop"`` leaves them out.
             strict: refuse a damaged video; otherwise what can be read of it counts, and ``footage.damage``
                 says so.
+            face: follow faces (in place of `crop`) and predict each: ``"largest"``, ``"all"``, or so many of
+                the largest. See :attr:`VideoPrediction.faces`.
 
         Raises:
-            ifdd.data.video.VideoError: the video cannot be read.
+            ifdd.data.video.VideoError: the video cannot be read, or no face is found.
+            ifdd.faces.DetectorError: the extra `face` is not installed.
             PredictionError: the network gave NaN or infinite values.
         """
-        (result,) = self.predict_many([path], crop, windows, tail=tail, strict=strict, workers=1)
+        (result,) = self.predict_many([path], crop, windows, tail=tail, strict=strict, face=face, workers=1)
         if isinstance(result, VideoFailure):
             raise result.error
         return result
@@ -169,6 +176,7 @@ class Predictor:
         *,
         tail: Tail = "overlap",
         strict: bool = False,
+        face: str | int | None = None,
         workers: int = DEFAULT_WORKERS,
     ) -> Iterator[VideoPrediction | VideoFailure]:
         """The predictions of many videos in the order of `paths`, as they come; a video that fails does not
@@ -180,9 +188,10 @@ class Predictor:
             windows: as in :meth:`predict`.
             tail: as in :meth:`predict`.
             strict: as in :meth:`predict`.
+            face: as in :meth:`predict`.
             workers: threads that read videos beside the network; 0 reads them between its batches.
         """
-        reading = self.reading(crop, windows, tail=tail, strict=strict)
+        reading = self.reading(crop, windows, tail=tail, strict=strict, face=face)
         for result in self.stream([Begun(path) for path in paths], reading, workers=workers):
             if not isinstance(result, WindowResult):
                 yield result
@@ -194,11 +203,26 @@ class Predictor:
         *,
         tail: Tail = "overlap",
         strict: bool = False,
+        face: str | int | None = None,
     ) -> Reading:
-        """How this network reads videos; arguments as in :meth:`predict`."""
+        """How this network reads videos; arguments as in :meth:`predict`.
+
+        Raises:
+            ValueError: an argument is not usable.
+            ifdd.faces.DetectorError: `face` without the extra `face`.
+        """
         parse_crop(crop)
+        chosen = parse_face(face)
         return Reading(
-            self.config.clip_frames, self.config.image_size, self.policy, windows, tail, crop, strict
+            self.config.clip_frames,
+            self.config.image_size,
+            self.policy,
+            windows,
+            tail,
+            crop,
+            strict,
+            chosen,
+            None if chosen is None else load_detector(self.device),
         )
 
     def stream(
@@ -252,6 +276,7 @@ class Predictor:
         *,
         tail: Tail = "overlap",
         strict: bool = False,
+        face: str | int | None = None,
     ) -> Explanation:
         """The inner quantities of window ``window`` (from 0) of a video; windows are those of
         :meth:`predict`.
@@ -260,7 +285,7 @@ class Predictor:
             ifdd.data.video.VideoError: the video cannot be read.
             PredictionError: there is no such window, or the network gave NaN or infinite values.
         """
-        shown = self._find_window(path, window, self.reading(crop, tail=tail, strict=strict))
+        shown = self._find_window(path, window, self.reading(crop, tail=tail, strict=strict, face=face))
         clip = self._clips([shown.frames])
         with torch.inference_mode(), self._arithmetic():
             features = self.model.features(clip)
@@ -432,7 +457,9 @@ class _Batch:
             if not torch.isfinite(row).all():
                 state.failed = True
                 return VideoFailure(state.path, _not_finite(state.path), state.read)
-            window = WindowPrediction.of_logits(item.start_seconds, item.stop_seconds, row.tolist())
+            window = WindowPrediction.of_logits(
+                item.start_seconds, item.stop_seconds, row.tolist(), item.face, item.box
+            )
             state.windows.append(window)
             return WindowResult(state.path, item.number, window, item.part)
         if item.result is None:

@@ -7,6 +7,9 @@ end one more window ends at the last frame, overlapping the one before. ``tail="
 out, as the published evaluation does. A video shorter than a window is stretched to one as in the
 checkpoint's training.
 
+Where faces are followed, each face has windows of its own, of the stretches of frames in which it is in sight
+(:mod:`ifdd.faces.plan`); the video is then read twice, first for the tracks.
+
 Every window has the same weight in the mean. The frames in an overlap count twice, at most one window's worth
 in a whole video: the longer it is the less that matters.
 """
@@ -16,13 +19,18 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ifdd.data.face import CropBox
 from ifdd.data.sampling import Sampling, SamplingPolicy
 from ifdd.data.video import VideoError, open_video
+from ifdd.faces.crop import crop, face_region
+from ifdd.faces.detector import FaceDetector
+from ifdd.faces.plan import plan_windows
+from ifdd.faces.tracks import FaceChoice, FaceTracks, find_tracks
 from ifdd.text import printable
 
 Windows = Literal["all", "centre"]
@@ -41,9 +49,11 @@ class Reading:
         tail: ``"overlap"`` or ``"drop"``, see the module.
         crop: the face: ``"x,y,w,h"``, four integers, ``"auto"`` to find it, or None for the whole frame.
         strict: refuse damaged videos; otherwise what can be read of them counts.
+        face: the faces to follow, each with windows of its own; None for one region, that of `crop`.
+        detector: what finds them.
 
     Raises:
-        ValueError: an unknown name for `windows` or `tail`.
+        ValueError: an unknown name for `windows` or `tail`, `face` without a detector or beside `crop`.
     """
 
     frames: int
@@ -53,14 +63,20 @@ class Reading:
     tail: Tail = "overlap"
     crop: str | Sequence[int] | None = None
     strict: bool = False
+    face: FaceChoice | None = None
+    detector: FaceDetector | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for field, value, known in (
+        for name, value, known in (
             ("windows", self.windows, ("all", "centre")),
             ("tail", self.tail, ("overlap", "drop")),
         ):
             if value not in known:
-                raise ValueError(f"{field} must be one of {sorted(known)}, got {value!r}")
+                raise ValueError(f"{name} must be one of {sorted(known)}, got {value!r}")
+        if self.face is not None and self.crop is not None:
+            raise ValueError("face and crop both say what is cut out: name one of them")
+        if self.face is not None and self.detector is None:
+            raise ValueError("face needs a detector")
 
     @property
     def span(self) -> int:
@@ -71,7 +87,8 @@ class Reading:
 class Window(NamedTuple):
     """What the network reads at once: ``frames`` uint8 (T, S, S, 3), shown from ``start_seconds`` to
     ``stop_seconds``; ``part`` of the video, 0 to 1, was read by then (None where its length is not known);
-    ``frame_seconds`` (T,): when each of the frames is shown.
+    ``frame_seconds`` (T,): when each of the frames is shown. Where faces are followed, ``face`` is the number
+    of the track and ``boxes`` holds the region cut out of each frame.
     """
 
     number: int
@@ -80,6 +97,13 @@ class Window(NamedTuple):
     frames: np.ndarray
     part: float | None
     frame_seconds: np.ndarray
+    face: int | None = None
+    boxes: tuple[CropBox, ...] = ()
+
+    @property
+    def box(self) -> CropBox | None:
+        """The region of the middle frame; None where no face is followed."""
+        return self.boxes[len(self.boxes) // 2] if self.boxes else None
 
 
 @dataclass(frozen=True)
@@ -123,11 +147,12 @@ class Lasting:
 
 
 class _Shown(NamedTuple):
-    """A frame that may still become part of a window."""
+    """A frame that may still become part of a window; `box` is what was cut out of it."""
 
     image: np.ndarray | None
     start: float
     stop: float
+    box: CropBox | None = None
 
 
 def read_windows(
@@ -143,6 +168,8 @@ def read_windows(
     Raises:
         VideoError: the video cannot be read or, if that is asked for, is damaged.
     """
+    if reading.face is not None:
+        return (yield from _read_faces(path, reading, skip))
     if reading.windows == "all":
         return (yield from _read(path, reading, skip, None))
     counted = yield from _read(path, reading, 0, -1)
@@ -206,6 +233,94 @@ def _read(
             video.damage,
             tuple(video.remarks),
         )
+
+
+def _read_faces(
+    path: str | os.PathLike[str], reading: Reading, skip: int
+) -> Generator[Window, None, Footage]:
+    """All windows of all chosen faces but the first `skip`."""
+    assert reading.face is not None
+    assert reading.detector is not None
+    tracks = find_tracks(path, reading.detector, strict=reading.strict)
+    chosen = tracks.select(reading.face)
+    if not chosen:
+        raise VideoError(f"{printable(path)}: {_no_face(tracks)}")
+    plan = plan_windows(
+        chosen,
+        np.arange(reading.frames) * reading.policy.stride,
+        reading.span,
+        lambda length: _stretched(length, reading),
+        overlap=reading.tail == "overlap",
+        centre=reading.windows == "centre",
+    )
+    coming = {track.track_id: deque[int]() for track in chosen}
+    for number, planned in enumerate(plan[skip:], skip):
+        coming[planned.track.track_id].append(number)
+    shown: dict[int, dict[int, _Shown]] = {number: {} for number in coming}
+    with open_video(path, strict=reading.strict) as video:
+        for frame in video:
+            image: np.ndarray | None = None
+            for track, numbers in coming.items():
+                # A last window overlaps the one before it: two may want a frame.
+                if not any(plan[number].takes(frame.number) for number in list(numbers)[:2]):
+                    continue
+                box = plan[numbers[0]].track.box_at(frame.number)
+                assert box is not None  # windows lie inside the stretches of their face
+                if image is None:
+                    image = frame.image()
+                shown[track][frame.number] = _Shown(
+                    crop(image, box, reading.size),
+                    frame.seconds,
+                    frame.stop_seconds,
+                    face_region(box, image.shape[1], image.shape[0]),
+                )
+            done = [
+                (numbers[0], track)
+                for track, numbers in coming.items()
+                if numbers and plan[numbers[0]].last == frame.number
+            ]
+            for number, track in sorted(done):
+                rows = (plan[number].start + plan[number].rows).tolist()
+                part = (frame.number + 1) / tracks.frames
+                yield _face_window(number, track, [shown[track][row] for row in rows], part)
+                coming[track].popleft()
+                first = plan[coming[track][0]].start if coming[track] else float("inf")
+                shown[track] = {n: each for n, each in shown[track].items() if n >= first}
+        if any(coming.values()):
+            raise VideoError(f"{printable(path)}: changed while it was read")
+        return Footage(
+            len(plan),
+            tracks.frames,
+            video.frames_announced,
+            _covered([(window.start, window.start + window.length) for window in plan]),
+            video.end_seconds,
+            any(window.length < reading.span for window in plan),
+            video.damage,
+            tuple(video.remarks),
+        )
+
+
+def _face_window(number: int, track: int, shown: Sequence[_Shown], part: float) -> Window:
+    images = np.stack([frame.image for frame in shown if frame.image is not None])
+    boxes = tuple(frame.box for frame in shown if frame.box is not None)
+    seconds = np.array([frame.start for frame in shown])
+    return Window(number, shown[0].start, shown[-1].stop, images, part, seconds, track, boxes)
+
+
+def _no_face(tracks: FaceTracks) -> str:
+    return (
+        f"no face found in the {tracks.looked_at} frames looked at of {tracks.frames}; --crop x,y,w,h names "
+        "the region, --face off reads whole frames"
+    )
+
+
+def _covered(spans: Sequence[tuple[int, int]]) -> int:
+    """Frames that lie in at least one of the spans (start, stop)."""
+    count = end = 0
+    for start, stop in sorted(spans):
+        count += max(0, stop - max(start, end))
+        end = max(end, stop)
+    return count
 
 
 def _stretched(length: int, reading: Reading) -> np.ndarray:

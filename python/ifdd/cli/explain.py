@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
 from ifdd.cli.common import add_device_option, choose_device, parent_exists
-from ifdd.cli.predict import add_crop_option
+from ifdd.cli.predict import add_crop_option, check_crop
 from ifdd.cli.spare import spare
 from ifdd.text import one_line, printable
 
@@ -52,10 +52,9 @@ def run(options: Namespace) -> int:
     from pathlib import Path
 
     from ifdd import explanation
-    from ifdd.data.face import parse_crop
 
+    face = check_crop(options)
     try:
-        parse_crop(options.crop)
         panels = explanation.PANELS if options.panels is None else explanation.parse_panels(options.panels)
     except ValueError as error:
         raise UsageError(f"--{one_line(error)}") from None
@@ -76,11 +75,11 @@ def run(options: Namespace) -> int:
 
     predictor = Predictor(options.checkpoint, device)
     if whole:
-        strips = predictor.strips(options.video, options.crop)
+        strips = predictor.strips(options.video, options.crop, face=face)
         name = Path(options.video).name
         written = explanation.draw_strip(name, predictor.class_names, strips, options.out, dpi=options.dpi)
     else:
-        shown = predictor.explain(options.video, options.window, options.crop)
+        shown = predictor.explain(options.video, options.window, options.crop, face=face)
         written = explanation.draw_explanation(shown, options.out, panels=panels, dpi=options.dpi)
     print(f"written: {printable(written)}")
     return 0

@@ -3,7 +3,8 @@
 An INPUT is a video file, a folder of numbered frames, a folder of videos, or a pattern such as
 'clips/**/*.mp4'. A video is read in windows of as many frames as the network takes, side by side, and a last
 one that ends at the last frame; its probabilities are the softmax of the mean of the windows' logits. A video
-shorter than a window is stretched as in the training of the checkpoint. Videos that cannot be read cost one
+shorter than a window is stretched as in the training of the checkpoint. With --face every face is followed
+through the video and has windows and probabilities of its own. Videos that cannot be read cost one
 line each on stderr and exit code 1; the others still run.
 
 Results are written as they come. A run that was interrupted or killed goes on with --resume and ends with the
@@ -32,6 +33,7 @@ from ifdd.training.config import Precision
 if TYPE_CHECKING:
     from ifdd.cli.outputs import Outputs
     from ifdd.cli.progress import Progress
+    from ifdd.faces.tracks import FaceChoice
     from ifdd.outcomes import VideoPrediction
     from ifdd.prediction import Predictor
     from ifdd.streaming import Reading
@@ -132,28 +134,50 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def add_crop_option(parser: ArgumentParser) -> None:
-    """`--crop`."""
+    """`--crop` and `--face`."""
     parser.add_argument(
         "--crop",
         type=str | None,
         default=None,
         metavar="BOX",
-        help="the face: x,y,w,h in pixels, or auto to find it; default: the whole frame",
+        help="one region for all frames: x,y,w,h in pixels, or auto to find a face; default: the whole frame",
     )
+    parser.add_argument(
+        "--face",
+        type=str | None,
+        default=None,
+        metavar="WHICH",
+        help="find faces and follow them: largest, all, so many of the largest (2), or off; default: off",
+    )
+
+
+def check_crop(options: Namespace) -> FaceChoice | None:
+    """Refuses values of `--crop` and `--face` that cannot be used; returns the choice of faces.
+
+    Raises:
+        UsageError: see the messages.
+    """
+    from ifdd.data.face import parse_crop
+    from ifdd.faces.tracks import parse_face
+
+    try:
+        parse_crop(options.crop)
+        face = parse_face(options.face)
+    except ValueError as error:
+        raise UsageError(f"--{one_line(error)}") from None
+    if face is not None and options.crop is not None:
+        raise UsageError("--face and --crop both say what is cut out: name one of them")
+    return face
 
 
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
     from ifdd.cli.outputs import Outputs, OutputTargets
     from ifdd.cli.progress import Progress
-    from ifdd.data.face import parse_crop
     from ifdd.inputs import InputError, find_videos, read_list
     from ifdd.journal import run_header
 
-    try:
-        parse_crop(options.crop)
-    except ValueError as error:
-        raise UsageError(f"--{one_line(error)}") from None
+    face = check_crop(options)
     for option in ("jsonl", "csv", "json"):
         parent_exists(options[option], f"--{option}")
     if options.batch < 1:
@@ -173,11 +197,13 @@ def run(options: Namespace) -> int:
     from ifdd.prediction import DEFAULT_WORKERS, Predictor
 
     predictor = Predictor(options.checkpoint, device, options.batch, options.precision)
-    reading = predictor.reading(options.crop, options.windows, tail=options.tail, strict=options.strict)
+    reading = predictor.reading(
+        options.crop, options.windows, tail=options.tail, strict=options.strict, face=face
+    )
     workers = DEFAULT_WORKERS if options.workers is None else options.workers
     settings = {
         name: options[name] for name in ("windows", "tail", "crop", "strict", "precision", "batch")
-    } | {"device": device}
+    } | {"device": device, "face": face}
     header = run_header(options.checkpoint, predictor.class_names, settings)
     videos = list(find_videos(names, options.recursive))
     lists = [] if options.list in (None, "-") else [("the list", options.list)]
@@ -226,28 +252,47 @@ def print_prediction(prediction: VideoPrediction) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ifdd.outcomes import best
+
     table = Table()
     table.add_column("seconds", no_wrap=True)
+    if prediction.faces:
+        table.add_column("face", justify="right")
+        table.add_column("box", no_wrap=True)
     for name in prediction.class_names:
         table.add_column(cell(name), justify="right")
 
-    def cells(values: tuple[float, ...]) -> list[Text]:
-        best = max(range(len(values)), key=values.__getitem__)
-        return [Text(f"{v:.3f}", style="bold" if i == best else "") for i, v in enumerate(values)]
+    def row(head: str, face: int | None, box: object, values: tuple[float, ...]) -> None:
+        place = [str(face), str(box or "")] if prediction.faces else []
+        top = max(range(len(values)), key=values.__getitem__)
+        shares = [Text(f"{v:.3f}", style="bold" if i == top else "") for i, v in enumerate(values)]
+        table.add_row(head, *place, *shares)
 
     count = len(prediction.windows)
     half = TABLE_WINDOWS // 2
     for number, window in enumerate(prediction.windows):
         if count <= TABLE_WINDOWS or number < half or number >= count - half:
             span = f"{window.start_seconds:.2f} - {window.stop_seconds:.2f}"
-            table.add_row(span, *cells(window.probabilities))
+            row(span, window.face, window.box, window.probabilities)
         elif number == half:
             table.add_row(f"{count - 2 * half} more windows")
     table.add_section()
-    table.add_row(_extent(prediction), *cells(prediction.probabilities))
+    for face in prediction.faces:
+        row(_windows(len(face.windows)), face.face, "", face.probabilities)
+    if not prediction.faces:
+        row(_extent(prediction), None, "", prediction.probabilities)
     console = wide_console()
-    console.print(cell(prediction.path).append(": ").append(cell(prediction.label, "bold")), soft_wrap=True)
+    heading = cell(prediction.path).append(": ").append(cell(prediction.label, "bold"))
+    if len(prediction.faces) > 1:
+        others = [best(prediction.class_names, face.probabilities) for face in prediction.faces[1:]]
+        heading.append(f" (face {prediction.faces[0].face}; the others: ")
+        heading.append(cell(", ".join(others))).append(")")
+    console.print(heading, soft_wrap=True)
     console.print(table)
+
+
+def _windows(count: int) -> str:
+    return f"{count} window{'s' * (count != 1)}"
 
 
 def _extent(prediction: VideoPrediction) -> str:

@@ -96,7 +96,10 @@ class RetinaFace:
             pixels = (images[..., ::-1].astype(np.float32) - _MEAN).transpose(0, 3, 1, 2)
             outputs = self._session.run(None, {"input": np.ascontiguousarray(pixels)})
             factors = (width / searched[1], height / searched[0])
-            found.extend(self._decode(*image, searched, factors) for image in zip(*outputs, strict=True))
+            found.extend(
+                self._decode(offsets, scores, points, searched, factors)
+                for offsets, scores, points in zip(*outputs, strict=True)
+            )
         return found
 
     def _decode(
