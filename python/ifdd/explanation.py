@@ -222,6 +222,7 @@ def _stack(rows: Sequence[_Row]) -> Figure:
 def _heading(explanation: Explanation, note: str) -> _Row:
     best = int(explanation.probabilities.argmax())
     span = f"{explanation.start_seconds:.2f} s to {explanation.stop_seconds:.2f} s"
+    who = "Window " if explanation.face is None else f"Face {explanation.face}, window "
 
     def draw(sheet: _Sheet, top: float) -> None:
         name = sheet.fitting(explanation.name, _INNER, _TITLE, "bold")
@@ -230,7 +231,7 @@ def _heading(explanation: Explanation, note: str) -> _Row:
         sheet.text(
             _LEFT,
             top + 0.3,
-            f"Window {explanation.window}, {span}: {label} has probability "
+            f"{who}{explanation.window}, {span}: {label} has probability "
             f"{100 * explanation.probabilities[best]:.1f} % in this window alone",
         )
         if note:

@@ -63,7 +63,8 @@ class PredictionError(ValueError):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a figure of one window needs; K sampled frames per group, T frames inside the network.
+    """What a figure of one window needs; K sampled frames per group, T frames inside the network. ``face`` is
+    the number of the track, None where no faces are followed.
 
     ``frames`` uint8 (T_in, S, S, 3); ``probabilities`` (classes,); ``static_frames``, ``dynamic_frames``
     (K,): where on the window's frames each sample was taken; ``token_frames`` (T,): which frame each frame
@@ -74,6 +75,7 @@ class Explanation:
 
     name: str
     window: int
+    face: int | None
     start_seconds: float
     stop_seconds: float
     frames: np.ndarray
@@ -286,17 +288,25 @@ class Predictor:
             PredictionError: there is no such window, or the network gave NaN or infinite values.
         """
         shown = self._find_window(path, window, self.reading(crop, tail=tail, strict=strict, face=face))
-        clip = self._clips([shown.frames])
+        return self.explain_window(shown, Path(path).name)
+
+    def explain_window(self, window: Window, name: str) -> Explanation:
+        """The inner quantities of a window, of the video `name`.
+
+        Raises:
+            PredictionError: the network gave NaN or infinite values.
+        """
         with torch.inference_mode(), self._arithmetic():
-            features = self.model.features(clip)
-        logits = _finite(features.output.logits.float().cpu(), path)
+            features = self.model.features(self._clips([window.frames]))
+        logits = _finite(features.output.logits.float().cpu(), name)
         return Explanation(
-            name=Path(path).name,
-            window=window,
-            start_seconds=shown.start_seconds,
-            stop_seconds=shown.stop_seconds,
-            frames=shown.frames,
-            frame_seconds=shown.frame_seconds,
+            name=name,
+            window=window.number,
+            face=window.face,
+            start_seconds=window.start_seconds,
+            stop_seconds=window.stop_seconds,
+            frames=window.frames,
+            frame_seconds=window.frame_seconds,
             class_names=self.class_names,
             probabilities=logits[0].double().softmax(0).numpy(),
             split=_SPLIT_NAMES[self.config.split],
