@@ -28,6 +28,8 @@ _ENCODERS = ("libx264", "libopenh264", "mpeg4")
 # What players expect in MP4 and QuickTime files; Matroska takes anything.
 _SOUND = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"})
 
+_LEAD_SECONDS = 0.05
+
 
 class FilmError(ValueError):
     """An annotated video that cannot be written; the message is one line."""
@@ -157,8 +159,8 @@ class Film:
                 shift = round(self._begin / packet.time_base)
                 if until is not None and float((packet.pts - shift) * packet.time_base) >= until:
                     return
-                # Sound before the first picture has no place.
-                if packet.pts >= shift:
+                # Sound before the first picture has no place, but decoders need the packet before.
+                if float((packet.pts - shift) * packet.time_base) > -_LEAD_SECONDS:
                     packet.pts -= shift
                     packet.dts = packet.pts if packet.dts is None else packet.dts - shift
                     packet.stream = self._track
