@@ -30,7 +30,7 @@ from ifdd.data.video import VideoError, open_video
 from ifdd.faces.crop import crop, face_region
 from ifdd.faces.detector import FaceDetector
 from ifdd.faces.plan import plan_windows
-from ifdd.faces.tracks import FaceChoice, FaceTracks, find_tracks
+from ifdd.faces.tracks import FaceChoice, find_tracks, no_face
 from ifdd.text import printable
 
 Windows = Literal["all", "centre"]
@@ -244,7 +244,10 @@ def _read_faces(
     tracks = find_tracks(path, reading.detector, strict=reading.strict)
     chosen = tracks.select(reading.face)
     if not chosen:
-        raise VideoError(f"{printable(path)}: {_no_face(tracks)}")
+        raise VideoError(
+            f"{printable(path)}: {no_face(tracks)}; --crop x,y,w,h names the region, --face off reads whole "
+            "frames"
+        )
     plan = plan_windows(
         chosen,
         np.arange(reading.frames) * reading.policy.stride,
@@ -305,13 +308,6 @@ def _face_window(number: int, track: int, shown: Sequence[_Shown], part: float) 
     boxes = tuple(frame.box for frame in shown if frame.box is not None)
     seconds = np.array([frame.start for frame in shown])
     return Window(number, shown[0].start, shown[-1].stop, images, part, seconds, track, boxes)
-
-
-def _no_face(tracks: FaceTracks) -> str:
-    return (
-        f"no face found in the {tracks.looked_at} frames looked at of {tracks.frames}; --crop x,y,w,h names "
-        "the region, --face off reads whole frames"
-    )
 
 
 def _covered(spans: Sequence[tuple[int, int]]) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ifdd.data import face
 from ifdd.data.face import CropBox, find_face, parse_crop
 from ifdd.data.video import VideoError, locate_face, read_video
+from ifdd.faces import Boxes, detector
 
 
 def overlap(a: CropBox, b: CropBox) -> float:
@@ -47,7 +47,7 @@ def test_parse_crop_refuses_empty_boxes(text: str) -> None:
 
 
 def test_finds_the_face_of_the_real_clip(real_clip: Path) -> None:
-    pytest.importorskip("skimage", reason="needs the extra `face`")
+    pytest.importorskip("onnxruntime", reason="needs the extra `face`")
     # Outlined by hand: in the first frame the face is at 58..118 x 35..100, later it moves to the left.
     by_hand = CropBox(40, 20, 80, 85)
     box = locate_face(real_clip)
@@ -60,7 +60,7 @@ def test_finds_the_face_of_the_real_clip(real_clip: Path) -> None:
 
 
 def test_finds_the_face_at_other_sizes_and_places(real_clip: Path) -> None:
-    pytest.importorskip("skimage", reason="needs the extra `face`")
+    pytest.importorskip("onnxruntime", reason="needs the extra `face`")
     frames = read_video(real_clip, indices=range(0, 120, 20)).frames
     box = find_face(frames)
     larger = read_video(real_clip, indices=range(0, 120, 20), size=(144 * 5, 176 * 5)).frames
@@ -73,7 +73,7 @@ def test_finds_the_face_at_other_sizes_and_places(real_clip: Path) -> None:
 
 
 def test_no_face(tmp_path: Path, write_video) -> None:
-    pytest.importorskip("skimage", reason="needs the extra `face`")
+    pytest.importorskip("onnxruntime", reason="needs the extra `face`")
     write_video(tmp_path / "a.mp4", count=40)
     with pytest.raises(VideoError) as info:
         read_video(tmp_path / "a.mp4", crop="auto")
@@ -91,13 +91,14 @@ class FakeDetector:
     def __init__(self, *boxes: list[tuple[int, int, int, int]]) -> None:
         self.boxes = iter(boxes)
 
-    def detect_multi_scale(self, image: np.ndarray, **_) -> list[dict[str, int]]:
-        return [{"c": x, "r": y, "width": w, "height": h} for x, y, w, h in next(self.boxes)]
+    def detect(self, frames: np.ndarray) -> list[Boxes]:
+        found = [(x, y, x + w, y + h) for x, y, w, h in next(self.boxes)]
+        return [Boxes(np.array(found, np.float32).reshape(-1, 4), np.ones(len(found), np.float32))]
 
 
 def boxes_found(monkeypatch: pytest.MonkeyPatch, *boxes, size=(400, 512), margin=0.0) -> CropBox:
-    """find_face with these detections, in frames that are searched at their own size."""
-    monkeypatch.setattr(face, "_load_detector", lambda: FakeDetector(*boxes))
+    """find_face with these detections."""
+    monkeypatch.setattr(detector, "load_detector", lambda: FakeDetector(*boxes))
     return find_face([np.zeros((*size, 3), np.uint8)] * len(boxes), margin=margin)
 
 
@@ -109,7 +110,7 @@ def test_false_alarms_are_outvoted_and_the_median_is_taken(monkeypatch: pytest.M
         [(10, 300, 90, 90)],
         [(108, 102, 82, 82)],
     )
-    assert box == CropBox(104, 100, 82, 82)
+    assert box == CropBox(104, 99, 84, 84)
 
 
 def test_the_larger_of_two_faces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,9 +136,8 @@ def test_margin_square_and_border(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_the_extra(real_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    face._load_detector.cache_clear()
-    for name in ("skimage", "skimage.data", "skimage.feature"):
-        monkeypatch.setitem(sys.modules, name, None)
+    detector.load_detector.cache_clear()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(VideoError) as info:
         read_video(real_clip, crop="auto", max_frames=2)
     message = str(info.value)

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 DESCRIPTION = (
-    "IFDD recognises facial expressions in video. Look a data set through with `check`, train with `fit`, "
-    "measure with `test`, do both for all folds of a benchmark with `folds`, read videos with `predict`, see "
-    "results in the video with `annotate`, of a camera with `live`, in the browser with `app`, and what the "
-    "network looked at with `explain`, bring published weights with `convert`, write files for other "
-    "programs with `export`, check the installation with `doctor`."
+    "IFDD recognises facial expressions in video. Cut faces out of raw videos with `prepare`, look a data "
+    "set through with `check`, train with `fit`, measure with `test`, do both for all folds of a benchmark "
+    "with `folds`, read videos with `predict`, see results in the video with `annotate`, of a camera with "
+    "`live`, in the browser with `app`, and what the network looked at with `explain`, bring published "
+    "weights with `convert`, write files for other programs with `export`, check the installation with "
+    "`doctor`."
 )
 
 

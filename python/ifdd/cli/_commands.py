@@ -14,6 +14,7 @@ COMMANDS = {
     "test": "evaluate",
     "folds": "folds",
     "check": "check",
+    "prepare": "prepare",
     "predict": "predict",
     "explain": "explain",
     "annotate": "annotate",

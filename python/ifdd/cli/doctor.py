@@ -36,7 +36,8 @@ PACKAGES = {
     "torchmetrics": "torchmetrics",
     "av": "av",
     "kornia": "kornia",
-    "scikit-image": "skimage",
+    "onnxruntime": "onnxruntime",
+    "scipy": "scipy",
     "matplotlib": "matplotlib",
     "jsonargparse": "jsonargparse",
 }
@@ -69,6 +70,10 @@ def run(options: Namespace) -> int:
         say(f"  {line}", highlight=False)
     say(f"  threads of PyTorch on the CPU: {torch.get_num_threads()}", highlight=False)
 
+    say("\n[bold]Face detector[/bold]")
+    detector, detector_problem = face_detector(device)
+    say(f"  {detector}", highlight=False, markup=False, soft_wrap=True)
+
     import ifdd_kernels
     from ifdd_kernels import _library, backends
     from ifdd_kernels._operator import OPERATORS
@@ -99,7 +104,7 @@ def run(options: Namespace) -> int:
         which = "all ops" if len(ops) == len(OPERATORS) else ", ".join(ops)
         say(f"  refused {reason} ({which})", highlight=False, markup=False, soft_wrap=True)
 
-    failed = bool(problems or unusable)
+    failed = bool(problems or unusable or detector_problem)
     if not options.self_test:
         return EXIT_FAILED if failed else 0
     say("\n[bold]Self-test[/bold]")
@@ -157,6 +162,23 @@ def gpus() -> list[str]:
         if problem := _library.without_code(index):
             lines.append(f"   no native kernels there: {problem}")
     return lines
+
+
+def face_detector(device: str) -> tuple[str, bool]:
+    """One line on the detector of `--face` and `--crop auto`, and whether it is broken, which it is not when
+    it is merely not installed.
+    """
+    from ifdd.faces.detector import PACKAGE, DetectorError, load_detector
+
+    try:
+        version = metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return "not installed (pip install 'ifdd-kernels[face]')", False
+    try:
+        detector = load_detector(device)
+    except DetectorError as error:
+        return f"FAIL  {one_line(error)}", True
+    return f"RetinaFace of {PACKAGE} {version} on {detector.device}", False
 
 
 def self_test(device: str) -> Iterator[tuple[str, str | None]]:

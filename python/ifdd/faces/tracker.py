@@ -26,7 +26,7 @@ REACH = 0.8
 LARGEST_RATIO = 2.0
 """Of the sides of one face in two detections that follow each other."""
 
-ALIKE = 0.35
+ALIKE = 0.3
 """Distance of the appearance, 0 to 1, up to which a face that comes back anywhere is the one that left."""
 
 UNLIKE = 0.7
@@ -175,13 +175,14 @@ def _cost(face: _Face, box: np.ndarray, look: np.ndarray | None, seconds: float)
     if not 1 / LARGEST_RATIO <= _side(box) / face.side <= LARGEST_RATIO:
         return _IMPOSSIBLE
     unlike = None if face.look is None or look is None else _distance(face.look, look)
+    elapsed = seconds - face.seen
+    if unlike is not None and elapsed > PATIENCE:
+        # It may come back anywhere; preferred less than any face that was in sight all the time.
+        return 10 + unlike if unlike < ALIKE else _IMPOSSIBLE
     away = float(np.hypot(*(_centre(box) - _centre(face.expected(seconds))))) / face.side
-    share = away / (REACH + seconds - face.seen)
+    share = away / (REACH + elapsed)
     if share <= 1 and (unlike is None or unlike < UNLIKE):
         return share + 2 * (unlike or 0.0)
-    if unlike is not None and unlike < ALIKE and seconds - face.seen > PATIENCE:
-        # Preferred less than any face that was in sight all the time.
-        return 10 + unlike
     return _IMPOSSIBLE
 
 

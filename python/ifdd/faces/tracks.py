@@ -24,7 +24,7 @@ from ifdd.faces.shots import look_of
 from ifdd.faces.tracker import PATIENCE, Tracker
 from ifdd.text import printable
 
-__all__ = ["FaceChoice", "FaceTrack", "FaceTracks", "Segment", "find_tracks", "parse_face"]
+__all__ = ["FaceChoice", "FaceTrack", "FaceTracks", "Segment", "find_tracks", "no_face", "parse_face"]
 
 FaceChoice = Literal["largest", "all"] | int
 """Which faces of a video count: the largest, all, or so many of the largest."""
@@ -159,6 +159,11 @@ def find_tracks(path: str | os.PathLike[str], detector: FaceDetector, *, strict:
         return follower.finish(video.frames_read)
 
 
+def no_face(tracks: FaceTracks) -> str:
+    """The words for a video without faces."""
+    return f"no face found in the {tracks.looked_at} frames looked at of {tracks.frames}"
+
+
 class _Follower:
     """Collects the detections of a video, track by track."""
 
@@ -224,8 +229,8 @@ class _Follower:
         looks = np.array([number for number, _ in places])
         boxes = np.stack([box for _, box in places]).astype(np.float64)
         seconds = np.array(self._seconds)[looks]
-        # Out of sight: not found at looks in between, for long.
-        breaks = np.flatnonzero((np.diff(seconds) > PATIENCE) & (np.diff(looks) > 1)) + 1
+        # Out of sight: not found at looks in between, for long. Times of frames are rounded.
+        breaks = np.flatnonzero((np.diff(seconds) > PATIENCE + 1e-6) & (np.diff(looks) > 1)) + 1
         return tuple(
             self._segment(looks[part], _smooth(seconds[part], boxes[part]), frames)
             for part in np.split(np.arange(len(looks)), breaks)

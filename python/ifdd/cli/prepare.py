@@ -1,0 +1,215 @@
+"""Cut the faces out of raw videos, for training.
+
+VIDEOS are video files, folders of them or patterns, as for `ifdd predict`; faces are found, followed and cut
+out as `ifdd predict --face` does. Each face becomes a folder of frames in DIR, and DIR/list.csv names them
+with their labels, ready for `ifdd fit --data list --train_list DIR/list.csv`. The label of a video is the
+name of its folder (videos/Happy/a.mp4), or what a list says. A video that cannot be used costs one line on
+stderr and exit code 1. A run that was stopped goes on with the same command.
+
+The frames show people's faces: keep DIR as the law and those people expect. Nothing leaves this machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ifdd.cli._commands import EXIT_FAILED, UsageError
+from ifdd.cli.common import add_device_option, choose_device
+from ifdd.cli.signals import stoppable
+from ifdd.text import one_line, printable
+
+if TYPE_CHECKING:
+    from ifdd.prepare import PrepareOptions
+
+SUMMARY = "cut the faces out of raw videos, for training"
+USAGE = "[VIDEOS ...] --out DIR [options]"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="VIDEOS",
+        help="video file, folder of numbered frames, folder of videos, or quoted pattern (*, ?, **)",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the frames and the list")
+    group = parser.add_argument_group("What is read")
+    group.add_argument("--recursive", action="store_true", help="look into the folders of folders, too")
+    group.add_argument(
+        "--list",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="videos and labels from a list that training could read, instead of VIDEOS",
+    )
+    group.add_argument(
+        "--root",
+        type=str | None,
+        default=None,
+        metavar="FOLDER",
+        help="folder that the paths in the list start from; default: that of the list",
+    )
+    group.add_argument(
+        "--classes",
+        type=str | None,
+        default=None,
+        help="class names in label order, A,B,C, or dfew, ferv39k or mafw for theirs; needed with --list",
+    )
+    group.add_argument(
+        "--strict", action="store_true", help="refuse damaged videos; otherwise what can be read counts"
+    )
+    group = parser.add_argument_group("What is written")
+    group.add_argument(
+        "--face", type=str, default="largest", metavar="WHICH", help="largest, all, or so many of the largest"
+    )
+    group.add_argument(
+        "--size",
+        type=int | None,
+        default=None,
+        help="side in pixels that frames are resized to; default: as they were cut",
+    )
+    group.add_argument(
+        "--format",
+        type=Literal["png", "jpg"],
+        default="png",
+        help="png holds exactly what was cut, jpg is smaller",
+    )
+    group.add_argument("--quality", type=int, default=95, help="of jpg files, 1 to 100")
+    group.add_argument(
+        "--min_frames",
+        type=int,
+        default=16,
+        help="shorter stretches of a face are left out, unless it has no longer one",
+    )
+    group.add_argument("--overwrite", action="store_true", help="prepare all videos anew")
+    group = parser.add_argument_group("Running")
+    add_device_option(parser)
+    group.add_argument(
+        "--jobs",
+        type=int | None,
+        default=None,
+        help="videos read at once; default: one a processor, at most 4",
+    )
+
+
+def run(options: Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ifdd.faces.detector import load_detector
+    from ifdd.prepare import Preparation
+
+    settings = _settings(options)
+    jobs = min(4, os.cpu_count() or 1) if options.jobs is None else options.jobs
+    if jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {jobs}")
+    detector = load_detector(choose_device(options.device))
+    videos = _videos(options)
+    _outside(options)
+    sound = [(path, label) for path, label, error in videos if error is None]
+    failed = frames = 0
+    rows: list[tuple[str, str]] = []
+
+    def fail(error: Exception) -> None:
+        nonlocal failed
+        failed += 1
+        print(f"ifdd: error: {one_line(error)}", file=sys.stderr)
+
+    for _, _, error in videos:
+        if error is not None:
+            fail(error)
+    bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    with Preparation(options.out, settings, overwrite=options.overwrite) as preparation, bar:
+        task = bar.add_task("videos", total=len(sound))
+        with stoppable() as check:
+            results = preparation.run([path for path, _ in sound], detector, jobs)
+            for (_, label), prepared in zip(sound, results, strict=True):
+                check()
+                bar.advance(task)
+                if prepared.error is not None:
+                    fail(prepared.error)
+                    continue
+                if prepared.damage is not None:
+                    damage = f"{printable(prepared.path)}: {one_line(prepared.damage)}"
+                    print(f"ifdd: warning: {damage}", file=sys.stderr)
+                frames += prepared.frames
+                rows += [(folder, label) for folder in prepared.folders]
+        file = preparation.out / f"{'list' if options.list is None else Path(options.list).stem}.csv"
+        _write_list(file, rows)
+    counts = Counter(label for _, label in rows)
+    print(f"{len(videos) - failed} videos prepared, {failed} failed; {len(rows)} faces, {frames} frames")
+    of_class = ", ".join(f"{printable(name)} {count}" for name, count in sorted(counts.items()))
+    print(f"list: {printable(file)}" + (f" ({of_class})" if rows else ""))
+    if rows:
+        classes = options.classes or ",".join(sorted(counts))
+        words = ["ifdd", "fit", "--data", "list", "--train_list", str(file), "--classes", classes]
+        print(f"train: {printable(shlex.join(words))}")
+    return EXIT_FAILED if failed else 0
+
+
+def _settings(options: Namespace) -> PrepareOptions:
+    from ifdd.faces.tracks import parse_face
+    from ifdd.prepare import PrepareOptions
+
+    try:
+        face = parse_face(options.face)
+        if face is None:
+            raise ValueError(f"face must be largest, all or a number from 1, got {options.face!r}")
+        quality = None if options.format == "png" else options.quality
+        return PrepareOptions(face, options.size, quality, options.min_frames, options.strict)
+    except ValueError as error:
+        raise UsageError(f"--{one_line(error)}") from None
+
+
+def _videos(options: Namespace) -> list[tuple[str, str, Exception | None]]:
+    """Path, name of the class and error of each video."""
+    from ifdd.data.foreign_lists import read_listing
+    from ifdd.data.labels import class_list
+    from ifdd.data.locate import Locator
+    from ifdd.inputs import find_videos
+
+    if (options.list is None) == (not options.inputs):
+        raise UsageError("name either VIDEOS, whose folders are their labels, or a list of them with --list")
+    if options.list is None:
+        found = find_videos(options.inputs, options.recursive)
+        return [(path, Path(path).absolute().parent.name, error) for path, error in found]
+    if options.classes is None:
+        raise UsageError("--list needs --classes, the names of the classes in label order")
+    try:
+        names = class_list(options.classes)
+    except ValueError as error:
+        raise UsageError(f"--classes {error}") from None
+    listed = Path(options.list)
+    base = listed.parent if options.root is None else Path(options.root)
+    locator = Locator(base, listed.parent, "", ())
+    return [
+        (str(locator.find(entry)), names[entry.label], None) for entry in read_listing(listed, names).entries
+    ]
+
+
+def _outside(options: Namespace) -> None:
+    """Refuses to write the frames where the next run would take them for videos."""
+    out = Path(os.path.realpath(options.out))
+    for name in options.inputs:
+        place = Path(os.path.realpath(name))
+        if place == out or (options.recursive and place.is_dir() and place in out.parents):
+            raise UsageError(f"--out: {printable(options.out)} is in {printable(name)}, which is read")
+
+
+def _write_list(file: Path, rows: list[tuple[str, str]]) -> None:
+    from ifdd.whole import replacing
+
+    with replacing(file) as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["path", "label"])
+        writer.writerows(rows)
