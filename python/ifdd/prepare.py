@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import threading
 from collections import deque
@@ -30,7 +31,7 @@ from ifdd.journal import ResultsError, claim, whole_lines
 from ifdd.outcomes import path_of_dict, path_to_dict
 from ifdd.text import one_line, printable
 
-__all__ = ["Preparation", "PrepareOptions", "Prepared", "prepare_video"]
+__all__ = ["Preparation", "PrepareOptions", "Prepared", "prepare_video", "training_command"]
 
 RECORD = "prepared.jsonl"
 """In the folder of the frames: the settings, and a line for each video that is done."""
@@ -140,6 +141,12 @@ def folder_name(path: str | os.PathLike[str], face: int, segment: Segment) -> st
         stem = stem[:-1]
     digest = hashlib.sha256(place).hexdigest()[:8]
     return f"{stem or 'video'}-{digest}_face{face}_{segment.start}-{segment.stop - 1}"
+
+
+def training_command(file: str | os.PathLike[str], classes: str) -> str:
+    """The command that trains on a list of prepared videos, ready for a shell."""
+    words = ["ifdd", "fit", "--data", "list", "--train_list", os.fspath(file), "--classes", classes]
+    return shlex.join(words)
 
 
 class _Stretch:

@@ -181,7 +181,7 @@ def test_bad_files_give_one_line(browser: Browser, tmp_path: Path, video: Path) 
     large = tmp_path / "large.mp4"
     large.write_bytes(video.read_bytes() + bytes(300_000))
     browser.find("#video input[type=file]").send_keys(str(large))
-    browser.wait(lambda: "exceeds" in browser.find("body").text)
+    browser.wait(lambda: "exceed the maximum allowed size" in browser.find("body").text)
 
 
 def test_two_users_at_once(browser: Browser, url: str, video: Path, tmp_path: Path) -> None:

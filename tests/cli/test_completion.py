@@ -28,7 +28,7 @@ def test_bash_completes_commands_options_and_values(ifdd: Run, tmp_path: Path) -
     assert result.code == 0, result.err
     script = tmp_path / "ifdd.bash"
     script.write_text(result.out)
-    assert complete(script, ["ifdd", "pre"]) == {"predict"}
+    assert complete(script, ["ifdd", "pre"]) == {"predict", "prepare"}
     assert complete(script, ["ifdd", "fit", "--learn"]) == {"--learning_rate"}
     assert complete(script, ["ifdd", "fit", "--device", ""]) >= {"auto", "cpu", "cuda"}
     assert complete(script, ["ifdd", "fit", "--precision", "bf"]) == {"bf16-mixed"}

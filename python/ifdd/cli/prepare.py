@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -107,7 +106,7 @@ def run(options: Namespace) -> int:
     from rich.progress import Progress
 
     from ifdd.faces.detector import load_detector
-    from ifdd.prepare import Preparation
+    from ifdd.prepare import Preparation, training_command
 
     settings = _settings(options)
     jobs = min(4, os.cpu_count() or 1) if options.jobs is None else options.jobs
@@ -151,9 +150,7 @@ def run(options: Namespace) -> int:
     of_class = ", ".join(f"{printable(name)} {count}" for name, count in sorted(counts.items()))
     print(f"list: {printable(file)}" + (f" ({of_class})" if rows else ""))
     if rows:
-        classes = options.classes or ",".join(sorted(counts))
-        words = ["ifdd", "fit", "--data", "list", "--train_list", str(file), "--classes", classes]
-        print(f"train: {printable(shlex.join(words))}")
+        print(f"train: {printable(training_command(file, options.classes or ','.join(sorted(counts))))}")
     return EXIT_FAILED if failed else 0
 
 

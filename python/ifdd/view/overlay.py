@@ -196,7 +196,7 @@ class Painter:
             draw.text((x + 2 * half + 4, middle), name, _TEXT, _fitting(name, self._letters, 10**6)[1], "lm")
         left, right = self._axis()
         top = lines * self._line + self._line // 2
-        for title, spans in bands[: self._bands]:
+        for title, spans in [*bands, *[("", ())] * self._bands][: self._bands]:
             self._draw_band(draw, spans, view, (left, top, right, top + 2 * self._line - 3))
             draw.text((3, top + self._line - 2), title, _TEXT, _fitting(title, self._letters, 10**6)[1], "lm")
             top += 2 * self._line
