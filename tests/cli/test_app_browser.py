@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
     pytest.mark.slow,
 ]
-SECONDS = 60
+SECONDS = 120  # nothing takes that long but on a machine that does something else
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_two_users_at_once(browser: Browser, url: str, video: Path, tmp_path: Pa
 
 
 def test_keyboard_only(browser: Browser, video: Path) -> None:
-    """Everything is reached with Tab, chosen with arrows and pressed with Enter or Space."""
+    """Everything is reached with Tab, and chosen or pressed with Space or Enter."""
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
@@ -235,9 +235,9 @@ def test_keyboard_only(browser: Browser, video: Path) -> None:
     browser.find("#video input[type=file]").send_keys(str(video))
     browser.wait(lambda: video.stem in browser.find("#video").text)
     tab_to("#face")
-    press(Keys.ARROW_DOWN)
-    press(Keys.ARROW_DOWN)
-    assert browser.driver.execute_script("return document.activeElement.value") == "off"
+    tab_to("#face input[value=off]")
+    press(Keys.SPACE)
+    assert browser.find("#face input:checked").get_property("value") == "off"
     tab_to("#analyse")
     press(Keys.ENTER)
     assert browser.status() == f"{video.name}: 20 frames, 2.0 seconds"
