@@ -169,7 +169,7 @@ def _predictions(checkpoint: Path, out: Path, seed: int) -> list[Path]:
     """Explains a drawn test clip and the real one."""
     from ifdd.cli.common import wide_console
     from ifdd.cli.predict import print_prediction
-    from ifdd.figures import explain
+    from ifdd.explanation import draw_explanation
     from ifdd.prediction import Predictor
 
     say = wide_console().print
@@ -178,7 +178,7 @@ def _predictions(checkpoint: Path, out: Path, seed: int) -> list[Path]:
         out / "drawn_clip", predictor.config.clip_frames, predictor.config.image_size, seed
     )
     note = f"A drawn clip of an unseen person; it shows {label}"
-    figures = [explain(predictor.explain(drawn), out / "explain_drawn.png", note)]
+    figures = [draw_explanation(predictor.explain(drawn), out / "explain_drawn.png", note=note)]
 
     clip = real_clip()
     if clip is None:
@@ -186,7 +186,8 @@ def _predictions(checkpoint: Path, out: Path, seed: int) -> list[Path]:
         return figures
     say(f"\nA real video. {REAL_NOTE}.")
     print_prediction(predictor.predict(clip, REAL_CROP))
-    figures.append(explain(predictor.explain(clip, 0, REAL_CROP), out / "explain_real.png", REAL_NOTE))
+    explanation = predictor.explain(clip, 0, REAL_CROP)
+    figures.append(draw_explanation(explanation, out / "explain_real.png", note=REAL_NOTE))
     return figures
 
 

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ from ifdd.faces.tracks import parse_face
 from ifdd.lookahead import Ended, Lookahead
 from ifdd.model import IFDD, IFDDFeatures
 from ifdd.outcomes import Begun, Outcome, VideoFailure, VideoPrediction, WindowPrediction, WindowResult
-from ifdd.streaming import Footage, Reading, Tail, Window, Windows, read_windows
+from ifdd.streaming import Footage, Lasting, Reading, Tail, Window, Windows, read_windows
+from ifdd.strips import FaceStrip, StripBuilder
 from ifdd.text import printable
 from ifdd.training.config import Precision
 from ifdd_kernels import split_frames
@@ -68,6 +70,7 @@ class Explanation:
         window: number of the window, from 0.
         start_seconds, stop_seconds: the window's place in the video.
         frames: uint8 (T_in, S, S, 3).
+        frame_seconds: (T_in,): when each frame of the window is shown.
         class_names: one per probability.
         probabilities: (classes,).
         split: `interpolate`, `topk` or `even_odd`.
@@ -75,13 +78,16 @@ class Explanation:
         static_frames, dynamic_frames: (K,): where on the window's frames each sample was taken.
         static_maps, dynamic_maps: (K, h, w): norm over the channels of the group after lifting.
         correlation: (T, T), or None where the split has none.
+        face: number of the track, or None where no faces are followed.
     """
 
     name: str
     window: int
+    face: int | None
     start_seconds: float
     stop_seconds: float
     frames: np.ndarray
+    frame_seconds: np.ndarray
     class_names: tuple[str, ...]
     probabilities: np.ndarray
     split: str
@@ -290,16 +296,25 @@ class Predictor:
             PredictionError: there is no such window, or the network gave NaN or infinite values.
         """
         shown = self._find_window(path, window, self.reading(crop, tail=tail, strict=strict, face=face))
-        clip = self._clips([shown.frames])
+        return self.explain_window(shown, Path(path).name)
+
+    def explain_window(self, window: Window, name: str) -> Explanation:
+        """The inner quantities of a window, of the video `name`.
+
+        Raises:
+            PredictionError: the network gave NaN or infinite values.
+        """
         with torch.inference_mode(), self._arithmetic():
-            features = self.model.features(clip)
-        logits = _finite(features.output.logits.float().cpu(), path)
+            features = self.model.features(self._clips([window.frames]))
+        logits = _finite(features.output.logits.float().cpu(), name)
         return Explanation(
-            name=Path(path).name,
-            window=window,
-            start_seconds=shown.start_seconds,
-            stop_seconds=shown.stop_seconds,
-            frames=shown.frames,
+            name=name,
+            window=window.number,
+            face=window.face,
+            start_seconds=window.start_seconds,
+            stop_seconds=window.stop_seconds,
+            frames=window.frames,
+            frame_seconds=window.frame_seconds,
             class_names=self.class_names,
             probabilities=logits[0].double().softmax(0).numpy(),
             split=_SPLIT_NAMES[self.config.split],
@@ -312,6 +327,43 @@ class Predictor:
             if features.correlation is None
             else features.correlation[0].float().cpu().numpy(),
         )
+
+    def read(
+        self, path: str | os.PathLike[str], reading: Reading
+    ) -> Generator[tuple[Window, Tensor], None, Footage]:
+        """The windows of a video with their logits (K,) float32; returns what was read of it.
+
+        Raises:
+            ifdd.data.video.VideoError: the video cannot be read.
+            PredictionError: the network gave NaN or infinite values.
+        """
+        windows = Lasting(read_windows(path, reading))
+        coming = iter(windows)
+        while waiting := list(islice(coming, self.batch)):
+            logits = _finite(self.logits([window.frames for window in waiting]), path)
+            yield from zip(waiting, logits, strict=True)
+        return windows.result
+
+    def strips(
+        self,
+        path: str | os.PathLike[str],
+        crop: str | Sequence[int] | None = None,
+        *,
+        tail: Tail = "overlap",
+        strict: bool = False,
+        face: str | int | None = None,
+    ) -> tuple[FaceStrip, ...]:
+        """All windows of a video with some of their frames, face by face in the order of their numbers;
+        arguments as in :meth:`predict`.
+
+        Raises:
+            ifdd.data.video.VideoError: the video cannot be read.
+            PredictionError: the network gave NaN or infinite values.
+        """
+        strips: dict[int | None, StripBuilder] = {}
+        for window, logits in self.read(path, self.reading(crop, tail=tail, strict=strict, face=face)):
+            strips.setdefault(window.face, StripBuilder(window.face)).add(window, logits)
+        return tuple(strips[number].result() for number in sorted(strips, key=lambda number: number or 0))
 
     def _find_window(self, path: str | os.PathLike[str], number: int, reading: Reading) -> Window:
         if number < 0:

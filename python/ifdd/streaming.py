@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -86,9 +86,9 @@ class Reading:
 
 class Window(NamedTuple):
     """What the network reads at once: ``frames`` uint8 (T, S, S, 3), shown from ``start_seconds`` to
-    ``stop_seconds``; ``part`` of the video, 0 to 1, was read by then (None where its length is not known).
-    Where faces are followed, ``face`` is the number of the track and ``boxes`` holds the region cut out of
-    each frame.
+    ``stop_seconds``; ``part`` of the video, 0 to 1, was read by then (None where its length is not known);
+    ``frame_seconds`` (T,): when each of the frames is shown. Where faces are followed, ``face`` is the number
+    of the track and ``boxes`` holds the region cut out of each frame.
     """
 
     number: int
@@ -96,6 +96,7 @@ class Window(NamedTuple):
     stop_seconds: float
     frames: np.ndarray
     part: float | None
+    frame_seconds: np.ndarray
     face: int | None = None
     boxes: tuple[CropBox, ...] = ()
 
@@ -128,6 +129,21 @@ class Footage:
     stretched: bool
     damage: str | None
     remarks: tuple[str, ...]
+
+
+class Lasting:
+    """Iterates windows and keeps what their generator returns.
+
+    Attributes:
+        result: set when the iteration has ended.
+    """
+
+    def __init__(self, windows: Generator[Window, None, Footage]) -> None:
+        self.result: Footage
+        self._windows = windows
+
+    def __iter__(self) -> Iterator[Window]:
+        self.result = yield from self._windows
 
 
 class _Shown(NamedTuple):
@@ -180,7 +196,8 @@ def _read(
             shown = [recent[row] for row in rows]
             images = [frame.image for frame in shown if frame.image is not None]
             part = count / video.frames_announced if video.frames_announced else None
-            return Window(windows, shown[0].start, shown[-1].stop, np.stack(images), part)
+            seconds = np.array([frame.start for frame in shown])
+            return Window(windows, shown[0].start, shown[-1].stop, np.stack(images), part, seconds)
 
         within = np.arange(reading.frames) * reading.policy.stride
         for frame in video:
@@ -289,7 +306,8 @@ def _read_faces(
 def _face_window(number: int, track: int, shown: Sequence[_Shown], part: float) -> Window:
     images = np.stack([frame.image for frame in shown if frame.image is not None])
     boxes = tuple(frame.box for frame in shown if frame.box is not None)
-    return Window(number, shown[0].start, shown[-1].stop, images, part, track, boxes)
+    seconds = np.array([frame.start for frame in shown])
+    return Window(number, shown[0].start, shown[-1].stop, images, part, seconds, track, boxes)
 
 
 def _covered(spans: Sequence[tuple[int, int]]) -> int:

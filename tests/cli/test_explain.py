@@ -1,23 +1,29 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
-from ifdd import figures
+from ifdd import explanation, figures
 from ifdd.checkpoint import load_checkpoint
 from ifdd.data.resize import frames_to_clip
 from ifdd.data.video import read_video
 from ifdd.modules import ConvEmbedding
 from ifdd.prediction import PredictionError, Predictor
+from ifdd.streaming import Window
+from ifdd.strips import StripBuilder
+from ifdd.text import figure_fonts, figure_label
 from ifdd.training.metrics import scores_from_confusion
 
 from .conftest import make_checkpoint
@@ -26,36 +32,37 @@ Run = Callable[..., Any]
 
 
 def test_the_figure_holds_the_networks_own_quantities(video: Path, checkpoint: Path) -> None:
-    explanation = Predictor(checkpoint).explain(video, window=1)
+    shown = Predictor(checkpoint).explain(video, window=1)
     frames = read_video(video, size=32).frames[8:16]
-    assert np.array_equal(explanation.frames, frames)
+    assert np.array_equal(shown.frames, frames)
     model = load_checkpoint(checkpoint).model
     with torch.no_grad():
         features = model.features(frames_to_clip(frames)[None])
-    assert explanation.correlation is not None
-    np.testing.assert_allclose(explanation.correlation, features.correlation[0].numpy(), rtol=1e-5)
+    assert shown.correlation is not None
+    np.testing.assert_allclose(shown.correlation, features.correlation[0].numpy(), rtol=1e-5)
     probabilities = features.output.logits[0].double().softmax(0).numpy()
-    np.testing.assert_allclose(explanation.probabilities, probabilities, atol=1e-6)
-    np.testing.assert_allclose(explanation.static_maps, features.static[0].norm(dim=-1).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(shown.probabilities, probabilities, atol=1e-6)
+    np.testing.assert_allclose(shown.static_maps, features.static[0].norm(dim=-1).numpy(), rtol=1e-5)
 
     # The sampler takes index i of T = 8 frames at i T/(T-1) - 1/2, clamped; each is one frame of the clip.
-    for index, shown in (
-        (features.static_index, explanation.static_frames),
-        (features.dynamic_index, explanation.dynamic_frames),
+    for index, sampled in (
+        (features.static_index, shown.static_frames),
+        (features.dynamic_index, shown.dynamic_frames),
     ):
         expected = (index[0].double() * 8 / 7 - 0.5).clamp(0, 7).numpy()
-        np.testing.assert_allclose(shown, expected, atol=1e-5)
-    np.testing.assert_allclose(explanation.token_frames, np.arange(8))
+        np.testing.assert_allclose(sampled, expected, atol=1e-5)
+    np.testing.assert_allclose(shown.token_frames, np.arange(8))
 
 
 def test_positions_are_those_of_the_clips_frames(tmp_path: Path, video: Path) -> None:
     path = make_checkpoint(tmp_path / "w.safetensors", clip_frames=16, split="even_odd", lifting="none")
-    explanation = Predictor(path).explain(video)
-    assert explanation.static_frames.tolist() == [0, 4, 8, 12]
-    assert explanation.dynamic_frames.tolist() == [2, 6, 10, 14]
-    assert explanation.token_frames.tolist() == list(range(0, 16, 2))
-    assert explanation.correlation is None
-    assert figures.explain(explanation, tmp_path / "f.png").stat().st_size > 20_000
+    shown = Predictor(path).explain(video)
+    assert shown.static_frames.tolist() == [0, 4, 8, 12]
+    assert shown.dynamic_frames.tolist() == [2, 6, 10, 14]
+    assert shown.token_frames.tolist() == list(range(0, 16, 2))
+    assert shown.correlation is None
+    with pytest.raises(PredictionError, match="learns no correlation"):
+        explanation.draw_explanation(shown, tmp_path / "f.png", panels=["correlation"])
 
 
 @pytest.mark.parametrize("frames", [8, 16, 32])
@@ -77,44 +84,183 @@ def test_token_frames_are_the_centres_of_the_embeddings_windows(tmp_path: Path, 
 
 def test_explain_writes_a_figure(ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path) -> None:
     target = tmp_path / "figure.png"
-    result = ifdd("explain", video, "--checkpoint", checkpoint, "--window", 1, "--out", target)
+    options = ("--checkpoint", checkpoint, "--window", 1, "--dpi", 80)
+    result = ifdd("explain", video, *options, "--out", target)
     assert (result.code, result.err) == (0, "")
     image = np.asarray(Image.open(target).convert("RGB"))
-    assert min(image.shape[:2]) > 800
+    assert image.shape[1] == 576
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 500
 
 
-def test_the_figure_says_whose_numbers_it_shows(
-    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever the names are, they are drawn as they are."""
-    drawn: list[str] = []
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures instead of files."""
+    figures: list[Figure] = []
 
-    def keep(figure: Figure, path: Path, dpi: int = 0) -> Path:
-        figure.canvas.draw()  # a formula that is none would fail here
-        drawn.extend(text.get_text().replace(r"\$", "$") for text in figure.findobj(Text))
-        (axis,) = (a for a in figure.axes if a.get_xlabel() == "probability")
-        assert axis.get_xlim() == (0, 1)
+    def keep(figure: Figure, path: Path, dpi: int) -> Path:
+        figure.draw_without_rendering()  # a formula that is none would fail here
+        figures.append(figure)
         return path
 
-    monkeypatch.setattr(figures, "_save", keep)
+    monkeypatch.setattr(explanation, "_save", keep)
+    return figures
+
+
+def texts(figure: Figure) -> dict[str, Bbox]:
+    """What the figure says, and where."""
+    shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    return {text.get_text().replace(r"\$", "$"): text.get_window_extent() for text in shown}
+
+
+def overlapping(figure: Figure) -> list[tuple[str, str]]:
+    """Texts that run into each other, or out of the figure."""
+    places = [
+        (text.get_text(), text.get_window_extent())
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text()
+    ]
+    found = [
+        (name, other)
+        for number, (name, box) in enumerate(places)
+        for other, second in places[:number]
+        # Boxes of letters hold room for accents, so lines may touch.
+        if min(box.x1, second.x1) - max(box.x0, second.x0) > 0.5
+        and min(box.y1, second.y1) - max(box.y0, second.y0) > 1.5
+    ]
+    whole = figure.bbox
+    found += [
+        (name, "the edge")
+        for name, box in places
+        if box.x0 < whole.x0 or box.x1 > whole.x1 or box.y0 < whole.y0 or box.y1 > whole.y1
+    ]
+    return found
+
+
+ODD = ("$x$", "[/]", "a^b_c {}", "Sad " * 20, "$", "\u7b11\u3044", "\u062d\u0632\u064a\u0646")
+
+
+def test_the_figure_says_whose_numbers_it_shows(video: Path, tmp_path: Path, drawn: list[Figure]) -> None:
     place = tmp_path / "a_b $\\frac$ [x].mp4"
     shutil.copy(video, place)
     classes = ("$x$", "[/]", "a^b_c", "Sad", "$")
-    explanation = Predictor(make_checkpoint(tmp_path / "w.safetensors", classes)).explain(place, 2)
-    figures.explain(explanation, tmp_path / "f.png", note="50$ to 60$")
-    best = classes[int(explanation.probabilities.argmax())]
-    share = f"{100 * explanation.probabilities.max():.1f} % in window 2"
-    assert f"{place.name}: {best} ({share})" in drawn
-    assert "window 2: 1.20 s to 2.00 s, 8 frames. 50$ to 60$" in drawn
-    assert set(classes) <= set(drawn)
-    assert "Correlation of the frames (unnormalised)" in drawn
+    shown = Predictor(make_checkpoint(tmp_path / "w.safetensors", classes)).explain(place, 2)
+    explanation.draw_explanation(shown, tmp_path / "f.png", note="50$ to 60$")
+    said = texts(drawn[0])
+    best = classes[int(shown.probabilities.argmax())]
+    share = f"{100 * shown.probabilities.max():.1f} % in this window alone"
+    assert f"Window 2, 1.20 s to 2.00 s: {best} has probability {share}" in said
+    assert {place.name, "50$ to 60$", "Correlation of the frames, unnormalised", *classes} <= set(said)
 
 
-def test_dots_per_inch(ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 36000.0])
+def test_texts_of_a_figure_do_not_run_into_each_other(
+    video: Path, tmp_path: Path, drawn: list[Figure], seconds: float
+) -> None:
+    shown = Predictor(make_checkpoint(tmp_path / "w.safetensors", ODD)).explain(video)
+    shown = dataclasses.replace(
+        shown,
+        name="long $name_" * 30,
+        start_seconds=seconds,
+        stop_seconds=seconds + 0.8,
+        frame_seconds=seconds + shown.frame_seconds,
+        # Three samples that fall together, and one at each end.
+        static_frames=np.array([0.0, 3.0, 3.01, 3.1]),
+        dynamic_frames=np.array([2.0, 3.0, 6.9, 7.0]),
+    )
+    explanation.draw_explanation(shown, tmp_path / "f.png", note="note " * 60)
+    assert overlapping(drawn[0]) == []
+    assert {"2,3,4", "3,4"} <= set(texts(drawn[0]))
+
+
+def test_the_time_axis_and_the_samples_are_in_seconds_of_the_video(
+    video: Path, checkpoint: Path, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    """Of a variable rate, too: positions lie between the time stamps of their neighbours."""
+    shown = Predictor(checkpoint).explain(video, 1)
+    np.testing.assert_allclose(shown.frame_seconds, 0.8 + np.arange(8) / 10)
+    times = np.array([2.0, 2.1, 2.2, 2.3, 3.3, 3.4, 3.5, 3.6])
+    shown = dataclasses.replace(
+        shown, frame_seconds=times, start_seconds=2.0, stop_seconds=3.7, static_frames=np.array([3.5])
+    )
+    explanation.draw_explanation(shown, tmp_path / "f.png", panels=["samples"])
+    (axis,) = drawn[0].axes
+    assert axis.get_xlim() == (2.0, 3.7)
+    offsets = axis.collections[1].get_offsets()
+    np.testing.assert_allclose(np.asarray(offsets)[:, 0], [2.8])
+
+
+def test_heat_maps_have_scales(video: Path, checkpoint: Path, tmp_path: Path, drawn: list[Figure]) -> None:
+    shown = Predictor(checkpoint).explain(video)
+    explanation.draw_explanation(shown, tmp_path / "f.png", panels=["maps"])
+    bars = [axis for axis in drawn[0].axes if hasattr(axis, "_colorbar")]
+    limits = [(maps.min(), maps.max()) for maps in (shown.static_maps, shown.dynamic_maps)]
+    np.testing.assert_allclose([bar.get_ylim() for bar in bars], limits, rtol=1e-6)
+
+
+def test_panels_and_dots_per_inch(ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path) -> None:
     target = tmp_path / "f.png"
-    assert ifdd("explain", video, "--checkpoint", checkpoint, "--out", target, "--dpi", 40).code == 0
-    assert Image.open(target).size == (600, 416)
+    options = ("--checkpoint", checkpoint, "--out", target, "--dpi", 30)
+    assert ifdd("explain", video, *options).code == 0
+    width, height = Image.open(target).size
+    assert width == 216
+    assert ifdd("explain", video, *options, "--panels", "probabilities,frames").code == 0
+    assert Image.open(target).size[1] < 0.6 * height
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_strip_shows_all_windows(
+    ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    result = ifdd(
+        "explain", video, "--checkpoint", checkpoint, "--out", tmp_path / "s.pdf", "--window", "all"
+    )
+    assert (result.code, result.err) == (0, "")
+    predictor = Predictor(checkpoint)
+    prediction = predictor.predict(video)
+    (strip,) = predictor.strips(video)
+    np.testing.assert_allclose(strip.mean, prediction.probabilities, atol=1e-6)
+    image = next(axis for axis in drawn[0].axes if axis.get_xlabel()).images[0]
+    shown = np.asarray(image.get_array())
+    assert image.get_extent()[:2] == [0.0, 2.0]
+    for window, column in zip(prediction.windows, (100, 1000, 1900), strict=True):
+        np.testing.assert_allclose(shown[:, column], window.probabilities, atol=1e-6)
+    frames = read_video(video, size=32).frames
+    assert [round(seconds, 6) for seconds, _ in strip.pictures] == [0.4, 1.2, 1.6]
+    for seconds, picture in strip.pictures:
+        assert np.array_equal(picture, frames[round(10 * seconds)])
+
+
+def test_a_strip_of_many_windows_and_faces(tmp_path: Path, drawn: list[Figure]) -> None:
+    """Pictures stay few, a gap is white, and nothing overlaps."""
+    starts = np.arange(500.0)
+    starts[250:] += 100
+    probabilities = np.full((500, len(ODD)), 1 / len(ODD))
+    collected = StripBuilder(3)
+    frames = np.zeros((8, 4, 4, 3), np.uint8)
+    windows = [
+        Window(n, start, start + 1, frames, None, start + np.arange(8) / 8) for n, start in enumerate(starts)
+    ]
+    for window in windows:
+        collected.add(window, torch.zeros(len(ODD)))
+    strip = collected.result()
+    assert len(strip.pictures) <= 24
+    np.testing.assert_allclose(strip.probabilities, probabilities)
+    explanation.draw_strip(
+        "video $" * 40, ODD, [strip, dataclasses.replace(strip, face=4)], tmp_path / "s.png"
+    )
+    assert overlapping(drawn[0]) == []
+    image = next(axis for axis in drawn[0].axes if axis.get_xlabel()).images[0]
+    shown = np.asarray(np.ma.filled(image.get_array(), np.nan))
+    assert np.isnan(shown[:, 1000]).all()
+    assert np.isfinite(shown[:, [0, 800, 1200, 1999]]).all()
+
+
+def test_fonts_for_what_the_usual_one_lacks(drawn: list[Figure]) -> None:
+    """Another installed font stands in; of what none has, escapes are shown."""
+    in_stix = "\u2a3f"
+    assert figure_label(in_stix) == r"\u2a3f"
+    with matplotlib.rc_context({"font.family": figure_fonts([in_stix, "\U0001abcd"])}):
+        assert figure_label(f"{in_stix}\U0001abcd") == f"{in_stix}\\U0001abcd"
 
 
 @pytest.mark.parametrize(
@@ -123,6 +269,9 @@ def test_dots_per_inch(ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path)
         (("--window", "3"), 1, "window 3 does not exist, the video has windows 0 to 2"),
         (("--out", "figure.gif"), 2, "a figure ends in .png, .pdf, .svg, .jpg"),
         (("--dpi", "0"), 2, "--dpi must be 20 to 2400, got 0"),
+        (("--panels", "map"), 2, "--panels are frames, samples, maps, correlation, probabilities, got 'map'"),
+        (("--panels", "maps", "--window", "all"), 2, "--panels are those of one window"),
+        (("--window", "some"), 2, "--window: expected a whole number or one of all, got 'some'"),
         (("--crop", "0,0,500,500"), 1, "reaches outside"),
     ],
 )

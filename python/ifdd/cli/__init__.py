@@ -1,4 +1,4 @@
-"""The `ifdd` command: fit, test, folds, check, predict, explain, convert, export, doctor, completion."""
+"""The `ifdd` command; its commands are listed in `ifdd.cli._commands`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 DESCRIPTION = (
     "IFDD recognises facial expressions in video. Cut faces out of raw videos with `prepare`, look a data "
     "set through with `check`, train with `fit`, measure with `test`, do both for all folds of a benchmark "
-    "with `folds`, read videos with `predict`, see what the network looked at with `explain`, bring "
-    "published weights with `convert`, write files for other programs with `export`, check the installation "
-    "with `doctor`."
+    "with `folds`, read videos with `predict`, see results in the video with `annotate`, of a camera with "
+    "`live`, in the browser with `app`, and what the network looked at with `explain`, bring published "
+    "weights with `convert`, write files for other programs with `export`, check the installation with "
+    "`doctor`."
 )
 
 

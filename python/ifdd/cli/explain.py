@@ -1,10 +1,13 @@
-"""Draw what the network looked at in one window of a video.
+"""Draw what the network looked at in a video.
 
-The figure shows the frames, where the static and dynamic samples were taken, the features of both groups, the
-correlation of the frames and the class probabilities.
+The figure of one window shows its frames, where the static and dynamic samples were taken, the features of
+both groups, the correlation of the frames and the class probabilities. With --window all it shows the
+probabilities of all windows over time, with frames. It is as wide as two columns of a paper (18.3 cm).
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,7 +16,7 @@ from ifdd.cli.common import add_device_option, choose_device
 from ifdd.cli.paths import require_file, require_writable_file
 from ifdd.cli.predict import add_crop_option, check_crop
 from ifdd.cli.spare import spare
-from ifdd.text import printable
+from ifdd.text import one_line, printable
 
 SUMMARY = "draw what the network looked at"
 USAGE = "VIDEO --checkpoint CHECKPOINT --out FIGURE [options]"
@@ -29,11 +32,18 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--window",
-        type=int,
+        type=int | Literal["all"],
         default=0,
-        help="which window of the video, from 0; windows are those of `ifdd predict`",
+        help="which window of the video, from 0, or all; windows are those of `ifdd predict`",
     )
-    parser.add_argument("--dpi", type=int, default=130, help="dots per inch of the figure")
+    parser.add_argument(
+        "--panels",
+        type=str | None,
+        default=None,
+        help="parts of the figure of one window, such as maps,probabilities; default: "
+        "frames,samples,maps,correlation,probabilities",
+    )
+    parser.add_argument("--dpi", type=int, default=300, help="dots per inch of the figure")
     add_crop_option(parser)
     add_device_option(parser)
 
@@ -42,7 +52,16 @@ def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
     from pathlib import Path
 
+    from ifdd import explanation
+
     face = check_crop(options)
+    try:
+        panels = explanation.PANELS if options.panels is None else explanation.parse_panels(options.panels)
+    except ValueError as error:
+        raise UsageError(f"--{one_line(error)}") from None
+    whole = options.window == "all"
+    if whole and options.panels is not None:
+        raise UsageError("--panels are those of one window, and --window is all")
     require_file("--checkpoint", options.checkpoint)
     require_writable_file("--out", options.out)
     if Path(options.out).suffix.lower() not in _IMAGES:
@@ -54,11 +73,15 @@ def run(options: Namespace) -> int:
     )
     device = choose_device(options.device)
 
-    from ifdd import figures
     from ifdd.prediction import Predictor
 
-    explanation = Predictor(options.checkpoint, device).explain(
-        options.video, options.window, options.crop, face=face
-    )
-    print(f"written: {printable(figures.explain(explanation, options.out, dpi=options.dpi))}")
+    predictor = Predictor(options.checkpoint, device)
+    if whole:
+        strips = predictor.strips(options.video, options.crop, face=face)
+        name = Path(options.video).name
+        written = explanation.draw_strip(name, predictor.class_names, strips, options.out, dpi=options.dpi)
+    else:
+        shown = predictor.explain(options.video, options.window, options.crop, face=face)
+        written = explanation.draw_explanation(shown, options.out, panels=panels, dpi=options.dpi)
+    print(f"written: {printable(written)}")
     return 0

@@ -1,0 +1,67 @@
+"""Write a video with the faces, their classes and the probabilities over time drawn into it.
+
+Every frame shows the class of the window it lies in, as `ifdd predict` gives it. The sound is copied. OUT is
+there whole at the end, or as it was before.
+
+Pictures stay on this machine. The classes are a guess at what faces show, not what people feel; the European
+Union's AI Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ifdd.cli._commands import UsageError
+from ifdd.cli.common import add_device_option, choose_device
+from ifdd.cli.paths import require_file, require_writable_file
+from ifdd.cli.predict import add_crop_option, check_crop
+from ifdd.cli.signals import stoppable
+from ifdd.cli.spare import spare
+from ifdd.text import one_line, printable
+
+SUMMARY = "draw classes and probabilities into a video"
+USAGE = "VIDEO --checkpoint CHECKPOINT --out OUT [options]"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument("video", metavar="VIDEO", help="video file or folder of numbered frames")
+    parser.add_argument("--checkpoint", required=True, help="weights written by `ifdd fit` or `ifdd convert`")
+    parser.add_argument("--out", required=True, metavar="OUT", help="video to write: .mp4, .mov or .mkv")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    add_crop_option(parser)
+    add_device_option(parser)
+
+
+def run(options: Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from pathlib import Path
+
+    from ifdd.view.film import FilmError, film_format
+
+    face = check_crop(options)
+    out = Path(options.out)
+    require_writable_file("--out", options.out)
+    try:
+        film_format(out)
+    except FilmError as error:
+        raise UsageError(f"--out: {one_line(error)}") from None
+    spare([("--out", out)], [("the video", options.video), ("the checkpoint", options.checkpoint)])
+    if out.exists() and not options.overwrite:
+        raise UsageError(f"--out: {printable(out)} is there already: --overwrite replaces it")
+    require_file("--checkpoint", options.checkpoint)
+    device = choose_device(options.device)
+
+    from ifdd.prediction import Predictor
+    from ifdd.view.annotate import annotate
+
+    predictor = Predictor(options.checkpoint, device)
+    with stoppable() as check:
+        written = annotate(predictor, options.video, out, options.crop, face=face, check=check)
+    for remark in written.remarks:
+        print(f"ifdd: warning: {printable(options.video)}: {one_line(remark)}", file=sys.stderr)
+    faces = f", {len(written.faces)} face{'s' * (len(written.faces) != 1)}" if face is not None else ""
+    print(f"written: {printable(out)} ({written.frames} frames, {written.windows} windows{faces})")
+    return 0

@@ -1,0 +1,156 @@
+"""Read a camera as it films, and show classes and probabilities.
+
+SOURCE is the number of a camera (0 is the first), a video file, which is played in its place, or an address
+such as rtsp://camera/stream. The network takes the newest window of frames whenever it is free; how many
+frames lie between two windows is what the machine keeps up with. The picture says the rate and the latency,
+and how many frames were left out where the machine is too slow. It is shown in a window where there is a
+screen, and otherwise as a page on this machine, whose address is printed. Ctrl-C ends it, with a summary.
+
+Pictures stay on this machine. The classes are a guess at what faces show, not what people feel; the European
+Union's AI Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ifdd.cli._commands import UsageError
+from ifdd.cli.common import add_device_option, choose_device
+from ifdd.cli.paths import require_file, require_writable_file
+from ifdd.cli.signals import stoppable
+from ifdd.cli.spare import spare
+from ifdd.text import one_line, printable
+
+if TYPE_CHECKING:
+    from ifdd.view.screens import Screen
+
+SUMMARY = "read a camera as it films"
+USAGE = "[SOURCE] --checkpoint CHECKPOINT [options]"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument(
+        "source", nargs="?", default="0", metavar="SOURCE", help="number of a camera, video file or address"
+    )
+    parser.add_argument("--checkpoint", required=True, help="weights written by `ifdd fit` or `ifdd convert`")
+    parser.add_argument(
+        "--face",
+        type=str,
+        default="all",
+        metavar="WHICH",
+        help="find faces and follow them: all, largest, so many of the largest (2), or off",
+    )
+    parser.add_argument(
+        "--crop",
+        type=str | None,
+        default=None,
+        metavar="BOX",
+        help="with --face off: x,y,w,h in pixels; default: the whole frame",
+    )
+    parser.add_argument("--stride", type=int, default=1, help="least number of frames between two windows")
+    parser.add_argument(
+        "--realtime",
+        type=bool,
+        default=True,
+        help="play a file as fast as it was filmed and drop what the machine does not keep up with; false: "
+        "read every frame, however long it takes",
+    )
+    group = parser.add_argument_group("Where it is shown")
+    group.add_argument(
+        "--show",
+        type=Literal["auto", "window", "page", "none"],
+        default="auto",
+        help="window, page (in a browser on this machine) or none; auto: window where there is a screen",
+    )
+    group.add_argument("--port", type=int, default=0, help="port of the page; 0: any that is free")
+    group.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        metavar="OUT",
+        help="write an annotated video, too: .mp4, .mov or .mkv; it is there when the command ends",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    add_device_option(parser)
+
+
+def run(options: Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from pathlib import Path
+
+    from ifdd.faces.tracks import parse_face
+    from ifdd.view.film import FilmError, film_format
+    from ifdd.view.live import parse_region
+
+    try:
+        region, face = parse_region(options.crop), parse_face(options.face)
+    except ValueError as error:
+        raise UsageError(f"--{one_line(error)}") from None
+    if region is not None and face is not None:
+        raise UsageError("--crop is for --face off: name one of them")
+    if options.stride < 1:
+        raise UsageError(f"--stride must be at least 1, got {options.stride}")
+    if not 0 <= options.port <= 65535:
+        raise UsageError(f"--port must be 0 to 65535, got {options.port}")
+    if options.out is not None:
+        out = Path(options.out)
+        require_writable_file("--out", options.out)
+        try:
+            film_format(out)
+        except FilmError as error:
+            raise UsageError(f"--out: {one_line(error)}") from None
+        spare([("--out", out)], [("the video", options.source), ("the checkpoint", options.checkpoint)])
+        if out.exists() and not options.overwrite:
+            raise UsageError(f"--out: {printable(out)} is there already: --overwrite replaces it")
+    require_file("--checkpoint", options.checkpoint)
+    device = choose_device(options.device)
+
+    from ifdd.faces import load_detector
+    from ifdd.prediction import Predictor
+    from ifdd.view.live import LiveReader, run_live
+    from ifdd.view.overlay import MOST_BANDS
+    from ifdd.view.sources import Feed, is_camera, is_url
+
+    predictor = Predictor(options.checkpoint, device)
+    detector = None if face is None else load_detector(device)
+    wait = not options.realtime and not is_camera(options.source) and not is_url(options.source)
+    reader = LiveReader(predictor, detector, face or "all", region, options.stride, wait)
+    bands = 1 if face in (None, "largest", 1) else min(MOST_BANDS, face) if isinstance(face, int) else 3
+    feed = Feed(options.source, options.realtime)
+    with stoppable() as check:
+        try:
+            run_live(reader, feed, _screens(options), predictor.class_names, bands, check)
+        finally:
+            for line in reader.report.lines() if reader.report.frames else []:
+                print(line)
+    return 0
+
+
+def _screens(options: Namespace) -> list[Screen]:
+    from ifdd.view.screens import FilmScreen, PageScreen, WindowScreen, has_display
+    from ifdd.view.words import LOCAL, WORDS
+
+    screens: list[Screen] = []
+    if options.out is not None:
+        screens.append(FilmScreen(options.out))
+    show = options.show
+    if show == "auto":
+        show = "window" if has_display() else "page"
+    if show == "window":
+        if not has_display():
+            raise UsageError(
+                "--show window: there is no screen here, or Python has no tkinter; --show page works"
+            )
+        screens.append(WindowScreen("ifdd live: q ends"))
+    elif show == "page":
+        try:
+            page = PageScreen(options.port, f"{LOCAL} {WORDS}")
+        except OSError as error:
+            raise UsageError(f"--port {options.port} cannot be used ({one_line(error)})") from None
+        # At once, also into a pipe: nobody can look before.
+        print(f"open {page.url} in a browser; Ctrl-C ends", flush=True)
+        screens.append(page)
+    return screens

@@ -1,0 +1,12 @@
+"""What is said about privacy and limits wherever results are shown."""
+
+__all__ = ["LOCAL", "WORDS"]
+
+LOCAL = "Pictures stay on this machine: nothing is sent anywhere."
+
+WORDS = (
+    "The classes are a network's guess at what faces show, learned from posed or acted pictures. They do not "
+    "tell what people feel, and faces unlike those of the training are read worse. Ask the people in the "
+    "picture first. In the European Union, Article 5(1)(f) of the AI Act prohibits inferring emotions of "
+    "people at work or in education, except for medical or safety reasons."
+)

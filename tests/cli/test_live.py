@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ifdd.cli import live as command
+from ifdd.data.video import VideoError
+from ifdd.faces import Boxes
+from ifdd.prediction import Predictor
+from ifdd.view.live import LiveReader, run_live
+from ifdd.view.overlay import Painter
+from ifdd.view.screens import Closed, PageScreen
+from ifdd.view.sources import WAITING, Feed, LiveFrame
+
+from .conftest import write_video
+
+Run = Callable[..., Any]
+
+
+def frames(count: int, rate: float = 25.0, size: int = 40) -> Iterator[LiveFrame]:
+    rng = np.random.default_rng(1)
+    for number in range(count):
+        image = rng.integers(0, 255, (size, size, 3), dtype=np.uint8)
+        yield LiveFrame(image, number / rate, (number + 1) / rate, time.monotonic())
+
+
+def test_every_frame_of_a_file_is_read_as_predict_does(video: Path, checkpoint: Path) -> None:
+    """With the stride of a whole window the windows are those of a prediction."""
+    predictor = Predictor(checkpoint)
+    reader = LiveReader(predictor, None, stride=8, wait=True)
+    run_live(reader, Feed(str(video), realtime=False), [], predictor.class_names, 1)
+    expected = predictor.predict(video, tail="drop").windows
+    results = list(reader.results[None])
+    assert [(result.first, result.last) for result in results] == [(0, 7), (8, 15)]
+    for result, window in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result.probabilities, window.probabilities, atol=1e-6)
+    report = reader.report
+    assert (report.frames, report.dropped, report.unseen, report.runs) == (20, 0, 0, 2)
+    first, second = report.lines()
+    assert first.startswith("20 frames in ")
+    assert "the network ran 2 times (" in first
+    assert "every 10.0 frames)" in first
+    assert second.startswith("latency from the last frame of a window to its class on the picture: ")
+
+
+def test_a_network_that_is_too_slow_leaves_frames_out_and_says_so(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network is held until 20 more frames have come, where its windows have 8."""
+    predictor = Predictor(checkpoint)
+    reader = LiveReader(predictor, None)
+    logits = predictor.logits
+    free = False
+
+    def slow(clips: Any) -> Any:
+        while not free:
+            time.sleep(0.001)
+        return logits(clips)
+
+    monkeypatch.setattr(predictor, "logits", slow)
+    with reader:
+        for frame in frames(28):
+            reader.add(frame)
+        free = True
+        deadline = time.monotonic() + 30
+        (running,) = [reader._running]
+        assert running is not None
+        running.result(timeout=deadline - time.monotonic())
+        for frame in list(frames(30))[28:]:
+            reader.add(frame)
+    # The first window was 0 to 7; the next began with frame 21.
+    assert reader.report.unseen == 13
+    assert (
+        "the network is too slow for this rate: 13 frames (43 %) were shown but read in no window"
+        in (reader.report.lines()[-1])
+    )
+    assert reader.report.latencies[0] > 0
+
+
+def test_frames_that_nobody_takes_are_dropped_as_a_camera_does(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "fast.mp4", fps=100)
+    with Feed(str(video), realtime=True) as feed:
+        deadline = time.monotonic() + 30
+        while feed.dropped < 20 - WAITING and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert len(list(feed)) == WAITING
+    assert feed.dropped == 20 - WAITING
+
+
+def test_a_file_can_wait_for_who_takes_its_frames(video: Path) -> None:
+    with Feed(str(video), realtime=False) as feed:
+        numbers = [round(frame.seconds * 10) for frame in feed]
+    assert numbers == list(range(20))
+    assert feed.dropped == 0
+
+
+def test_a_file_is_played_by_its_time_stamps(video: Path) -> None:
+    with Feed(str(video), realtime=True) as feed:
+        begun = time.monotonic()
+        arrived = [frame.arrived - begun for frame in feed]
+    late = np.array(arrived) - np.arange(len(arrived)) / 10
+    assert late.min() > -0.05
+
+
+class Moving:
+    """One face that moves to the right, one pixel a frame."""
+
+    calls = 0
+
+    def detect(self, frames: np.ndarray) -> list[Boxes]:
+        self.calls += 1
+        boxes = np.array([[10, 10, 22, 22], [26, 20, 34, 28]], np.float32)
+        return [Boxes(boxes, np.ones(2, np.float32)) for _ in frames]
+
+
+@pytest.mark.parametrize(("face", "followed"), [("all", {1, 2}), ("largest", {1})])
+def test_faces_are_followed_each_with_a_window_of_its_own(
+    checkpoint: Path, face: Any, followed: set[int]
+) -> None:
+    detector = Moving()
+    captions = []
+    image = np.random.default_rng(2).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    with LiveReader(Predictor(checkpoint), detector, face, wait=True) as reader:
+        for frame in frames(25):
+            captions = reader.add(frame._replace(image=image))
+    assert reader.report.faces == followed
+    assert {caption.face for caption in captions} == followed
+    assert all(caption.probabilities is not None and caption.box is not None for caption in captions)
+    assert captions[0].box is not None
+    x0, y0, x1, y1 = captions[0].box
+    assert x0 < 10 < 22 < x1
+    assert y0 < 10 < 22 < y1
+    assert detector.calls == 5, "five looks a second, not one a frame"
+
+
+def get(url: str, path: str, host: str | None = None) -> tuple[int, bytes]:
+    address = url.removeprefix("http://").rstrip("/")
+    connection = http.client.HTTPConnection(address, timeout=10)
+    connection.request("GET", path, headers={} if host is None else {"Host": host})
+    answer = connection.getresponse()
+    data = answer.read() if path != "/stream" else answer.read(300)
+    connection.close()
+    return answer.status, data
+
+
+def test_the_page_shows_the_newest_picture_on_this_machine_only() -> None:
+    screen = PageScreen(words="nothing is sent anywhere")
+    try:
+        assert screen.url.startswith("http://127.0.0.1:")
+        picture = np.zeros((20, 30, 3), np.uint8)
+        screen.show(picture, 0.0, 0.1, {"text": "25 frames/s"})
+        status, page = get(screen.url, "/")
+        assert status == 200
+        assert b"nothing is sent anywhere" in page
+        assert b"http" not in page.replace(b"http://127", b""), "the page asks no other host"
+        assert get(screen.url, "/state") == (200, b'{"text": "25 frames/s"}')
+        status, stream = get(screen.url, "/stream")
+        assert b"Content-Type: image/jpeg" in stream
+        assert b"\xff\xd8\xff" in stream
+        assert get(screen.url, "/x")[0] == 404
+        # A name of another page that was made to point here.
+        assert get(screen.url, "/stream", "evil.example")[0] == 403
+    finally:
+        screen.close()
+    assert screen.next_jpeg(0) is None
+
+
+def test_live_writes_a_file_and_a_summary(ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path) -> None:
+    options = ("--checkpoint", checkpoint, "--face", "off", "--realtime", "false")
+    result = ifdd("live", video, *options, "--show", "none", "--out", tmp_path / "o.mp4")
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.splitlines()
+    assert lines[0].startswith("20 frames in ")
+    assert "latency" in lines[1]
+    assert (tmp_path / "o.mp4").stat().st_size > 1000
+
+
+def test_ctrl_c_ends_with_the_summary_and_a_whole_file(
+    ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import av
+
+    @contextmanager
+    def stopped_soon() -> Iterator[Callable[[], None]]:
+        calls = iter(range(100))
+
+        def check() -> None:
+            if next(calls) == 12:
+                raise KeyboardInterrupt
+
+        yield check
+
+    monkeypatch.setattr(command, "stoppable", stopped_soon)
+    options = ("--checkpoint", checkpoint, "--face", "off", "--realtime", "false", "--show", "none")
+    result = ifdd("live", video, *options, "--out", tmp_path / "o.mp4")
+    assert result.code == 130
+    assert result.out.startswith("12 frames in ")
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 12
+
+
+def test_who_closes_the_window_ends_it(video: Path, checkpoint: Path) -> None:
+    class OneLook:
+        closed = 0
+
+        def show(self, picture: np.ndarray, start: float, stop: float, state: dict[str, Any]) -> None:
+            raise Closed
+
+        def close(self) -> None:
+            self.closed += 1
+
+    predictor, screen = Predictor(checkpoint), OneLook()
+    reader = LiveReader(predictor, None)
+    run_live(reader, Feed(str(video), realtime=False), [screen], predictor.class_names, 1)
+    assert (reader.report.frames, screen.closed) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("97",), 1, "camera 97: "),
+        (("nowhere.mp4",), 1, "nowhere.mp4"),
+        (("http://127.0.0.1:9/x",), 1, "http://127.0.0.1:9/x: cannot be read"),
+        (("0", "--crop", "1,2,3,4"), 2, "--crop is for --face off"),
+        (("0", "--face", "off", "--crop", "auto"), 2, "--crop must be four integers x,y,w,h here"),
+        (("0", "--stride", "0"), 2, "--stride must be at least 1, got 0"),
+        (("0", "--port", "70000"), 2, "--port must be 0 to 65535"),
+        (("0", "--out", "x.gif"), 2, "--out: an annotated video ends in .mp4, .mov, .mkv"),
+    ],
+)
+def test_what_cannot_be_read_live(
+    ifdd: Run, checkpoint: Path, arguments: tuple[str, ...], code: int, text: str
+) -> None:
+    face = () if "--face" in arguments or code == 2 else ("--face", "off")
+    result = ifdd("live", *arguments, *face, "--checkpoint", checkpoint, "--show", "none")
+    assert (result.code, result.err.count("\n")) == (code, 1)
+    assert text in result.err
+
+
+def test_an_error_of_the_source_reaches_who_reads() -> None:
+    with Feed("no/such/file.mp4") as feed, pytest.raises(VideoError, match=r"file\.mp4"):
+        next(iter(feed))
+
+
+def test_frames_of_another_size_fit_into_the_picture() -> None:
+    """A camera may change its mode."""
+    painter = Painter(("a", "b"), 480, 360)
+    picture = painter.draw(np.zeros((720, 1280, 3), np.uint8), [], 0.0, [], (0, 1))
+    assert picture.shape == (painter.size[1], painter.size[0], 3)
