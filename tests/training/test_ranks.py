@@ -138,7 +138,7 @@ def test_two_machines_are_one_training(tmp_path: Path) -> None:
         for node in range(2)
     ]
     first, second = finish(nodes)
-    assert "2 x cpu, 2 clips of each batch on each" in first
+    assert "2 clips of each batch on each" in first
     assert second == ""
     assert [file.name for file in (tmp_path / "run" / "logs").iterdir()] == ["version_0"]
     assert len(list((tmp_path / "run" / "tensorboard").glob("events.*"))) == 1
