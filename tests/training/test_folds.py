@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from ifdd.cli import main
+from ifdd.data.lists import MAFW_CLASSES
 from ifdd.training import folds as folds_module
 from ifdd.training.folds import FOLDS, fold_folder, read_table
 from ifdd.training.storage import load_training_checkpoint
@@ -58,7 +59,7 @@ def mafw(root: Path) -> Path:
         folder = root / "Train & Test Set/single/no_caption" / f"set_{fold}"
         folder.mkdir(parents=True)
         for part, size in (("train", 11), ("test", fold)):
-            names = [f"{number:05d}.mp4 {number - 1}\n" for number in range(1, size + 1)]
+            names = [f"{number:05d}.mp4 {MAFW_CLASSES[number - 1]}\n" for number in range(1, size + 1)]
             (folder / f"{part}.txt").write_text("".join(names))
     for number in range(1, 12):
         write_clip(root / "data/frames" / f"{number:05d}", [f"{n:05d}.png" for n in range(1, 9)], number)
