@@ -1,8 +1,8 @@
 """Cut the faces out of raw videos, for training.
 
-VIDEOS are video files, folders of them or patterns, as for `ifdd predict`; faces are found, followed and cut
-out as `ifdd predict --face` does. Each face becomes a folder of frames in DIR, and DIR/list.csv names them
-with their labels, ready for `ifdd fit --data list --train_list DIR/list.csv`. The label of a video is the
+VIDEOS are video files, folders of them or patterns, as for ifdd predict; faces are found, followed and cut
+out as ifdd predict --face does. Each face becomes a folder of frames in DIR, and DIR/list.csv names them
+with their labels, ready for ifdd fit --data list --train_list DIR/list.csv. The label of a video is the
 name of its folder (videos/Happy/a.mp4), or what a list says. A video that cannot be used costs one line on
 stderr and exit code 1. A run that was stopped goes on with the same command.
 
