@@ -68,6 +68,7 @@ def test_a_network_that_is_too_slow_leaves_frames_out_and_says_so(
     with reader:
         for frame in frames(28):
             reader.add(frame)
+        assert "the network is too slow: it has not finished a window" in reader.report.lines()[0]
         free = True
         deadline = time.monotonic() + 30
         (running,) = [reader._running]
@@ -138,6 +139,13 @@ def test_faces_are_followed_each_with_a_window_of_its_own(
     assert x0 < 10 < 22 < x1
     assert y0 < 10 < 22 < y1
     assert detector.calls == 5, "five looks a second, not one a frame"
+
+
+def test_a_face_that_was_not_there_for_a_whole_window_is_not_read(checkpoint: Path) -> None:
+    with LiveReader(Predictor(checkpoint), None, wait=True) as reader:
+        (caption,) = [reader.add(frame) for frame in frames(7)][-1]
+    assert caption.probabilities is None
+    assert reader.report.lines()[0].endswith("; no window was full")
 
 
 def get(url: str, path: str, host: str | None = None) -> tuple[int, bytes]:

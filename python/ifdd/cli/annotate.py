@@ -1,10 +1,10 @@
 """Write a video with the faces, their classes and the probabilities over time drawn into it.
 
-Every frame shows the class of the window it lies in, as `ifdd predict` gives it. The sound is copied. OUT is
+Every frame shows the class of the window it lies in, as ifdd predict gives it. The sound is copied. OUT is
 there whole at the end, or as it was before.
 
-Pictures stay on this machine. The classes are a guess at what faces show, not what people feel; the European
-Union's AI Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
+Pictures stay on this machine. The classes are a guess at what faces show, not what people feel; the EU's AI
+Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
 """
 
 from __future__ import annotations

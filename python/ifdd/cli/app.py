@@ -3,8 +3,8 @@
 The page is served on 127.0.0.1, for this machine only, and asks no other host for anything. Uploaded videos
 and results are removed when the command ends (Ctrl-C).
 
-Pictures stay on this machine. The classes are a guess at what faces show, not what people feel; the European
-Union's AI Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
+Pictures stay on this machine. The classes are a guess at what faces show, not what people feel; the EU's AI
+Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ frames lie between two windows is what the machine keeps up with. The picture sa
 and how many frames were left out where the machine is too slow. It is shown in a window where there is a
 screen, and otherwise as a page on this machine, whose address is printed. Ctrl-C ends it, with a summary.
 
-Pictures stay on this machine. The classes are a guess at what faces show, not what people feel; the European
-Union's AI Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
+Pictures stay on this machine. The classes are a guess at what faces show, not what people feel; the EU's AI
+Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ class LiveReport:
         frames: frames that were shown.
         dropped: frames that came too fast to be looked at.
         unseen: frames shown that lie in no window, though the network had begun.
-        runs: how often the network ran.
+        begun: how often the network began.
+        runs: how often it finished.
         windows: windows that it read, one for each face and run.
         latencies: seconds from the arrival of a window's last frame to the picture that shows its class, in
             the last thousand runs.
@@ -74,6 +75,7 @@ class LiveReport:
     frames: int = 0
     dropped: int = 0
     unseen: int = 0
+    begun: int = 0
     runs: int = 0
     windows: int = 0
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
@@ -84,7 +86,12 @@ class LiveReport:
         seconds = max(self.seconds, 1e-9)
         text = f"{self.frames} frames in {self.seconds:.1f} s ({self.frames / seconds:.1f} a second)"
         if not self.runs:
-            return [f"{text}; the network has read no window", *self._losses()]
+            why = (
+                "the network is too slow: it has not finished a window"
+                if self.begun
+                else "no window was full"
+            )
+            return [f"{text}; {why}", *self._losses()]
         step = self.frames / self.runs
         rate = self.runs / seconds
         text += f"; the network ran {self.runs} times ({rate:.1f} a second, every {step:.1f} frames)"
@@ -249,6 +256,7 @@ class LiveReader:
         self.report.unseen += max(0, min(first for _, first, *_ in spans) - self._read_to - 1)
         self._read_to = self._number
         self._arrived = frame.arrived
+        self.report.begun += 1
         self._running = self._network.submit(self._read, clips, spans)
 
     def _read(

@@ -158,7 +158,8 @@ class Feed:
             if isinstance(item, BaseException):
                 raise item
             self.given += 1
-            yield item
+            # A frame that waited because it was read ahead is as new as one that came now.
+            yield item if self._live else item._replace(arrived=time.monotonic())
 
     def _run(self) -> None:
         end: BaseException | None = None
