@@ -137,7 +137,7 @@ def augment_clips(
         for name, value in (("crop", crops), ("steps", steps))
     }
     flip = torch.arange(batch, device=make.device) % 2 == 0
-    activations = {"frames": frames, **numbers, "flip": flip, "strengths": factors}
+    activations = {"strengths": factors, "frames": frames, **numbers, "flip": flip}
     return Arguments(activations, {}, {"size": size})
 
 

@@ -61,7 +61,7 @@ def resized(frames: Tensor | None, size: int | None) -> str:
     """Limits on frames (B, T, H, W, 3) whose crops are resized to ``size``."""
     _, _, height, width, _ = sizes(frames, 5)
     return most("sides of frames and result", RESIZED_SIDE, longest(height, width, size)) or (
-        "" if size is None else most("a width of frames / size", REDUCTION, -(-width // size))
+        "" if longest(size) < 1 else most("a width of frames / size", REDUCTION, -(-width // longest(size)))
     )
 
 

@@ -32,7 +32,7 @@ def augment_clips(make: Maker) -> Iterator[Sample]:
         ("odd sizes, contrast last", (1, 3, 23, 31), 5, [[1, 2, 20, 29]], [[2, 0, 3, 1]]),
         ("no steps", (2, 1, 6, 6), 6, [[0, 0, 6, 6], [3, 4, 1, 1]], [[-1] * 4, [-1, 3, -1, 1]]),
         ("one pixel", (1, 1, 5, 4), 1, [[0, 0, 5, 4]], [[1, 3, 0, 2]]),
-        ("wide", (1, 2, 4, 70), 66, [[1, 3, 3, 67]], [[3, 1, 0, 2]]),
+        ("larger than a tile", (1, 2, 4, 70), 66, [[1, 3, 3, 67]], [[3, 1, 0, 2]]),
         ("empty batch", (0, 2, 4, 4), 3, [], []),
     ):
         arguments = _arguments.augment_clips(make, make.pixels(*shape, 3), crops, steps, size)

@@ -58,6 +58,7 @@ STREAM = ("add_layer_norm", "tokens, branches dropped", torch.float32)
 SPLIT = ("split_frames", "T=8, positions, norms", torch.float32)
 TOKENS = ("frame_tokens", "T=2, odd grid and channels, strided", torch.float32)
 INDEX = ("split_index", "T=16, pool larger than the grid", torch.float32)
+CLIPS = ("augment_clips", "larger than a tile", torch.float32)
 POOL = ("pool_tokens", "stride 1 and 2", torch.bfloat16)
 
 #: Op, sample and dtype that show it, and the bug. Left out: a missing barrier of topk_split_index would write
@@ -92,6 +93,13 @@ BUGS: dict[str, tuple[tuple[str, str, torch.dtype], Plant]] = {
     "topk_split_index, last pooled cell dropped": (
         ("topk_split_index", "T=32, one channel", torch.float32),
         Plant("p < cells; ++p", "p < cells - 1; ++p"),
+    ),
+    "augment_clips, no barrier between a row's columns and its taps": (CLIPS, Plant("__syncwarp();")),
+    "augment_clips, no barrier before the next row": (CLIPS, Plant("__syncwarp();", occurrence=1)),
+    "augment_clips, last tap of a column dropped": (CLIPS, Plant("k < down.count", "k < down.count - 1")),
+    "augment_clips, mean of the frame before": (
+        CLIPS,
+        Plant("partial + static_cast<int64_t>(frame)", "partial + static_cast<int64_t>(frame ^ 1)"),
     ),
     "lifting_residual, last frame dropped": (
         ("lifting_residual", "T=8", torch.bfloat16),
