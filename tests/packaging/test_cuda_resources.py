@@ -134,8 +134,8 @@ def test_table_has_the_launches_of_the_launchers() -> None:
             assert (rows[key].threads, rows[key].dynamic_shared) == (threads, shared_bytes), key
     with_shared = {key for key, (_, shared_bytes) in launched.items() if shared_bytes > 0}
     assert with_shared <= set(rows)  # the names of both compilers agree
-    # Attention: kernels, dtypes, head dimensions. Three of pool_tokens, backward of split_frames, augment_clips
-    # and, for the widths of four stages, backward of add_layer_norm.
+    # Attention: kernels, dtypes, head dimensions. Three of pool_tokens; split_frames backward; augment_clips;
+    # for the widths of four stages, add_layer_norm backward.
     assert len(with_shared) == len(ARCHITECTURES) * (3 * 3 * 4 + 3 * 3 + 3 + 1 + 2 * 3 + 3 * 4)
 
 
