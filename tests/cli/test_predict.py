@@ -156,7 +156,7 @@ def test_a_checkpoint_that_names_no_usable_sampling_is_refused(checkpoint: Path)
         (("--csv", "."), "--csv: . is a folder"),
         (("--batch", "0"), "--batch must be at least 1, got 0"),
         (("--workers", "-1"), "--workers must be at least 0, got -1"),
-        (("--list", "/nowhere"), "--list: /nowhere: No such file"),
+        (("--list", "/nowhere"), "--list: /nowhere: cannot read the list (No such file or directory)"),
         (("--resume",), "--resume needs the file to go on from"),
         (("--retry_failed",), "--retry_failed goes with --resume"),
         (("--json", "x", "--resume", "--overwrite"), "--resume keeps what --overwrite would replace"),
