@@ -45,7 +45,8 @@ def _register(operator: Operator, overloads: Sequence[Any], signature: Signature
     def strategies(*args: Any) -> list[tuple[list[Any], list[Any]]]:
         named = dict(zip(signature.arguments, args, strict=False))
         axes: list[int | None] = [None]
-        if not named.get("mean", False):  # shards of several lengths have several weights in a mean
+        # Shards of several lengths have several weights in a mean. Of other ops `mean` is a tensor.
+        if named.get("mean", False) is not True:
             axes.append(0)
         if operator.name in HEADS:
             spec = named["query"]

@@ -147,8 +147,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point; 1 where the pipelines disagree, 2 for wrong options."""
     options = parse(arguments)
     sides = options.sides.split(",")
-    if not all(side.isdecimal() and int(side) >= 2 and int(side) % 2 == 0 for side in sides):
-        text = f"--sides must be even numbers, e.g. 224,256; got {options.sides}"
+    if not all(side.isdecimal() and int(side) >= 16 and int(side) % 2 == 0 for side in sides):
+        text = f"--sides must be even numbers from 16 on, e.g. 224,256; got {options.sides}"
         print(f"benchmarks.clips: {text}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)

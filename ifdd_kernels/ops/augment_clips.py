@@ -10,8 +10,9 @@ from ifdd_kernels._operator import register
 from ifdd_kernels.backends import run
 from ifdd_kernels.triton import twin
 
-#: Longest side of frames and results: distances are integers, twice the product of two sides.
-LONGEST_SIDE = 2**20
+#: Longest sides of frames and results: distances are 32-bit integers, up to six times the product of both.
+LONGEST_SIDE = 2**17
+LARGEST_SIZE = 2048
 
 
 def _check_arguments(
@@ -37,9 +38,13 @@ def _check_arguments(
         if value.dtype != dtype:
             raise TypeError(f"{op}: {name} must be {dtype}, got {value.dtype}")
     _check.floating(op, "strengths", strengths)
-    for name, side in (("H of frames", height), ("W of frames", width), ("size", size)):
-        if not 1 <= side <= LONGEST_SIDE:
-            raise ValueError(f"{op}: {name} must be 1 to 2**20, got {side}")
+    for name, side, most in (
+        ("H of frames", height, LONGEST_SIDE),
+        ("W of frames", width, LONGEST_SIDE),
+        ("size", size, LARGEST_SIZE),
+    ):
+        if not 1 <= side <= most:
+            raise ValueError(f"{op}: {name} must be 1 to {most}, got {side}")
     _check.extent(op, "size", (batch, length, 3, size, size))
 
 

@@ -17,8 +17,17 @@ def augment_clips(
     strengths: Tensor, frames: Tensor, crop: Tensor, flip: Tensor, steps: Tensor, size: int
 ) -> Tensor:
     """Bytes stand for 0 to 1."""
-    pixels = frames.to(accumulator(strengths.dtype)) / 255
-    return augment_pixels(pixels, crop, flip, strengths, steps, size)
+    wide = accumulator(strengths.dtype)
+    if not _has_values(steps) or len(frames) < 2:
+        return augment_pixels(frames.to(wide) / 255, crop, flip, strengths, steps, size)
+    # One by one: a step holds several results in float32, and the steps of one clip are few.
+    arguments = (frames, crop, flip, strengths, steps)
+    return torch.cat(
+        [
+            augment_pixels(pixels.to(wide) / 255, *rest, size)
+            for pixels, *rest in zip(*(argument.split(1) for argument in arguments), strict=True)
+        ]
+    )
 
 
 def augment_pixels(
@@ -40,9 +49,21 @@ def augment_pixels(
     adjustments = (_brightness, _contrast, _saturation, _hue)
     for taken in steps[:, :, None, None, None, None].unbind(1):
         for number, adjust in enumerate(adjustments):
+            if _has_values(taken) and not (taken == number).any():
+                continue
             clips = torch.where(taken == number, adjust(clips, strength[number]), clips)
     invalid = ~_is_valid(crop, strengths, steps, height, width)[:, None, None, None, None]
     return clips.clamp(0, 1).masked_fill(invalid, torch.nan).to(strengths.dtype)
+
+
+def _has_values(steps: Tensor) -> bool:
+    """Whether steps may be looked at: not on a GPU, which would be waited for, nor in a trace."""
+    return (
+        type(steps) is Tensor
+        and steps.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def _resize_weights(start: Tensor, length: Tensor, extent: int, size: int) -> Tensor:

@@ -54,6 +54,12 @@ _COLUMNS = 2000  # moments of a strip, more than it has pixels
 def parse_panels(text: str) -> tuple[str, ...]:
     """Reads ``"frames,maps"``; the panels come in the order of :data:`PANELS`.
 
+    Args:
+        text: names with commas between them.
+
+    Returns:
+        The names.
+
     Raises:
         ValueError: there is no such panel, or none is named.
     """
@@ -83,6 +89,9 @@ def draw_explanation(
         panels: which of :data:`PANELS`.
         dpi: dots per inch.
 
+    Returns:
+        The path of the image.
+
     Raises:
         PredictionError: only the correlation is asked for, which this network does not have.
         OSError: the file cannot be written.
@@ -109,6 +118,9 @@ def draw_strip(
         strips: from :meth:`ifdd.prediction.Predictor.strips`, at least one.
         path: as in :func:`draw_explanation`.
         dpi: dots per inch.
+
+    Returns:
+        The path of the image.
 
     Raises:
         OSError: the file cannot be written.

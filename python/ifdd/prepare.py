@@ -31,8 +31,6 @@ from ifdd.journal import ResultsError, claim, whole_lines
 from ifdd.outcomes import path_of_dict, path_to_dict
 from ifdd.text import one_line, printable
 
-__all__ = ["Preparation", "PrepareOptions", "Prepared", "prepare_video", "training_command"]
-
 RECORD = "prepared.jsonl"
 """In the folder of the frames: the settings, and a line for each video that is done."""
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ifdd.streaming import Window
 
-__all__ = ["MOST_PICTURES", "FaceStrip", "StripBuilder"]
-
 MOST_PICTURES = 24
 """Frames that are kept of a face, evenly spread, however many windows it has."""
 

@@ -15,7 +15,7 @@ from ifdd_kernels._schema import outputs_of
 from ifdd_kernels._sharding import HEADS
 from ifdd_kernels.registry import REGISTRY, Entry, Maker
 
-FEW = ("static_dynamic_split", "lifting_attention", "lifting_loss")
+FEW = ("static_dynamic_split", "lifting_attention", "lifting_loss", "add_layer_norm")
 #: Ops that decompose are their parts.
 NAMES = tuple(name for name, entry in REGISTRY.items() if entry.operator is not None)
 
@@ -37,7 +37,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def compare(rank: int, store: str, names: tuple[str, ...]) -> None:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -67,6 +67,9 @@ def compare(rank: int, store: str, names: tuple[str, ...]) -> None:
                 first: Any = got[0]
                 if name != "lifting_loss":
                     assert first.placements == (Shard(axis),), (name, axis, first.placements)
+                if name == "add_layer_norm":  # results, then gradients of stream, branch, weight and bias
+                    places = [part.placements for part in got[-4:]]  # type: ignore[attr-defined]
+                    assert places == [(Shard(0),)] * 2 + [(Partial(),)] * 2, places
                 for one, other in zip(got, wanted, strict=True):
                     torch.testing.assert_close(whole(one), other, rtol=1e-9, atol=1e-11)
     finally:

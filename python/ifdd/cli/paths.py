@@ -9,8 +9,6 @@ from ifdd.cli._commands import UsageError
 from ifdd.text import printable
 from ifdd.training.folder import BEST, EXPORTED, LAST
 
-__all__ = ["require_file", "require_writable_file", "require_writable_folder"]
-
 _WEIGHTS = (EXPORTED, BEST, LAST)
 
 

@@ -7,13 +7,14 @@ pixels are the same. Pillow stays the judge of everything that is not plain: see
 from __future__ import annotations
 
 import struct
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["JPEG_SUFFIXES", "read_jpeg", "simplejpeg"]
+from ifdd.data.errors import DatasetWarning
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 """Files that are tried, in small or capital letters."""
@@ -28,11 +29,19 @@ def simplejpeg() -> Any:
     """The package, None where it is not installed: Pillow decodes then, in about twice the time."""
     try:
         import simplejpeg as package
-    except ModuleNotFoundError as error:
-        if error.name != "simplejpeg":
-            raise
+    except Exception as error:  # made for another NumPy, say: no picture is damaged because of it
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "simplejpeg"):
+            _warn_of(error)
         return None
     return package
+
+
+def _warn_of(error: Exception) -> None:
+    warnings.warn(
+        f"simplejpeg is installed and cannot be imported ({error}): Pillow decodes JPEG frames, more slowly",
+        DatasetWarning,
+        stacklevel=3,
+    )
 
 
 def read_jpeg(path: Path, max_pixels: int) -> np.ndarray | None:
@@ -50,7 +59,10 @@ def read_jpeg(path: Path, max_pixels: int) -> np.ndarray | None:
         return None
     # Not Path.open: sixteen of these make a clip.
     with open(path, "rb") as file:  # noqa: PTH123
-        data = file.read()
+        start = file.read(2)
+        if start != bytes((0xFF, START)):
+            return None
+        data = start + file.read()
     if not _is_plain(data, max_pixels):
         return None
     try:
@@ -62,8 +74,6 @@ def read_jpeg(path: Path, max_pixels: int) -> np.ndarray | None:
 
 def _is_plain(data: bytes, max_pixels: int) -> bool:
     """Walks through the segments before the first scan."""
-    if data[:2] != bytes((0xFF, START)):
-        return False
     place, plain = 2, False
     while place + 10 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]

@@ -165,14 +165,14 @@ def read_mafw(path: Path) -> list[Entry]:
 def hold_out(labels: Sequence[int], part: float, seed: int) -> tuple[list[int], list[int]]:
     """Divides a training set into (training, validation) indexes, both ascending.
 
-    `part` of all videos, rounded half up, is held out; its classes share that number in proportion to their
-    videos, by largest remainders (of equal ones the first class). Every class with two videos or more gives
-    at least one, also where that makes more than `part`, and never all. The draw depends on the labels and
-    the seed only.
+    `part` of all videos, rounded half up, is held out, less where classes have a single one; the classes
+    share that number in proportion to their videos, by largest remainders (of equal ones the first class).
+    Every class with two videos or more gives at least one, also where that makes more than `part`, and never
+    all. The draw depends on the labels and the seed only.
 
     Args:
         labels: one per video.
-        part: of each class, from 0 to below 1.
+        part: of all videos, from 0 to below 1.
         seed: of the draw.
 
     Returns:

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Box", "Boxes", "overlaps"]
-
 
 class Box(NamedTuple):
     """A region of a frame in pixels, from the corner (x0, y0) to the corner (x1, y1), which may lie between

@@ -11,8 +11,6 @@ import numpy as np
 from ifdd.data.face import CropBox
 from ifdd.data.resize import resize_frame
 
-__all__ = ["MARGIN", "crop", "face_region"]
-
 MARGIN = 0.15
 """Part of the face box's longer side that is added on each side. The detector's box ends at the hairline and
 the chin; the crops of the benchmarks show a little more."""
@@ -30,6 +28,9 @@ def face_region(box: Sequence[float], width: int, height: int, margin: float = M
         width: of the frame.
         height: of the frame.
         margin: see above.
+
+    Returns:
+        Left edge, top edge, width and height.
     """
     x0, y0, x1, y1 = box
     side = int(min(max(round(max(x1 - x0, y1 - y0) * (1 + 2 * margin)), 1), width, height))

@@ -18,8 +18,6 @@ import numpy as np
 from ifdd.data.resize import resize_frame
 from ifdd.faces.boxes import Boxes, overlaps
 
-__all__ = ["DetectorError", "FaceDetector", "RetinaFace", "load_detector"]
-
 SEARCHED_SIDE = 640
 """Larger frames are brought to this longest side before the search: a face of 16 pixels there is the smallest
 that is found."""
@@ -51,6 +49,9 @@ class FaceDetector(Protocol):
 
         Args:
             frames: uint8 RGB (N, H, W, 3).
+
+        Raises:
+            ValueError: frames of another shape or dtype.
         """
 
 

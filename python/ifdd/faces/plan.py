@@ -9,8 +9,6 @@ import numpy as np
 
 from ifdd.faces.tracks import FaceTrack, Segment
 
-__all__ = ["PlannedWindow", "plan_windows"]
-
 
 class PlannedWindow(NamedTuple):
     """A window of the face `track`: frames `start + rows` of the video, of the `length` frames from `start`

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Look", "is_cut", "look_of"]
-
 _ROWS, _COLUMNS = 24, 32
 _OTHER_COLOURS = 0.45
 _OTHER_PICTURE = 0.2

@@ -12,8 +12,6 @@ import numpy as np
 from ifdd.faces.boxes import Box, Boxes, overlaps
 from ifdd.faces.shots import Look, colours_of, is_cut, look_of
 
-__all__ = ["TrackedFace", "Tracker"]
-
 PATIENCE = 0.6
 """Seconds that a face is still reported after it was last seen."""
 

@@ -24,8 +24,6 @@ from ifdd.faces.shots import look_of
 from ifdd.faces.tracker import PATIENCE, Tracker
 from ifdd.text import printable
 
-__all__ = ["FaceChoice", "FaceTrack", "FaceTracks", "Segment", "find_tracks", "no_face", "parse_face"]
-
 FaceChoice = Literal["largest", "all"] | int
 """Which faces of a video count: the largest, all, or so many of the largest."""
 
@@ -146,6 +144,9 @@ def find_tracks(path: str | os.PathLike[str], detector: FaceDetector, *, strict:
         path: as :func:`ifdd.data.video.open_video`.
         detector: for example that of :func:`ifdd.faces.load_detector`.
         strict: as :func:`ifdd.data.video.open_video`.
+
+    Returns:
+        The faces with their boxes, numbered from 1.
 
     Raises:
         VideoError: the video cannot be read.

@@ -268,7 +268,8 @@ class MultiscaleBlock(nn.Module):
 
     def _forward(self, tokens: torch.Tensor, chain: Chain) -> torch.Tensor:
         """The tokens behind the block."""
-        normed = chain.normed
+        # Taken out of the chain: nothing may hold it while the MLP runs, where memory is largest.
+        normed, chain.normed = chain.normed, None
         if normed is None:
             normed = apply_norm(self.attention_norm, tokens)
         shortcut = tokens if self.shortcut is None else apply_linear(self.shortcut, normed)
@@ -280,7 +281,6 @@ class MultiscaleBlock(nn.Module):
             hidden = apply_linear(self.mlp_expand, normed)
         branch = self._contract(hidden)
         if chain.following is None:
-            chain.normed = None
             return add_branch(tokens, branch, self.drop_path)
         last, path = chain.kept[1], self.drop_path
         tokens, chain.normed = add_and_norm(tokens, branch, path, chain.following, last)

@@ -21,6 +21,7 @@ from ifdd.modules import lowered
 from ifdd.modules.drop_path import DropPath, drawn
 from ifdd_kernels import add_layer_norm, linear
 from ifdd_kernels._operator import AUTOCAST_DEVICES
+from ifdd_kernels.backends import select
 
 PLAIN_TENSORS = frozenset({Tensor, nn.Parameter, nn.Buffer, FakeTensor, FunctionalTensor})
 """Types that fused ops take. The last two stand for plain tensors while a program is traced."""
@@ -128,6 +129,8 @@ def add_and_norm(
         or lowered.lowered_dtype(tokens) not in (None, tokens.dtype)
         or tokens.shape != branch.shape
         or norm.normalized_shape != tokens.shape[-1:]
+        # The definition takes more launches and memory than PyTorch's sum and norm.
+        or select("add_layer_norm", "auto", tokens, branch, *found, None, 1.0, norm.eps) == "reference"
     ):
         tokens = add_branch(tokens, branch, drop_path)
         return tokens, apply_norm(norm, tokens)

@@ -108,7 +108,7 @@ class DataConfig:
     warning (skip); test sets always stop"""
     validation: float = 0.1
     """part of the training set held out to choose the best epoch (never the test fold): of all clips, each
-    class in proportion and with at least one clip; 0 holds out none"""
+    class in proportion and with at least one clip if it has two; 0 holds out none"""
     batch_size: int = 32
     """clips per step, over all devices and machines together"""
     eval_batch_size: int = 16
@@ -195,8 +195,8 @@ class OptimConfig:
     warmup_epochs: int = 10
     """epochs in which the learning rate climbs, before it falls along a cosine"""
     warmup: Warmup = "original"
-    """original: as published, climbs to 9.8e-5 even where the learning rate is another one, and goes on from
-    that rate afterwards; standard: climbs to the learning rate; none: starts at the learning rate"""
+    """original: as published, climbs to 9.8e-5 even where the learning rate is another one, and then
+    jumps to the learning rate; standard: climbs to the learning rate; none: starts at the learning rate"""
     mixup: float = 0.8
     """strength (alpha) of MixUp, which blends two clips; 0: off"""
     cutmix: float = 1.0

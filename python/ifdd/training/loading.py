@@ -136,9 +136,11 @@ class ClipLoader(DataLoader[Any]):
 
     def _look_for_memory(self) -> None:
         """Whether the workers that are about to start find enough shared memory."""
-        needed = self._batch_bytes * (PREFETCH * self.num_workers + IN_USE) * self._processes
+        own = self._batch_bytes * (PREFETCH * self.num_workers + IN_USE)
+        needed = own * self._processes
         free = free_shared_memory()
-        self._pack.shares = free is None or needed <= free
+        # Processes that began earlier have taken their part of it: there must be room for all in the whole.
+        self._pack.shares = free is None or (own <= free and needed <= shared_memory_size())
         if not self._pack.shares:
             self._warn(f"{_among(self.num_workers, self._processes)} may take {_mebibytes(needed)}")
 
@@ -261,6 +263,12 @@ def free_shared_memory() -> int | None:
     except (OSError, AttributeError):
         return None
     return state.f_bavail * state.f_frsize
+
+
+def shared_memory_size() -> int:
+    """Bytes of all shared memory, used or not."""
+    state = os.statvfs(SHARED_MEMORY)
+    return state.f_blocks * state.f_frsize
 
 
 def _mebibytes(size: int) -> str:

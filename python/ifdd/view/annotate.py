@@ -18,8 +18,6 @@ from ifdd.streaming import Window
 from ifdd.view.film import Film, film_format
 from ifdd.view.overlay import MOST_BANDS, Caption, Painter, Span
 
-__all__ = ["Annotation", "FaceWindow", "annotate", "draw_windows"]
-
 PAGE_SECONDS = 30.0
 """The time axis below the picture shows that much at most, then the next page."""
 

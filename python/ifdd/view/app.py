@@ -23,8 +23,6 @@ from ifdd.text import one_line, printable
 from ifdd.view.annotate import FaceWindow, draw_windows
 from ifdd.view.words import LOCAL, WORDS
 
-__all__ = ["Analysis", "Limits", "analyse", "build_page", "serve"]
-
 # Must be set before Gradio is imported.
 _QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
 

@@ -16,8 +16,6 @@ from ifdd.data.errors import reason
 from ifdd.text import printable
 from ifdd.whole import part_of
 
-__all__ = ["FORMATS", "Film", "FilmError"]
-
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """Endings of annotated videos, and FFmpeg's names of their formats."""
 

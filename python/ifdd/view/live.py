@@ -28,8 +28,6 @@ from ifdd.view.overlay import MOST_BANDS, Caption, Painter, Span
 from ifdd.view.screens import Closed, Screen
 from ifdd.view.sources import Feed, LiveFrame
 
-__all__ = ["LiveReader", "LiveReport", "LiveResult", "run_live"]
-
 VIEW_SECONDS = 20.0
 """What the time axis below the picture shows."""
 

@@ -12,8 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ifdd.text import drawn_text
 
-__all__ = ["COLOURS", "Caption", "Painter", "Span"]
-
 COLOURS = (
     (0, 114, 178),
     (213, 94, 0),

@@ -18,8 +18,6 @@ from PIL import Image
 
 from ifdd.view.film import Film
 
-__all__ = ["Closed", "FilmScreen", "PageScreen", "Screen", "WindowScreen", "has_display"]
-
 
 class Closed(Exception):  # noqa: N818 (nothing went wrong)
     """The person who looks has closed the window."""

@@ -18,8 +18,6 @@ from ifdd.data.source import needs
 from ifdd.data.video import open_video
 from ifdd.text import printable
 
-__all__ = ["Feed", "LiveFrame", "is_camera", "is_url", "read_source"]
-
 WAITING = 8
 """Frames that may wait to be looked at; with a camera those that come meanwhile are dropped."""
 

@@ -1,7 +1,5 @@
 """What is said about privacy and limits wherever results are shown."""
 
-__all__ = ["LOCAL", "WORDS"]
-
 LOCAL = "Pictures stay on this machine: nothing is sent anywhere."
 
 WORDS = (
