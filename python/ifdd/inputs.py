@@ -107,9 +107,10 @@ def _folders(folder: Path) -> Iterator[str]:
 
 
 def read_list(path: str) -> list[str]:
-    """The lines of a list of videos, ``-`` for standard input, but for empty ones. Encodings and line ends
-    may be those of lists of data sets; bytes that are not UTF-8 are kept as they are. Blanks or quotes around
-    a name are left away where only the name without them exists.
+    """The lines of a list of videos, ``-`` for standard input, but for empty ones and those that begin with
+    #, unless they are the name of something that exists. Encodings and line ends may be those of lists of
+    data sets; bytes that are not UTF-8 are kept as they are. Blanks or quotes around a name are left away
+    where only the name without them exists.
 
     Raises:
         InputError: it cannot be read, or names no video.
@@ -119,7 +120,12 @@ def read_list(path: str) -> list[str]:
     except (OSError, DatasetError) as error:
         raise InputError(one_line(error)) from None
     lines = [os.fsdecode(line) for line in raw.split(b"\n")]
-    names = [_bare(line) for line in lines if line.strip()]
+    # A comment, as in lists of data sets; but what `ls` wrote must not lose a video called "#1.mp4".
+    names = [
+        name
+        for name in (_bare(line) for line in lines if line.strip())
+        if not name.lstrip().startswith("#") or os.path.lexists(name)
+    ]
     if not names:
         raise InputError(f"{printable(path)}: names no video, expected one path a line")
     return names

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from ifdd.data.errors import VideoError, reason
 from ifdd.data.video import open_video
 from ifdd.faces.crop import crop
 from ifdd.faces.detector import FaceDetector
-from ifdd.faces.tracks import FaceChoice, FaceTrack, Segment, find_tracks, no_face
+from ifdd.faces.tracks import FaceChoice, Segment, find_tracks, no_face
 from ifdd.journal import ResultsError, claim, whole_lines
 from ifdd.outcomes import path_of_dict, path_to_dict
 from ifdd.text import one_line, printable
@@ -97,25 +98,35 @@ def prepare_video(
         VideoError: the video cannot be read, or no face is found.
         OSError: a frame cannot be written.
     """
-    tracks = find_tracks(path, detector, strict=options.strict)
+
+    def check() -> None:
+        if stopped is not None and stopped.is_set():
+            raise InterruptedError(f"{printable(path)}: stopped")
+
+    tracks = find_tracks(path, detector, strict=options.strict, check=check)
     chosen = tracks.select(options.face)
     if not chosen:
         raise VideoError(f"{printable(path)}: {no_face(tracks)}")
-    stretches = [
-        _Stretch(track, segment, Path(out), folder_name(path, track.track_id, segment), options)
-        for track in chosen
-        for segment in track.segments
-        if len(segment) >= options.min_frames or segment is max(track.segments, key=len)
-    ]
+    stretches: list[_Stretch] = []
     try:
+        for track in chosen:
+            longest = max(track.segments, key=len)
+            for segment in track.segments:
+                if len(segment) >= options.min_frames or segment is longest:
+                    name = folder_name(path, track.track_id, segment)
+                    stretches.append(_Stretch(segment, Path(out), name, options))
+        # Of the many stretches of a long video few are in sight at once.
+        coming = deque(sorted(stretches, key=lambda stretch: stretch.start))
+        open_ones: list[_Stretch] = []
         with open_video(path, strict=options.strict) as video:
             for frame in video:
-                if stopped is not None and stopped.is_set():
-                    raise InterruptedError(f"{printable(path)}: stopped")
-                takers = [stretch for stretch in stretches if stretch.holds(frame.number)]
-                if takers:
+                check()
+                while coming and coming[0].start <= frame.number:
+                    open_ones.append(coming.popleft())
+                open_ones = [stretch for stretch in open_ones if frame.number < stretch.stop]
+                if open_ones:
                     image = frame.image()
-                    for stretch in takers:
+                    for stretch in open_ones:
                         stretch.write(frame.number, image)
             damage = video.damage
         for stretch in stretches:
@@ -141,6 +152,10 @@ def folder_name(path: str | os.PathLike[str], face: int, segment: Segment) -> st
     return f"{stem or 'video'}-{digest}_face{face}_{segment.start}-{segment.stop - 1}"
 
 
+_FOLDER = re.compile(r"[^/\\]+-[0-9a-f]{8}_face[0-9]+_[0-9]+-[0-9]+")
+"""What :func:`folder_name` gives."""
+
+
 def training_command(file: str | os.PathLike[str], classes: str) -> str:
     """The command that trains on a list of prepared videos, ready for a shell."""
     words = ["ifdd", "fit", "--data", "list", "--train_list", os.fspath(file), "--classes", classes]
@@ -150,10 +165,9 @@ def training_command(file: str | os.PathLike[str], classes: str) -> str:
 class _Stretch:
     """The frames of one face in one segment, being written."""
 
-    def __init__(
-        self, track: FaceTrack, segment: Segment, out: Path, name: str, options: PrepareOptions
-    ) -> None:
+    def __init__(self, segment: Segment, out: Path, name: str, options: PrepareOptions) -> None:
         self.name = name
+        self.start, self.stop = segment.start, segment.stop
         self.count = 0
         self.part = out / f".{name}.part"
         self._place = out / name
@@ -161,9 +175,6 @@ class _Stretch:
         self._options = options
         shutil.rmtree(self.part, ignore_errors=True)
         self.part.mkdir()
-
-    def holds(self, number: int) -> bool:
-        return self._segment.start <= number < self._segment.stop
 
     def write(self, number: int, image: np.ndarray) -> None:
         from PIL import Image
@@ -188,7 +199,7 @@ class Preparation:
     Args:
         out: the folder; made if it is not there.
         options: what is written.
-        overwrite: prepare all videos anew.
+        overwrite: prepare all videos anew; the folders that earlier runs wrote are removed.
 
     Attributes:
         done: absolute path of a video -> what was written of it.
@@ -214,12 +225,16 @@ class Preparation:
         self._file: BinaryIO = record.open("a+b")
         try:
             claim(self._file, record)
+            old = _folders_of(record) if overwrite else []
             end = 0 if overwrite else whole_lines(self._file)
             self._file.truncate(end)
             if end == 0:
                 self._write({"kind": "prepare", "settings": asdict(options)})
             else:
                 self._load(record)
+            # Once the record is empty: a folder that is half removed must not count as done.
+            for name in old:
+                shutil.rmtree(self.out / name, ignore_errors=True)
         except BaseException:
             self._file.close()
             raise
@@ -232,8 +247,9 @@ class Preparation:
 
     def run(
         self, videos: Sequence[str | os.PathLike[str]], detector: FaceDetector, jobs: int = 1
-    ) -> Iterator[Prepared]:
-        """What became of each video, in order, as they come; those that are done are not read again.
+    ) -> Generator[Prepared, None, None]:
+        """What became of each video, in order, as they come; those that are done are not read again, nor one
+        that is named twice. Closing the iterator ends what is under way.
 
         Args:
             videos: their paths.
@@ -242,24 +258,28 @@ class Preparation:
         """
         stopped = threading.Event()
         waiting: deque[tuple[str, Future[Prepared] | Prepared]] = deque()
+        under_way: dict[str, Future[Prepared]] = {}  # two threads must not write the same folders
         rest = iter(videos)
         pool = ThreadPoolExecutor(jobs, thread_name_prefix="prepare")
         try:
             while True:
                 while len(waiting) < 2 * jobs and (path := next(rest, None)) is not None:
-                    before = self.done.get(str(Path(path).absolute()))
-                    job = before or pool.submit(self._prepare, os.fspath(path), detector, stopped)
+                    place = str(Path(path).absolute())
+                    job = self.done.get(place) or under_way.get(place)
+                    if job is None:
+                        job = pool.submit(self._prepare, os.fspath(path), detector, stopped)
+                        under_way[place] = job
                     waiting.append((os.fspath(path), job))
                 if not waiting:
                     return
                 path, job = waiting.popleft()
-                if isinstance(job, Prepared):
-                    yield job._replace(path=path)
-                    continue
-                prepared = job.result()
-                if prepared.error is None:
+                prepared = job if isinstance(job, Prepared) else job.result()
+                place = str(Path(path).absolute())
+                if under_way.get(place) is job:
+                    del under_way[place]
+                if prepared.error is None and place not in self.done:
                     self._add(prepared)
-                yield prepared
+                yield prepared._replace(path=path)
         finally:
             stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -271,6 +291,9 @@ class Preparation:
             return Prepared(path, error=error)
         except OSError as error:
             return Prepared(path, error=VideoError(f"{printable(path)}: {reason(error)}"))
+        except Exception as error:  # whatever it is, it must not end the run, and each repetition of it
+            what = f"{type(error).__name__}: {one_line(error)}"
+            return Prepared(path, error=VideoError(f"{printable(path)}: {what}"))
 
     def _add(self, prepared: Prepared) -> None:
         place = str(Path(prepared.path).absolute())
@@ -305,3 +328,14 @@ class Preparation:
                 f"{printable(self.out)}: was prepared with other settings: {'; '.join(changed)}; --overwrite "
                 "begins anew"
             )
+
+
+def _folders_of(record: Path) -> list[str]:
+    """The folders that a record names, as far as it can be read; nothing else, should it have been edited."""
+    names: list[str] = []
+    for line in record.read_bytes().splitlines():
+        try:
+            names += json.loads(line).get("folders", ())
+        except (ValueError, AttributeError, TypeError):
+            continue
+    return [name for name in names if isinstance(name, str) and _FOLDER.fullmatch(name)]

@@ -20,6 +20,8 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -259,13 +261,19 @@ def _read_faces(
     coming = {track.track_id: deque[int]() for track in chosen}
     for number, planned in enumerate(plan[skip:], skip):
         coming[planned.track.track_id].append(number)
-    shown: dict[int, dict[int, _Shown]] = {number: {} for number in coming}
+    # Of the many tracks of a long video few have a window under way: the others wait for their next one.
+    later = [(plan[numbers[0]].start, track) for track, numbers in coming.items() if numbers]
+    heapify(later)
+    shown: dict[int, dict[int, _Shown]] = {}
     with open_video(path, strict=reading.strict) as video:
         for frame in video:
+            while later and later[0][0] <= frame.number:
+                shown.setdefault(heappop(later)[1], {})
             image: np.ndarray | None = None
-            for track, numbers in coming.items():
+            for track in shown:
+                numbers = coming[track]
                 # A last window overlaps the one before it: two may want a frame.
-                if not any(plan[number].takes(frame.number) for number in list(numbers)[:2]):
+                if not any(plan[number].takes(frame.number) for number in islice(numbers, 2)):
                     continue
                 box = plan[numbers[0]].track.box_at(frame.number)
                 assert box is not None  # windows lie inside the stretches of their face
@@ -278,17 +286,21 @@ def _read_faces(
                     face_region(box, image.shape[1], image.shape[0]),
                 )
             done = [
-                (numbers[0], track)
-                for track, numbers in coming.items()
-                if numbers and plan[numbers[0]].last == frame.number
+                (coming[track][0], track) for track in shown if plan[coming[track][0]].last == frame.number
             ]
             for number, track in sorted(done):
                 rows = (plan[number].start + plan[number].rows).tolist()
                 part = (frame.number + 1) / tracks.frames
                 yield _face_window(number, track, [shown[track][row] for row in rows], part)
                 coming[track].popleft()
-                first = plan[coming[track][0]].start if coming[track] else float("inf")
-                shown[track] = {n: each for n, each in shown[track].items() if n >= first}
+                seen = shown.pop(track)
+                if not coming[track]:
+                    continue
+                start = plan[coming[track][0]].start
+                if start <= frame.number:
+                    shown[track] = {n: each for n, each in seen.items() if n >= start}
+                else:
+                    heappush(later, (start, track))
         if any(coming.values()):
             raise VideoError(f"{printable(path)}: changed while it was read")
         return Footage(

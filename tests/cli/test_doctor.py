@@ -112,3 +112,15 @@ def test_a_package_that_cannot_be_imported_fails(
         "FAIL  the package lacking lacks a package that it needs: not_there_at_all",
     ]
     assert result.out.count("brokenvision") == 1
+
+
+def test_a_broken_detector_does_not_end_the_report(ifdd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: str) -> Any:
+        raise OSError("no\nlibrary")
+
+    monkeypatch.setattr(metadata, "version", lambda name: "1.0")
+    monkeypatch.setattr("ifdd.faces.detector.load_detector", broken)
+    result = ifdd("doctor", "--device", "cpu", "--self_test", "false")
+    assert result.code == 1
+    assert "FAIL  OSError: no library" in result.out
+    assert "Kernels of each op on cpu" in result.out

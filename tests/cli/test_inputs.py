@@ -93,6 +93,17 @@ def test_lists_of_other_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert read_list("list") == ["a b.mp4", "c.mp4", " odd ", '"none"'], encoding
 
 
+def test_comments_in_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in lists of data sets; but a video may be called so."""
+    monkeypatch.chdir(tmp_path)
+    Path("#1.mp4").touch()
+    Path("list").write_text("# mine\na.mp4\n #2.mp4\n#1.mp4\n./#2.mp4\n")
+    assert read_list("list") == ["a.mp4", "#1.mp4", "./#2.mp4"]
+    Path("list").write_text("# mine\n")
+    with pytest.raises(InputError, match="names no video"):
+        read_list("list")
+
+
 def test_a_name_that_no_file_can_have_is_one_video(tmp_path: Path) -> None:
     ((name, error),) = find_videos(["n" * 5000])
     assert (name, str(error)) == ("n" * 5000, f"{'n' * 5000}: File name too long")

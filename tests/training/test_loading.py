@@ -95,7 +95,7 @@ def test_held_out_videos_are_left_out_and_listed(clips: Path, workers: int) -> N
     empty(clips / f"{HELD[1]:05d}")
     shutil.rmtree(clips / f"{HELD[2]:05d}")
     data = recognition_data(clips, workers, clips / "skipped.csv", on_error="skip")
-    with pytest.warns(DatasetWarning, match=r"1 of \d videos are missing and left out"):
+    with pytest.warns(DatasetWarning, match=r"1 of \d videos is missing and left out"):
         data.setup("fit")
     with nullcontext() if workers else pytest.warns(DatasetWarning, match="skipped a video"):
         batches = list(data.val_dataloader())

@@ -197,8 +197,9 @@ def face_detector(device: str) -> tuple[str, bool]:
         return "not installed (pip install 'ifdd-kernels[face]')", False
     try:
         detector = load_detector(device)
-    except DetectorError as error:
-        return f"FAIL  {one_line(error)}", True
+    except Exception as error:  # a package that is broken may raise anything, and the report goes on
+        kind = "" if isinstance(error, DetectorError) else f"{type(error).__name__}: "
+        return f"FAIL  {kind}{one_line(error)}", True
     return f"RetinaFace of {PACKAGE} {version} on {detector.device}", False
 
 

@@ -180,7 +180,9 @@ def print_table(table: FoldTable) -> None:
         shown.add_row(name, "" if clips is None else str(clips), *scores)
     wide_console().print(shown)
     if table.missing:
-        _say(f"not complete: folds {', '.join(map(str, table.missing))} are missing")
+        which = ", ".join(map(str, table.missing))
+        one = len(table.missing) == 1
+        _say(f"not complete: fold{'' if one else 's'} {which} {'is' if one else 'are'} missing")
 
 
 def _say(text: str) -> None:

@@ -11,6 +11,7 @@ The frames show people's faces: keep DIR as the law and those people expect. Not
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import sys
@@ -22,14 +23,18 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import EXIT_FAILED, UsageError
 from ifdd.cli.common import add_device_option, choose_device
+from ifdd.cli.paths import require_file, require_writable_folder
 from ifdd.cli.signals import stoppable
-from ifdd.text import one_line, printable
+from ifdd.cli.spare import spare
+from ifdd.text import counted, one_line, printable
 
 if TYPE_CHECKING:
     from ifdd.prepare import PrepareOptions
 
 SUMMARY = "cut the faces out of raw videos, for training"
 USAGE = "[VIDEOS ...] --out DIR [options]"
+
+_UNUSABLE = "no list can name this class (a comma, a control character or bytes that are not UTF-8)"
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -89,7 +94,9 @@ def configure(parser: ArgumentParser) -> None:
         default=16,
         help="shorter stretches of a face are left out, unless it has no longer one",
     )
-    group.add_argument("--overwrite", action="store_true", help="prepare all videos anew")
+    group.add_argument(
+        "--overwrite", action="store_true", help="prepare all videos anew, and remove what was written"
+    )
     group = parser.add_argument_group("Running")
     add_device_option(parser)
     group.add_argument(
@@ -106,16 +113,24 @@ def run(options: Namespace) -> int:
     from rich.progress import Progress
 
     from ifdd.faces.detector import load_detector
+    from ifdd.journal import ResultsError
     from ifdd.prepare import Preparation, training_command
 
     settings = _settings(options)
     jobs = min(4, os.cpu_count() or 1) if options.jobs is None else options.jobs
     if jobs < 1:
         raise UsageError(f"--jobs must be at least 1, got {jobs}")
-    detector = load_detector(choose_device(options.device))
-    videos = _videos(options)
+    classes = _check_inputs(options)
+    require_writable_folder("--out", options.out)
     _outside(options)
+    file = Path(options.out) / f"{'list' if options.list is None else Path(options.list).stem}.csv"
+    if options.list is not None:
+        spare([("--out", file)], [("the list", options.list)])
+    detector = load_detector(choose_device(options.device))
+    videos = _videos(options, classes)
     sound = [(path, label) for path, label, error in videos if error is None]
+    if options.overwrite:
+        _spare_videos(options.out, [path for path, _ in sound])
     failed = frames = 0
     rows: list[tuple[str, str]] = []
 
@@ -128,10 +143,17 @@ def run(options: Namespace) -> int:
         if error is not None:
             fail(error)
     bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    with Preparation(options.out, settings, overwrite=options.overwrite) as preparation, bar:
+    try:
+        preparation = Preparation(options.out, settings, overwrite=options.overwrite)
+    except ResultsError as error:
+        raise UsageError(one_line(error)) from None
+    with preparation, bar:
         task = bar.add_task("videos", total=len(sound))
-        with stoppable() as check:
-            results = preparation.run([path for path, _ in sound], detector, jobs)
+        # Closed at once where a signal ends the loop: the threads stop before the record is closed.
+        with (
+            stoppable() as check,
+            contextlib.closing(preparation.run([path for path, _ in sound], detector, jobs)) as results,
+        ):
             for (_, label), prepared in zip(sound, results, strict=True):
                 check()
                 bar.advance(task)
@@ -143,10 +165,10 @@ def run(options: Namespace) -> int:
                     print(f"ifdd: warning: {damage}", file=sys.stderr)
                 frames += prepared.frames
                 rows += [(folder, label) for folder in prepared.folders]
-        file = preparation.out / f"{'list' if options.list is None else Path(options.list).stem}.csv"
         _write_list(file, rows)
     counts = Counter(label for _, label in rows)
-    print(f"{len(videos) - failed} videos prepared, {failed} failed; {len(rows)} faces, {frames} frames")
+    written = f"{counted(len(rows), 'face')}, {counted(frames, 'frame')}"
+    print(f"{counted(len(videos) - failed, 'video')} prepared, {failed} failed; {written}")
     of_class = ", ".join(f"{printable(name)} {count}" for name, count in sorted(counts.items()))
     print(f"list: {printable(file)}" + (f" ({of_class})" if rows else ""))
     if rows:
@@ -168,24 +190,49 @@ def _settings(options: Namespace) -> PrepareOptions:
         raise UsageError(f"--{one_line(error)}") from None
 
 
-def _videos(options: Namespace) -> list[tuple[str, str, Exception | None]]:
-    """Path, name of the class and error of each video."""
-    from ifdd.data.foreign_lists import read_listing
+def _check_inputs(options: Namespace) -> tuple[str, ...]:
+    """Refuses what cannot be read, before anything is; returns the names of the classes, with a list."""
     from ifdd.data.labels import class_list
-    from ifdd.data.locate import Locator
-    from ifdd.inputs import find_videos
 
     if (options.list is None) == (not options.inputs):
         raise UsageError("name either VIDEOS, whose folders are their labels, or a list of them with --list")
     if options.list is None:
-        found = find_videos(options.inputs, options.recursive)
-        return [(path, Path(path).absolute().parent.name, error) for path, error in found]
+        return ()
+    require_file("--list", options.list)
+    if options.root is not None and not Path(options.root).is_dir():
+        raise UsageError(f"--root: {printable(options.root)}: no such folder")
     if options.classes is None:
         raise UsageError("--list needs --classes, the names of the classes in label order")
     try:
         names = class_list(options.classes)
     except ValueError as error:
-        raise UsageError(f"--classes {error}") from None
+        raise UsageError(f"--classes {one_line(error)}") from None
+    for name in names:
+        if not _usable(name):
+            raise UsageError(f"--classes: {printable(name)}: {_UNUSABLE}")
+    return names
+
+
+def _usable(name: str) -> bool:
+    """Whether a list, and `--classes` in the command that is shown, can hold the name of a class."""
+    return "," not in name and printable(name) == name
+
+
+def _videos(options: Namespace, names: tuple[str, ...]) -> list[tuple[str, str, Exception | None]]:
+    """Path, name of the class and error of each video."""
+    from ifdd.data.errors import VideoError
+    from ifdd.data.foreign_lists import read_listing
+    from ifdd.data.locate import Locator
+    from ifdd.inputs import find_videos
+
+    if options.list is None:
+        videos: list[tuple[str, str, Exception | None]] = []
+        for path, error in find_videos(options.inputs, options.recursive):
+            label = Path(path).absolute().parent.name
+            if error is None and not _usable(label):
+                error = VideoError(f"{printable(path)}: its folder, {printable(label)}: {_UNUSABLE}")
+            videos.append((path, label, error))
+        return videos
     listed = Path(options.list)
     base = listed.parent if options.root is None else Path(options.root)
     locator = Locator(base, listed.parent, "", ())
@@ -201,6 +248,14 @@ def _outside(options: Namespace) -> None:
         place = Path(os.path.realpath(name))
         if place == out or (options.recursive and place.is_dir() and place in out.parents):
             raise UsageError(f"--out: {printable(options.out)} is in {printable(name)}, which is read")
+
+
+def _spare_videos(out: str, videos: list[str]) -> None:
+    """Refuses to overwrite a folder that holds what is read: the folders in it would be removed first."""
+    folder = Path(os.path.realpath(out))
+    for path in videos:
+        if folder in Path(os.path.realpath(path)).parents:
+            raise UsageError(f"--overwrite: {printable(out)} holds {printable(path)}, which is read")
 
 
 def _write_list(file: Path, rows: list[tuple[str, str]]) -> None:

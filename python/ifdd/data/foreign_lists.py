@@ -169,7 +169,9 @@ def _split(
     parse = partial(parse_label, class_names=class_names)
     table = read_table(path, _SEPARATORS[format], parse, label_column, phrases)
     if table.comments:
-        remarks.append(f"{printable(path)}: {table.comments} lines that begin with # are left out")
+        one = table.comments == 1
+        lines = "1 line that begins with # is" if one else f"{table.comments} lines that begin with # are"
+        remarks.append(f"{printable(path)}: {lines} left out")
     label_place = table.label_column(label_column, path)
     plain = label_place == -1 and path_column is None and table.header is None
     naming = _naming(table, format, remarks, path) if plain else None

@@ -7,6 +7,7 @@ computes it. docs/faces.md compares it with others.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 from functools import lru_cache
@@ -17,6 +18,7 @@ import numpy as np
 
 from ifdd.data.resize import resize_frame
 from ifdd.faces.boxes import Boxes, overlaps
+from ifdd.text import one_line
 
 SEARCHED_SIDE = 640
 """Larger frames are brought to this longest side before the search: a face of 16 pixels there is the smallest
@@ -59,13 +61,13 @@ class RetinaFace:
     """Finds faces with RetinaFace.
 
     Args:
-        device: ``"cpu"``, or ``"cuda"`` where the installed ONNX Runtime can compute on the GPU (the package
-            onnxruntime-gpu).
+        device: ``"cpu"``, or ``"cuda"`` or ``"cuda:1"`` where the installed ONNX Runtime can compute on the
+            GPU (the package onnxruntime-gpu, with the CUDA libraries that it was built for).
         least_score: detections that are less sure are left out.
         threads: of the CPU for one call. One is right where several videos are read at once.
 
     Raises:
-        DetectorError: a package is missing, or ONNX Runtime cannot use the device.
+        DetectorError: a package is missing or broken, or ONNX Runtime cannot use the device.
     """
 
     def __init__(self, device: str = "cpu", least_score: float = LEAST_SCORE, threads: int = 1) -> None:
@@ -142,24 +144,27 @@ def load_detector(device: str = "cpu") -> RetinaFace:
     """The default detector; the same object for the same device.
 
     Args:
-        device: as torch names it. On anything but a CUDA device, and on those where the installed ONNX
-            Runtime has no CUDA, the detector computes on the CPU, which its attribute ``device`` says.
+        device: as torch names it. On anything but a CUDA device, and on those that the installed ONNX Runtime
+            cannot use, the detector computes on the CPU, which its attribute ``device`` says.
 
     Raises:
-        DetectorError: a package is missing.
+        DetectorError: a package is missing or broken.
     """
     if device.startswith("cuda"):
-        providers = _import("onnxruntime").get_available_providers()
-        return RetinaFace("cuda" if "CUDAExecutionProvider" in providers else "cpu")
+        # What keeps it from the CPU too is raised below.
+        with contextlib.suppress(DetectorError):
+            return RetinaFace(device)
     return RetinaFace("cpu")
 
 
 def _session(device: str, threads: int) -> Any:
     runtime = _import("onnxruntime")
+    kind, _, index = device.partition(":")
     providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-    if device not in providers:
+    if kind not in providers:
         raise DetectorError(f"the face detector runs on 'cpu' or 'cuda', got {device!r}")
-    if providers[device] not in runtime.get_available_providers():
+    provider = providers[kind]
+    if provider not in runtime.get_available_providers():
         raise DetectorError(
             "the installed ONNX Runtime cannot use the GPU, which the package onnxruntime-gpu does; "
             "the face detector also runs on 'cpu'"
@@ -169,7 +174,22 @@ def _session(device: str, threads: int) -> Any:
     options.log_severity_level = 3
     # Threads that spin for their next task would take the network's processors.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return runtime.InferenceSession(_weights(), options, providers=[providers[device]])
+    chosen = (provider, {"device_id": index or "0"}) if kind == "cuda" else provider
+    weights = _weights()
+    try:
+        # Its own fallback would print to stdout, which may carry results.
+        session = runtime.InferenceSession(weights, options, providers=[chosen], enable_fallback=0)
+    except Exception as error:
+        raise DetectorError(
+            f"ONNX Runtime cannot run the face detector on {device!r}: {one_line(error)}"
+        ) from error
+    # Without the CUDA libraries that it was built for it goes on with the CPU and raises nothing.
+    if provider not in session.get_providers():
+        raise DetectorError(
+            f"ONNX Runtime cannot use {device!r}: onnxruntime-gpu finds no GPU, or not the CUDA libraries "
+            "that it was built for; the face detector also runs on 'cpu'"
+        )
+    return session
 
 
 def _weights() -> bytes:
@@ -198,8 +218,10 @@ def _weights() -> bytes:
 def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise _missing(name) from None
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise _missing(name) from None
+        raise DetectorError(f"the package {name} cannot be imported: {one_line(error)}") from error
 
 
 def _missing(package: str) -> DetectorError:

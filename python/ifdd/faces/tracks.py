@@ -9,7 +9,8 @@ half a megabyte for an hour and a face.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -137,13 +138,20 @@ def parse_face(face: str | int | None) -> FaceChoice | None:
     return number
 
 
-def find_tracks(path: str | os.PathLike[str], detector: FaceDetector, *, strict: bool = False) -> FaceTracks:
+def find_tracks(
+    path: str | os.PathLike[str],
+    detector: FaceDetector,
+    *,
+    strict: bool = False,
+    check: Callable[[], None] | None = None,
+) -> FaceTracks:
     """Finds and follows all faces of a video.
 
     Args:
         path: as :func:`ifdd.data.video.open_video`.
         detector: for example that of :func:`ifdd.faces.load_detector`.
         strict: as :func:`ifdd.data.video.open_video`.
+        check: called before each frame; what it raises ends the search.
 
     Returns:
         The faces with their boxes, numbered from 1.
@@ -154,6 +162,8 @@ def find_tracks(path: str | os.PathLike[str], detector: FaceDetector, *, strict:
     follower = _Follower(detector)
     with open_video(path, strict=strict) as video:
         for frame in video:
+            if check is not None:
+                check()
             follower.add(frame)
         if video.frames_read == 0:
             raise VideoError(f"{printable(path)}: holds no frame")
@@ -229,7 +239,7 @@ class _Follower:
         """Cuts a track where its face was out of sight for long."""
         looks = np.array([number for number, _ in places])
         boxes = np.stack([box for _, box in places]).astype(np.float64)
-        seconds = np.array(self._seconds)[looks]
+        seconds = np.array([self._seconds[number] for number, _ in places])
         # Out of sight: not found at looks in between, for long. Times of frames are rounded.
         breaks = np.flatnonzero((np.diff(seconds) > PATIENCE + 1e-6) & (np.diff(looks) > 1)) + 1
         return tuple(
@@ -238,14 +248,15 @@ class _Follower:
         )
 
     def _segment(self, looks: np.ndarray, boxes: np.ndarray, frames: int) -> Segment:
-        numbers = np.array(self._looked)[looks]
+        numbers = np.array([self._looked[look] for look in looks.tolist()])
         # A face that is there at the first or last look of a shot is there in all frames before or after.
-        shots = [*self._shots, frames]
-        shot = int(np.searchsorted(shots, numbers[0], side="right")) - 1
-        begin, end = shots[shot], shots[shot + 1]
-        inside = [number for number in self._looked if begin <= number < end]
-        start = begin if numbers[0] == inside[0] else int(numbers[0])
-        stop = end if numbers[-1] == inside[-1] else int(numbers[-1]) + 1
+        # By halving: a long video has thousands of looks, shots and tracks.
+        shot = bisect_right(self._shots, numbers[0])
+        begin, end = self._shots[shot - 1], self._shots[shot] if shot < len(self._shots) else frames
+        first = self._looked[bisect_left(self._looked, begin)]
+        last = self._looked[bisect_left(self._looked, end) - 1]
+        start = begin if numbers[0] == first else int(numbers[0])
+        stop = end if numbers[-1] == last else int(numbers[-1]) + 1
         return Segment(start, stop, numbers, boxes.astype(np.float32))
 
 

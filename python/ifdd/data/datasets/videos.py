@@ -20,7 +20,7 @@ from ifdd.data.resize import frames_to_clips
 from ifdd.data.sampling import Sampling, Short
 from ifdd.data.transforms import Augmentation, ClipAugment
 from ifdd.data.video import count_frames, locate_face, read_video
-from ifdd.text import printable
+from ifdd.text import counted, printable
 
 SHOWN = 5
 """How many of many missing files an error names."""
@@ -267,7 +267,8 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
             return there
         more = ", ..." if len(missing) > SHOWN else ""
         names = ", ".join(printable(video.path) for video in missing[:SHOWN])
-        text = f"{name}: {len(missing)} of {len(videos)} videos are missing: {names}{more}"
+        which = f"{len(missing)} of {counted(len(videos), 'video')} {'is' if len(missing) == 1 else 'are'}"
+        text = f"{name}: {which} missing: {names}{more}"
         if not self.skips or not there:
             hint = f"; {TEST_IS_WHOLE}" if self.on_error == "skip" and not self.skips else ""
             raise DatasetError(text + self._advice(missing) + hint)
