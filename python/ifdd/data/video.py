@@ -157,6 +157,13 @@ class VideoStream:
         return self._source.announced
 
     @property
+    def first_stamp(self) -> float | None:
+        """What the file calls the time of the first frame, in seconds: its other streams count by the same
+        clock. None before that frame was read, and where files have no such times.
+        """
+        return self._source.first_stamp
+
+    @property
     def remarks(self) -> list[str]:
         """What is odd about the file though nothing is missing, a line each. Complete after the iteration."""
         return self._source.remarks
