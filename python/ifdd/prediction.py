@@ -306,7 +306,7 @@ class Predictor:
         """
         with torch.inference_mode(), self._arithmetic():
             features = self.model.features(self._clips([window.frames]))
-        logits = _finite(features.output.logits.float().cpu(), name)
+        logits = require_finite(features.output.logits.float().cpu(), name)
         return Explanation(
             name=name,
             window=window.number,
@@ -340,7 +340,7 @@ class Predictor:
         windows = Lasting(read_windows(path, reading))
         coming = iter(windows)
         while waiting := list(islice(coming, self.batch)):
-            logits = _finite(self.logits([window.frames for window in waiting]), path)
+            logits = require_finite(self.logits([window.frames for window in waiting]), path)
             yield from zip(waiting, logits, strict=True)
         return windows.result
 
@@ -415,7 +415,12 @@ def _on_cpu(index: Tensor) -> Tensor:
     return index.cpu().double() if index.is_floating_point() else index.cpu()
 
 
-def _finite(logits: Tensor, path: str | os.PathLike[str]) -> Tensor:
+def require_finite(logits: Tensor, path: str | os.PathLike[str]) -> Tensor:
+    """The logits of a video as they are.
+
+    Raises:
+        PredictionError: they are NaN or infinite.
+    """
     if not torch.isfinite(logits).all():
         raise _not_finite(path)
     return logits
