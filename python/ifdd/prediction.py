@@ -352,18 +352,20 @@ class Predictor:
         tail: Tail = "overlap",
         strict: bool = False,
         face: str | int | None = None,
-    ) -> tuple[FaceStrip, ...]:
-        """All windows of a video with some of their frames, face by face in the order of their numbers;
-        arguments as in :meth:`predict`.
+    ) -> tuple[tuple[FaceStrip, ...], Footage]:
+        """All windows of a video with some of their frames, face by face in the order of their numbers, and
+        what was read of it; arguments as in :meth:`predict`.
 
         Raises:
             ifdd.data.video.VideoError: the video cannot be read.
             PredictionError: the network gave NaN or infinite values.
         """
         strips: dict[int | None, StripBuilder] = {}
-        for window, logits in self.read(path, self.reading(crop, tail=tail, strict=strict, face=face)):
+        windows = Lasting(self.read(path, self.reading(crop, tail=tail, strict=strict, face=face)))
+        for window, logits in windows:
             strips.setdefault(window.face, StripBuilder(window.face)).add(window, logits)
-        return tuple(strips[number].result() for number in sorted(strips, key=lambda number: number or 0))
+        faces = tuple(strips[number].result() for number in sorted(strips, key=lambda number: number or 0))
+        return faces, windows.result
 
     def _find_window(self, path: str | os.PathLike[str], number: int, reading: Reading) -> Window:
         if number < 0:

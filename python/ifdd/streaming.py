@@ -20,7 +20,7 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -131,18 +131,21 @@ class Footage:
     remarks: tuple[str, ...]
 
 
-class Lasting:
+_Each = TypeVar("_Each")
+
+
+class Lasting(Generic[_Each]):
     """Iterates windows and keeps what their generator returns.
 
     Attributes:
         result: set when the iteration has ended.
     """
 
-    def __init__(self, windows: Generator[Window, None, Footage]) -> None:
+    def __init__(self, windows: Generator[_Each, None, Footage]) -> None:
         self.result: Footage
         self._windows = windows
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Iterator[_Each]:
         self.result = yield from self._windows
 
 
