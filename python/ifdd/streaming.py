@@ -24,6 +24,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from ifdd.data.errors import NoFaceError
 from ifdd.data.face import CropBox
 from ifdd.data.sampling import Sampling, SamplingPolicy
 from ifdd.data.video import VideoError, open_video
@@ -247,9 +248,9 @@ def _read_faces(
     tracks = find_tracks(path, reading.detector, strict=reading.strict)
     chosen = tracks.select(reading.face)
     if not chosen:
-        raise VideoError(
-            f"{printable(path)}: {no_face(tracks)}; --crop x,y,w,h names the region, --face off reads whole "
-            "frames"
+        raise NoFaceError(
+            f"{printable(path)}: {no_face(tracks)}",
+            "--crop x,y,w,h names the region, --face off reads whole frames",
         )
     plan = plan_windows(
         chosen,
