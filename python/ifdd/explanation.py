@@ -48,6 +48,7 @@ _MOST_FRAMES = 16
 _MAP_ALPHA = 0.6
 _BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # keeps lines out of numbers
 _THUMB = 0.55  # side of a frame in a strip
+_MOST_STRIPS = 24  # faces in a figure; more would make it metres high
 _COLUMNS = 2000  # moments of a strip, more than it has pixels
 
 
@@ -109,8 +110,8 @@ def draw_explanation(
 def draw_strip(
     name: str, class_names: Sequence[str], strips: Sequence[FaceStrip], path: str | Path, *, dpi: int = DPI
 ) -> Path:
-    """All windows of a video over its time, one band per face: frames that the network saw above the
-    probabilities of all classes.
+    """All windows of a video over its time, one band per face (of more than 24 those with the most windows):
+    frames that the network saw above the probabilities of all classes.
 
     Args:
         name: of the video.
@@ -481,9 +482,15 @@ def _probabilities(sheet: _Sheet, explanation: Explanation, left: float, top: fl
 
 
 def _strip(name: str, class_names: Sequence[str], strips: Sequence[FaceStrip]) -> Figure:
+    longest = sorted(range(len(strips)), key=lambda index: -len(strips[index].starts))[:_MOST_STRIPS]
+    more = len(strips) - len(longest)
+    strips = [strips[index] for index in sorted(longest)]
+
     def heading(sheet: _Sheet, top: float) -> None:
         sheet.text(_LEFT, top + 0.1, sheet.fitting(name, _INNER, _TITLE, "bold"), _TITLE, fontweight="bold")
         text = "Probabilities of every window, and some of the frames as the network saw them"
+        if more:
+            text += f"; {more} more face{'s' * (more > 1)} not shown"
         sheet.text(_LEFT, top + 0.3, text)
 
     start = min(strip.starts[0] for strip in strips)

@@ -306,7 +306,7 @@ class Predictor:
         """
         with torch.inference_mode(), self._arithmetic():
             features = self.model.features(self._clips([window.frames]))
-        logits = _finite(features.output.logits.float().cpu(), name)
+        logits = require_finite(features.output.logits.float().cpu(), name)
         return Explanation(
             name=name,
             window=window.number,
@@ -340,7 +340,7 @@ class Predictor:
         windows = Lasting(read_windows(path, reading))
         coming = iter(windows)
         while waiting := list(islice(coming, self.batch)):
-            logits = _finite(self.logits([window.frames for window in waiting]), path)
+            logits = require_finite(self.logits([window.frames for window in waiting]), path)
             yield from zip(waiting, logits, strict=True)
         return windows.result
 
@@ -352,18 +352,20 @@ class Predictor:
         tail: Tail = "overlap",
         strict: bool = False,
         face: str | int | None = None,
-    ) -> tuple[FaceStrip, ...]:
-        """All windows of a video with some of their frames, face by face in the order of their numbers;
-        arguments as in :meth:`predict`.
+    ) -> tuple[tuple[FaceStrip, ...], Footage]:
+        """All windows of a video with some of their frames, face by face in the order of their numbers, and
+        what was read of it; arguments as in :meth:`predict`.
 
         Raises:
             ifdd.data.video.VideoError: the video cannot be read.
             PredictionError: the network gave NaN or infinite values.
         """
         strips: dict[int | None, StripBuilder] = {}
-        for window, logits in self.read(path, self.reading(crop, tail=tail, strict=strict, face=face)):
+        windows = Lasting(self.read(path, self.reading(crop, tail=tail, strict=strict, face=face)))
+        for window, logits in windows:
             strips.setdefault(window.face, StripBuilder(window.face)).add(window, logits)
-        return tuple(strips[number].result() for number in sorted(strips, key=lambda number: number or 0))
+        faces = tuple(strips[number].result() for number in sorted(strips, key=lambda number: number or 0))
+        return faces, windows.result
 
     def _find_window(self, path: str | os.PathLike[str], number: int, reading: Reading) -> Window:
         if number < 0:
@@ -415,7 +417,12 @@ def _on_cpu(index: Tensor) -> Tensor:
     return index.cpu().double() if index.is_floating_point() else index.cpu()
 
 
-def _finite(logits: Tensor, path: str | os.PathLike[str]) -> Tensor:
+def require_finite(logits: Tensor, path: str | os.PathLike[str]) -> Tensor:
+    """The logits of a video as they are.
+
+    Raises:
+        PredictionError: they are NaN or infinite.
+    """
     if not torch.isfinite(logits).all():
         raise _not_finite(path)
     return logits

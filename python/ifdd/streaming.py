@@ -22,10 +22,11 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from ifdd.data.errors import NoFaceError
 from ifdd.data.face import CropBox
 from ifdd.data.sampling import Sampling, SamplingPolicy
 from ifdd.data.video import VideoError, open_video
@@ -133,18 +134,21 @@ class Footage:
     remarks: tuple[str, ...]
 
 
-class Lasting:
+_Each = TypeVar("_Each")
+
+
+class Lasting(Generic[_Each]):
     """Iterates windows and keeps what their generator returns.
 
     Attributes:
         result: set when the iteration has ended.
     """
 
-    def __init__(self, windows: Generator[Window, None, Footage]) -> None:
+    def __init__(self, windows: Generator[_Each, None, Footage]) -> None:
         self.result: Footage
         self._windows = windows
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Iterator[_Each]:
         self.result = yield from self._windows
 
 
@@ -246,9 +250,9 @@ def _read_faces(
     tracks = find_tracks(path, reading.detector, strict=reading.strict)
     chosen = tracks.select(reading.face)
     if not chosen:
-        raise VideoError(
-            f"{printable(path)}: {no_face(tracks)}; --crop x,y,w,h names the region, --face off reads whole "
-            "frames"
+        raise NoFaceError(
+            f"{printable(path)}: {no_face(tracks)}",
+            "--crop x,y,w,h names the region, --face off reads whole frames",
         )
     plan = plan_windows(
         chosen,

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from ifdd import prediction
+from ifdd.data.face import CropBox
+from ifdd.data.video import VideoError
 from ifdd.faces import Boxes
 from ifdd.prediction import Predictor
+from ifdd.view import annotate as annotating
 from ifdd.view import film
 from ifdd.view.annotate import annotate
 from ifdd.view.overlay import COLOURS, Caption, Painter, Span
@@ -38,17 +41,26 @@ class Squares:
 
 
 def write_film(
-    path: Path, size: tuple[int, int] = (120, 80), sound: str | None = "aac", rotate: str | None = None
+    path: Path,
+    size: tuple[int, int] = (120, 80),
+    sound: str | None = "aac",
+    rotate: str | None = None,
+    key_frames: int = 250,
 ) -> Path:
     """Two squares that move apart, with a tone."""
     width, height = size
+    rate = 48000 if sound == "libopus" else 44100  # Opus knows no other
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=25, options={"crf": "10"})
+        stream: Any = container.add_stream(
+            "libx264",
+            rate=25,
+            options={"crf": "10", "g": str(key_frames), "bf": "0", "x264-params": "scenecut=0"},
+        )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
         stream.codec_context.time_base = Fraction(1, 1000)
         if rotate is not None:
             stream.metadata["rotate"] = rotate
-        track: Any = None if sound is None else container.add_stream(sound, rate=44100)
+        track: Any = None if sound is None else container.add_stream(sound, rate=rate)
         if track is not None:
             track.layout = "mono"
         for number, time in enumerate(TIMES):
@@ -63,7 +75,7 @@ def write_film(
             wave = (8000 * np.sin(np.arange(28 * 1024) / 16)).astype(np.int16)
             for begin in range(0, len(wave), 1024):
                 part = av.AudioFrame.from_ndarray(wave[None, begin : begin + 1024], "s16", "mono")
-                part.sample_rate, part.pts, part.time_base = 44100, begin, Fraction(1, 44100)
+                part.sample_rate, part.pts, part.time_base = rate, begin, Fraction(1, rate)
                 container.mux(track.encode(part))
             container.mux(track.encode(None))
     return path
@@ -163,6 +175,63 @@ def test_sound_that_does_not_fit_is_left_out_with_a_word(ifdd: Run, checkpoint: 
     assert "sound in the format pcm_s16le does not fit into .mp4, .mkv takes it" in result.err
     assert ifdd("annotate", source, "--checkpoint", checkpoint, "--out", tmp_path / "out.mkv").err == ""
     assert sound_of(tmp_path / "out.mkv") == sound_of(source)
+
+
+@pytest.mark.parametrize(
+    ("sound", "ending", "kept"),
+    [
+        ("libopus", ".mov", False),
+        ("libopus", ".mp4", True),
+        ("flac", ".mov", False),
+        ("libmp3lame", ".mov", True),
+    ],
+)
+def test_each_format_has_its_own_sounds(tmp_path: Path, sound: str, ending: str, kept: int) -> None:
+    source, target = write_film(tmp_path / "two.mkv", sound=sound), tmp_path / f"out{ending}"
+    with film.Film(target, (64, 64), 25.0, source) as written:
+        written.write(np.zeros((64, 64, 3), np.uint8), 0.0, 0.7)
+    with av.open(str(target)) as container:
+        assert len(container.streams.audio) == kept
+    assert (written.remark is None) == bool(kept)
+
+
+def test_sound_stays_in_step_where_the_first_pictures_are_lost(checkpoint: Path, tmp_path: Path) -> None:
+    """As in a file cut between key frames: the film begins with the first picture that can be shown."""
+    whole, cut = write_film(tmp_path / "whole.mkv", key_frames=6), tmp_path / "cut.mkv"
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as container:
+        streams = {stream.index: container.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            first = packet.stream.type == "video" and packet.is_keyframe and packet.pts == 0
+            if packet.size and not first:
+                packet.stream = streams[packet.stream.index]
+                container.mux(packet)
+    written = annotate(Predictor(checkpoint), cut, tmp_path / "out.mkv")
+    assert written.frames == 12
+    copied = sound_of(tmp_path / "out.mkv")
+    assert len(copied) > 10
+    expected = sound_of(whole)[-len(copied) :]
+    assert [data for _, data in copied] == [data for _, data in expected]
+    # FFmpeg moves both together where one would begin below zero.
+    begin = frames_of(tmp_path / "out.mkv")[0][0]
+    np.testing.assert_allclose(
+        [seconds - begin for seconds, _ in copied],
+        [seconds - TIMES[6] / 1000 for seconds, _ in expected],
+        atol=0.002,
+    )
+
+
+def test_the_face_of_a_damaged_video_is_looked_for_as_predict_does(
+    video: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locate(path: Path, *, accept_partial: bool) -> CropBox:
+        if not accept_partial:
+            raise VideoError("damaged")
+        return CropBox(0, 0, 20, 20)
+
+    monkeypatch.setattr(annotating, "locate_face", locate)
+    assert annotate(Predictor(checkpoint), video, tmp_path / "out.mp4", "auto").frames == 20
+    with pytest.raises(VideoError, match="damaged"):
+        annotate(Predictor(checkpoint), video, tmp_path / "out.mp4", "auto", strict=True)
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,8 @@ def test_upload_result_downloads_and_no_other_host(
     assert result["label"] == predicted.label
     assert browser.download("download", ".mp4").stat().st_size > 1000
 
+    # What is chosen now is not what was analysed.
+    browser.find("#face input[value=largest]").click()
     browser.find("#window input").clear()
     browser.find("#window input").send_keys("0")
     browser.find("#explain").click()

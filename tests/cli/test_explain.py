@@ -22,11 +22,11 @@ from ifdd.data.video import read_video
 from ifdd.modules import ConvEmbedding
 from ifdd.prediction import PredictionError, Predictor
 from ifdd.streaming import Window
-from ifdd.strips import StripBuilder
+from ifdd.strips import FaceStrip, StripBuilder
 from ifdd.text import figure_fonts, figure_label
 from ifdd.training.metrics import scores_from_confusion
 
-from .conftest import make_checkpoint
+from .conftest import make_checkpoint, write_video
 
 Run = Callable[..., Any]
 
@@ -217,7 +217,8 @@ def test_a_strip_shows_all_windows(
     assert (result.code, result.err) == (0, "")
     predictor = Predictor(checkpoint)
     prediction = predictor.predict(video)
-    (strip,) = predictor.strips(video)
+    (strip,), footage = predictor.strips(video)
+    assert (footage.windows, footage.damage) == (3, None)
     np.testing.assert_allclose(strip.mean, prediction.probabilities, atol=1e-6)
     image = next(axis for axis in drawn[0].axes if axis.get_xlabel()).images[0]
     shown = np.asarray(image.get_array())
@@ -253,6 +254,33 @@ def test_a_strip_of_many_windows_and_faces(tmp_path: Path, drawn: list[Figure]) 
     shown = np.asarray(np.ma.filled(image.get_array(), np.nan))
     assert np.isnan(shown[:, 1000]).all()
     assert np.isfinite(shown[:, [0, 800, 1200, 1999]]).all()
+
+
+def test_a_strip_of_a_crowd_shows_who_is_there_longest(
+    tmp_path: Path, drawn: list[Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explanation, "_MOST_STRIPS", 3)
+    crowd = []
+    for face, count in enumerate((2, 1, 3, 1, 2), 1):
+        times = np.arange(float(count))
+        crowd.append(FaceStrip(face, times, times + 1, np.full((count, 2), 0.5), np.full(2, 0.5), ()))
+    explanation.draw_strip("crowd", ("a", "b"), crowd, tmp_path / "s.png")
+    said = "\n".join(texts(drawn[0]))
+    assert "; 2 more faces not shown" in said
+    assert [face for face in range(1, 6) if f"Face {face}:" in said] == [1, 3, 5]
+    assert overlapping(drawn[0]) == []
+
+
+def test_a_strip_of_a_damaged_video_comes_with_a_warning(
+    ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    damaged = write_video(tmp_path / "damaged.ts")
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[: len(data) * 6 // 10])
+    options = ("--checkpoint", checkpoint, "--out", tmp_path / "s.png", "--window", "all")
+    result = ifdd("explain", damaged, *options)
+    assert result.code == 0
+    assert result.err.startswith(f"ifdd: warning: {damaged}: damaged or cut off after")
 
 
 def test_fonts_for_what_the_usual_one_lacks(drawn: list[Figure]) -> None:

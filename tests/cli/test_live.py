@@ -2,19 +2,23 @@ from __future__ import annotations
 
 import http.client
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
+import torch
 
 from ifdd.cli import live as command
 from ifdd.data.video import VideoError
 from ifdd.faces import Boxes
-from ifdd.prediction import Predictor
-from ifdd.view.live import LiveReader, run_live
+from ifdd.prediction import PredictionError, Predictor
+from ifdd.view import sources
+from ifdd.view.live import LiveReader, LiveResult, _bands, run_live
 from ifdd.view.overlay import Painter
 from ifdd.view.screens import Closed, PageScreen
 from ifdd.view.sources import WAITING, Feed, LiveFrame
@@ -141,6 +145,55 @@ def test_faces_are_followed_each_with_a_window_of_its_own(
     assert detector.calls == 5, "five looks a second, not one a frame"
 
 
+def test_frames_that_share_a_time_stamp_do_not_end_the_session(checkpoint: Path) -> None:
+    with LiveReader(Predictor(checkpoint), Moving()) as reader:
+        for frame in frames(12):
+            reader.add(frame._replace(seconds=float(frame.seconds > 0.2)))
+    assert reader.report.frames == 12
+
+
+def test_the_bands_are_those_of_the_faces_seen_last(checkpoint: Path) -> None:
+    reader = LiveReader(Predictor(checkpoint), None)
+    for face, stop in ((1, 3.0), (2, 9.0), (3, 5.0), (4, 8.0)):
+        reader.results[face] = deque([LiveResult(face, 0, 7, 0.0, stop, np.ones(7) / 7)])
+    assert [name for name, _ in _bands(reader, 1)] == ["2"]
+    assert [name for name, _ in _bands(reader, 3)] == ["2", "3", "4"]
+
+
+def test_a_network_that_gives_no_numbers_is_refused(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(checkpoint)
+    monkeypatch.setattr(predictor, "logits", lambda clips: torch.full((len(clips), 7), float("nan")))
+    *first, last = frames(8)
+    with LiveReader(predictor, None, wait=True, name="camera 0") as reader:
+        for frame in first:
+            reader.add(frame)
+        with pytest.raises(PredictionError, match="camera 0: the network gave NaN or infinite values"):
+            reader.add(last)
+
+
+def test_a_damaged_picture_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "camera.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width = stream.height = 48
+        stream.pix_fmt = "yuvj420p"
+        for number in range(6):
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 48, 3), np.uint8), format="rgb24")
+            for packet in stream.encode(frame):
+                if number in (2, 3):
+                    damaged = av.Packet(bytes(40))
+                    damaged.pts, damaged.dts = packet.pts, packet.dts
+                    damaged.time_base, damaged.stream = packet.time_base, stream
+                    packet = damaged
+                container.mux(packet)
+    assert len(list(sources._device(str(path), None))) == 4
+    monkeypatch.setattr(sources, "MOST_DAMAGED", 2)
+    with pytest.raises(VideoError, match="cannot be read"):
+        list(sources._device(str(path), None))
+
+
 def test_a_face_that_was_not_there_for_a_whole_window_is_not_read(checkpoint: Path) -> None:
     with LiveReader(Predictor(checkpoint), None, wait=True) as reader:
         (caption,) = [reader.add(frame) for frame in frames(7)][-1]
@@ -190,11 +243,26 @@ def test_live_writes_a_file_and_a_summary(ifdd: Run, video: Path, checkpoint: Pa
     assert (tmp_path / "o.mp4").stat().st_size > 1000
 
 
+def test_the_address_of_the_page_is_said_in_any_case(ifdd: Run, video: Path, checkpoint: Path) -> None:
+    options = ("--checkpoint", checkpoint, "--face", "off", "--realtime", "false", "--show", "page")
+    assert ifdd("live", video, *options).out.startswith("open http://127.0.0.1:")
+    result = ifdd("live", video, *options, "--quiet")
+    assert result.out == ""
+    assert result.err.startswith("open http://127.0.0.1:")
+
+
+def test_a_crop_outside_of_the_picture_is_refused_as_predict_does(
+    ifdd: Run, video: Path, checkpoint: Path
+) -> None:
+    options = ("--checkpoint", checkpoint, "--face", "off", "--crop", "40,0,40,40", "--show", "none")
+    result = ifdd("live", video, *options)
+    assert result.code == 1
+    assert result.err == f"ifdd: error: {video}: crop 40,0,40,40 reaches outside the 48x48 frame\n"
+
+
 def test_ctrl_c_ends_with_the_summary_and_a_whole_file(
     ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import av
-
     @contextmanager
     def stopped_soon() -> Iterator[Callable[[], None]]:
         calls = iter(range(100))

@@ -9,10 +9,12 @@ Act, Article 5(1)(f), prohibits inferring emotions of people at work or in educa
 
 from __future__ import annotations
 
+from functools import partial
+
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
-from ifdd.cli.common import add_device_option, choose_device
+from ifdd.cli.common import add_device_option, choose_device, say_address
 from ifdd.cli.paths import require_file
 from ifdd.cli.signals import stoppable
 from ifdd.text import one_line
@@ -48,17 +50,14 @@ def run(options: Namespace) -> int:
     device = choose_device(options.device)
 
     from ifdd.prediction import Predictor
-    from ifdd.view.app import Limits, serve
+    from ifdd.view.app import Limits, PortError, serve
 
     predictor = Predictor(options.checkpoint, device)
+    say = partial(say_address, quiet=options.quiet)
     limits = Limits(round(options.max_size * 1e6), options.max_seconds)
     with stoppable():
         try:
-            serve(predictor, limits, options.port, _say, browser=options.browser)
-        except OSError as error:
+            serve(predictor, limits, options.port, say, browser=options.browser)
+        except PortError as error:
             raise UsageError(f"--port: {one_line(error)}") from None
     return 0
-
-
-def _say(url: str) -> None:
-    print(f"open {url} in a browser; Ctrl-C ends", flush=True)

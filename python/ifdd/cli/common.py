@@ -52,6 +52,7 @@ __all__ = [
     "option_of",
     "quiet_lightning",
     "require_data",
+    "say_address",
     "setting_errors",
     "shows_progress",
     "training_config",
@@ -296,6 +297,12 @@ def choose_device(device: Literal["auto", "cpu", "cuda"]) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this PyTorch sees no CUDA GPU (see `ifdd doctor`)")
     return device
+
+
+def say_address(url: str, quiet: bool) -> None:
+    """Tells where the page is; with --quiet on stderr, or nobody could find it."""
+    # At once, also into a pipe: nobody can look before.
+    print(f"open {url} in a browser; Ctrl-C ends", file=sys.stderr if quiet else None, flush=True)
 
 
 def wide_console() -> Console:

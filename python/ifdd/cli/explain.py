@@ -7,6 +7,7 @@ probabilities of all windows over time, with frames. It is as wide as two column
 
 from __future__ import annotations
 
+import sys
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
@@ -77,9 +78,14 @@ def run(options: Namespace) -> int:
 
     predictor = Predictor(options.checkpoint, device)
     if whole:
-        strips = predictor.strips(options.video, options.crop, face=face)
+        strips, footage = predictor.strips(options.video, options.crop, face=face)
         name = Path(options.video).name
         written = explanation.draw_strip(name, predictor.class_names, strips, options.out, dpi=options.dpi)
+        if footage.damage:
+            print(
+                f"ifdd: warning: {printable(options.video)}: {one_line(footage.damage)}",
+                file=sys.stderr,
+            )
     else:
         shown = predictor.explain(options.video, options.window, options.crop, face=face)
         written = explanation.draw_explanation(shown, options.out, panels=panels, dpi=options.dpi)

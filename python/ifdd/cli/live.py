@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
-from ifdd.cli.common import add_device_option, choose_device
+from ifdd.cli.common import add_device_option, choose_device, say_address
 from ifdd.cli.paths import require_file, require_writable_file
 from ifdd.cli.signals import stoppable
 from ifdd.cli.spare import spare
@@ -112,12 +112,13 @@ def run(options: Namespace) -> int:
     from ifdd.prediction import Predictor
     from ifdd.view.live import LiveReader, run_live
     from ifdd.view.overlay import MOST_BANDS
-    from ifdd.view.sources import Feed, is_camera, is_url
+    from ifdd.view.sources import Feed, is_camera, is_url, name_of
 
     predictor = Predictor(options.checkpoint, device)
     detector = None if face is None else load_detector(device)
     wait = not options.realtime and not is_camera(options.source) and not is_url(options.source)
-    reader = LiveReader(predictor, detector, face or "all", region, options.stride, wait)
+    name = name_of(options.source)
+    reader = LiveReader(predictor, detector, face or "all", region, options.stride, wait, name)
     bands = 1 if face in (None, "largest", 1) else min(MOST_BANDS, face) if isinstance(face, int) else 3
     feed = Feed(options.source, options.realtime)
     with stoppable() as check:
@@ -150,7 +151,6 @@ def _screens(options: Namespace) -> list[Screen]:
             page = PageScreen(options.port, f"{LOCAL} {WORDS}")
         except OSError as error:
             raise UsageError(f"--port {options.port} cannot be used ({one_line(error)})") from None
-        # At once, also into a pipe: nobody can look before.
-        print(f"open {page.url} in a browser; Ctrl-C ends", flush=True)
+        say_address(page.url, options.quiet)
         screens.append(page)
     return screens

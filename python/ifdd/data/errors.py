@@ -9,6 +9,25 @@ class VideoError(ValueError):
     """A video that cannot be used; the message is one line with its path and the reason."""
 
 
+class NoFaceError(VideoError):
+    """A video without a face that could be followed.
+
+    Args:
+        finding: the file and what was looked at.
+        advice: what to do about it on the command line.
+
+    Attributes:
+        finding: for those who advise otherwise.
+    """
+
+    def __init__(self, finding: str, advice: str) -> None:
+        super().__init__(finding, advice)  # which brings it back in another process, too
+        self.finding = finding
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
+
+
 class DatasetError(ValueError):
     """A data set that is not laid out as expected; the message names the files and what was expected."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import VideoError
 
-__all__ = ["CropBox", "find_face", "parse_crop"]
+__all__ = ["CropBox", "cut_out", "find_face", "parse_crop"]
 
 
 class CropBox(NamedTuple):
@@ -51,6 +51,18 @@ def parse_crop(crop: str | CropBox | Sequence[int] | None) -> CropBox | Literal[
     if x < 0 or y < 0 or width < 1 or height < 1:
         raise ValueError(f"crop needs x, y >= 0 and w, h >= 1, got {crop!r}")
     return CropBox(x, y, width, height)
+
+
+def cut_out(frame: np.ndarray, box: CropBox, name: str) -> np.ndarray:
+    """The region of a frame (H, W, ...), not copied; `name` is the video's in errors.
+
+    Raises:
+        VideoError: the region reaches outside.
+    """
+    height, width = frame.shape[:2]
+    if box.x + box.width > width or box.y + box.height > height:
+        raise VideoError(f"{name}: crop {box} reaches outside the {width}x{height} frame")
+    return frame[box.y : box.y + box.height, box.x : box.x + box.width]
 
 
 def find_face(

@@ -77,8 +77,11 @@ class FileSource(Source):
         waiting: tuple[float, Any] | None = None
         end = None
         for frame, behind in self._decoded():
-            start = clock.start(_stamp(frame, self._stream))
-            if waiting is not None:
+            stamp = _stamp(frame, self._stream)
+            start = clock.start(stamp)
+            if waiting is None:
+                self.first_stamp = stamp
+            else:
                 yield Picture(waiting[0], start, partial(_convert, waiting[1], turned))
             waiting = start, frame
             if behind:

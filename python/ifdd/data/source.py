@@ -38,6 +38,8 @@ class Source(ABC):
         path: of the video.
         fps: average rate.
         announced: number of pictures by the header, None where it has none.
+        first_stamp: what the file calls the time of the first picture given, in seconds; None before it, and
+            where files have no such times.
         remarks: what a reader should know, but nothing is missing.
         lost: pictures left out so far because they are damaged.
         loss: what was wrong with the first of these; or why pictures are missing at the end.
@@ -47,6 +49,7 @@ class Source(ABC):
         self.path = path
         self.fps = fps
         self.announced: int | None = None
+        self.first_stamp: float | None = None
         self.remarks: list[str] = []
         self.lost = 0
         self.loss: str | None = None

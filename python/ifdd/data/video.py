@@ -23,7 +23,7 @@ from ifdd.text import printable
 
 from .animation import image_source
 from .errors import VideoError, reason
-from .face import CropBox, find_face, parse_crop
+from .face import CropBox, cut_out, find_face, parse_crop
 from .ffmpeg import FileSource
 from .folder import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FolderSource, frame_files, list_videos
 from .resize import resize_frame
@@ -157,6 +157,13 @@ class VideoStream:
         return self._source.announced
 
     @property
+    def first_stamp(self) -> float | None:
+        """What the file calls the time of the first frame, in seconds: its other streams count by the same
+        clock. None before that frame was read, and where files have no such times.
+        """
+        return self._source.first_stamp
+
+    @property
     def remarks(self) -> list[str]:
         """What is odd about the file though nothing is missing, a line each. Complete after the iteration."""
         return self._source.remarks
@@ -234,7 +241,8 @@ class VideoStream:
             raise VideoError(f"{printable(self.path)}: {error}") from None
 
     def _finish(self, pixels: np.ndarray) -> np.ndarray:
-        pixels = _cut(pixels, self._box, self.path)
+        if self._box is not None:
+            pixels = cut_out(pixels, self._box, printable(self.path))
         return pixels if self._size is None else resize_frame(pixels, self._size)
 
 
@@ -436,15 +444,6 @@ def _source(path: Path, fps: float) -> Source:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return image_source(path, fps)
     return FileSource(path, fps)
-
-
-def _cut(frame: np.ndarray, box: CropBox | None, path: Path) -> np.ndarray:
-    if box is None:
-        return frame
-    height, width = frame.shape[:2]
-    if box.x + box.width > width or box.y + box.height > height:
-        raise VideoError(f"{printable(path)}: crop {box} reaches outside the {width}x{height} frame")
-    return frame[box.y : box.y + box.height, box.x : box.x + box.width]
 
 
 def _target_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

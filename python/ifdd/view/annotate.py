@@ -104,7 +104,7 @@ def annotate(
     film_format(Path(out))
     region = parse_crop(crop)
     if region == "auto":
-        region = locate_face(path)
+        region = locate_face(path, accept_partial=not strict)
     reading = predictor.reading(region, strict=strict, face=face)
     windows = []
     for window, logits in predictor.read(path, reading):
@@ -139,14 +139,16 @@ def draw_windows(
             image = frame.image()
             if film is None or painter is None:
                 painter = Painter(class_names, image.shape[1], image.shape[0], max(1, len(bands)))
-                film = stack.enter_context(Film(out, painter.size, video.fps, path))
+                # Pictures before it may be lost, while their sound is there.
+                begin = video.first_stamp or 0.0
+                film = stack.enter_context(Film(out, painter.size, video.fps, path, begin))
             now = frame.seconds
             while waiting and waiting[-1].start <= now + 1e-9:
                 shown.append(waiting.pop())
             shown = [window for window in shown if window.stop > now + 1e-9]
             page = int(now // PAGE_SECONDS)
-            begin = page * PAGE_SECONDS
-            view = (begin, max(min(begin + PAGE_SECONDS, end), begin + 0.1))
+            left = page * PAGE_SECONDS
+            view = (left, max(min(left + PAGE_SECONDS, end), left + 0.1))
             film.write(
                 painter.draw(image, _captions(shown, now), now, bands, view, page=page),
                 now,

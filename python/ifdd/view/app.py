@@ -5,13 +5,17 @@ from __future__ import annotations
 import html
 import json
 import os
+import shutil
 import tempfile
 import threading
-from collections.abc import Callable, MutableMapping
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ifdd.data.errors import NoFaceError
 from ifdd.data.video import VideoError, open_video
 from ifdd.explanation import draw_explanation, draw_strip
 from ifdd.faces import DetectorError
@@ -21,6 +25,7 @@ from ifdd.streaming import Window
 from ifdd.strips import FaceStrip, StripBuilder
 from ifdd.text import one_line, printable
 from ifdd.view.annotate import FaceWindow, draw_windows
+from ifdd.view.screens import is_local
 from ifdd.view.words import LOCAL, WORDS
 
 # Must be set before Gradio is imported.
@@ -41,9 +46,14 @@ _POLICY = "; ".join(
     ]
 )
 
-_CHOICES = [("all faces", "all"), ("the largest face", "largest"), ("the whole picture, no faces", "off")]
+_WHOLE = "the whole picture, no faces"
+_CHOICES = [("all faces", "all"), ("the largest face", "largest"), (_WHOLE, "off")]
 _FIGURE_DPI = 150
 _KEPT_SECONDS = 3600
+
+
+class PortError(OSError):
+    """The page cannot be served at this port; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -160,15 +170,16 @@ def build_page(predictor: Predictor, folder: Path, limits: Limits) -> Any:
     names = predictor.class_names
 
     def visit(file: str | None, face: str, progress: Any = gradio.Progress()) -> tuple[Any, ...]:  # noqa: B008
-        nothing = (None, None, None, None, None, None, None)
+        nothing = (None,) * 8
         if not file:
             return (_alert("Choose a video first."), *nothing)
-        place = Path(tempfile.mkdtemp(dir=folder))
+        place = _new_place(folder)
         try:
             found = analyse(
                 predictor, file, face, place, limits, lambda part, text: progress(part, desc=text)
             )
         except (VideoError, PredictionError, DetectorError, OSError, ValueError) as error:
+            shutil.rmtree(place, ignore_errors=True)
             return (_refusal(error, file), *nothing)
         faces = [
             (picture, _face_label(strip, names))
@@ -184,17 +195,20 @@ def build_page(predictor: Predictor, folder: Path, limits: Limits) -> Any:
             str(found.json),
             str(found.video),
             found.explained,
+            (file, face),
         )
 
-    def explain(file: str | None, face: str, number: float | None) -> tuple[str, Any]:
-        if not file or number is None:
+    def explain(analysed: tuple[str, str] | None, number: float | None) -> tuple[str, Any]:
+        if analysed is None or number is None:
             return _alert("Analyse a video first."), None
-        place = Path(tempfile.mkdtemp(dir=folder))
+        file, face = analysed
+        place = _new_place(folder)
         try:
             _check_limits(Path(file), limits)
             explanation = predictor.explain(file, int(number), face=face)
             figure = draw_explanation(explanation, place / "explanation.png", dpi=_FIGURE_DPI)
         except (VideoError, PredictionError, DetectorError, OSError, ValueError) as error:
+            shutil.rmtree(place, ignore_errors=True)
             return _refusal(error, file), None
         return f"<p>Window {int(number)} is explained below.</p>", str(figure)
 
@@ -226,22 +240,36 @@ def build_page(predictor: Predictor, folder: Path, limits: Limits) -> Any:
         with gradio.Row():
             as_json = gradio.DownloadButton("Download JSON", elem_id="json")
             as_video = gradio.DownloadButton("Download annotated video", elem_id="download")
+        # What the results are of: the visitor may have chosen something else since.
+        analysed = gradio.State(None)
         start.click(
             visit,
             [file, face],
-            [status, faces, video, strip, figure, as_json, as_video, number],
+            [status, faces, video, strip, figure, as_json, as_video, number, analysed],
             concurrency_id="network",
             concurrency_limit=1,
             api_name=False,
         )
         again.click(
             explain,
-            [file, face, number],
+            [analysed, number],
             [status, figure],
             concurrency_id="network",
             api_name=False,
         )
     return page
+
+
+def _new_place(folder: Path) -> Path:
+    """A folder for the files of one visit. Those that are older than Gradio keeps uploads are removed, or a
+    page that runs for weeks would fill the disk.
+    """
+    oldest = time.time() - _KEPT_SECONDS
+    for place in folder.iterdir():
+        with suppress(OSError):
+            if place.stat().st_mtime < oldest:
+                shutil.rmtree(place)
+    return Path(tempfile.mkdtemp(dir=folder))
 
 
 def _figure(name: str, label: str) -> dict[str, Any]:
@@ -261,7 +289,11 @@ def _alert(text: str) -> str:
 
 def _refusal(error: Exception, file: str) -> str:
     """Shows the name of the file, but no folder of this machine."""
-    return _alert(one_line(error).replace(f"{printable(str(Path(file).parent))}{os.sep}", ""))
+    text = one_line(error)
+    if isinstance(error, NoFaceError):
+        # The page has no command line.
+        text = f"{error.finding}; choose “{_WHOLE}” to read it all the same"
+    return _alert(text.replace(f"{printable(str(Path(file).parent))}{os.sep}", ""))
 
 
 def _face_label(strip: FaceStrip, names: tuple[str, ...]) -> str:
@@ -293,7 +325,9 @@ def _summary(prediction: VideoPrediction) -> str:
 
 
 class _Policy:
-    """Tells browsers to ask no other host (Content-Security-Policy)."""
+    """Tells browsers to ask no other host (Content-Security-Policy), and answers those alone that asked for
+    this machine.
+    """
 
     def __init__(self, app: Callable[..., Any]) -> None:
         self._app = app
@@ -308,7 +342,48 @@ class _Policy:
                 ]
             await send(message)
 
-        await self._app(scope, receive, answer)
+        if scope["type"] in ("http", "websocket") and not _asks_this_machine(scope):
+            await _forbid(scope, send)
+        else:
+            await self._app(scope, receive, answer)
+
+
+def _asks_this_machine(scope: MutableMapping[str, Any]) -> bool:
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"]
+    return bool(hosts) and all(map(is_local, hosts))
+
+
+async def _forbid(scope: MutableMapping[str, Any], send: Any) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})  # against the policy
+        return
+    await send({"type": "http.response.start", "status": 403, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables, and brings back what was there before."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _past_proxies() -> dict[str, str]:
+    """Variables with which this machine is reached without the proxy for others: Gradio asks its own page
+    whether it is there.
+    """
+    before = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    # "*", which stands for all hosts, counts only where it stands alone.
+    hosts = before if before.strip() == "*" else ",".join(filter(None, [before, "127.0.0.1", "localhost"]))
+    return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
 def serve(
@@ -331,35 +406,40 @@ def serve(
         browser: open the page in a browser.
 
     Raises:
-        OSError: the port is taken.
+        PortError: the port is taken.
     """
     stop = threading.Event() if stop is None else stop
-    with tempfile.TemporaryDirectory(prefix="ifdd-app-") as folder:
-        os.environ.update(_QUIET, GRADIO_TEMP_DIR=str(Path(folder) / "uploads"))
+    with (
+        tempfile.TemporaryDirectory(prefix="ifdd-app-") as folder,
+        _environment({**_QUIET, **_past_proxies(), "GRADIO_TEMP_DIR": str(Path(folder) / "uploads")}),
+    ):
         import gradio
         from starlette.middleware import Middleware
 
         results = Path(folder) / "results"
         results.mkdir()
         page = build_page(predictor, results, limits)
-        _, url, _ = page.queue(max_size=20).launch(
-            server_name="127.0.0.1",
-            server_port=port,
-            share=False,
-            inbrowser=browser,
-            quiet=True,
-            prevent_thread_lock=True,
-            show_error=True,
-            max_file_size=limits.size,
-            allowed_paths=[str(results)],
-            footer_links=[],
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-            app_kwargs={"middleware": [Middleware(_Policy)], "docs_url": None, "redoc_url": None},
-        )
+        try:
+            _, url, _ = page.queue(max_size=20).launch(
+                server_name="127.0.0.1",
+                server_port=port,
+                share=False,
+                inbrowser=browser,
+                quiet=True,
+                prevent_thread_lock=True,
+                show_error=True,
+                max_file_size=limits.size,
+                allowed_paths=[str(results)],
+                footer_links=[],
+                enable_monitoring=False,
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+                app_kwargs={"middleware": [Middleware(_Policy)], "docs_url": None, "redoc_url": None},
+            )
+        except OSError as error:
+            raise PortError(one_line(error)) from error
         try:
             ready(url)
             # In steps, so that Ctrl-C is heard on every system.

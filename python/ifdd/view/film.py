@@ -23,8 +23,10 @@ _TIME_BASE = Fraction(
     1, 60000
 )  # whole for 24, 25, 30, 50, 60 and 29.97 frames a second; MPEG-4 allows no finer
 _ENCODERS = ("libx264", "libopenh264", "mpeg4")
-# What players expect in MP4 and QuickTime files; Matroska takes anything.
-_SOUND = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"})
+# By the names of FFmpeg's decoders (that of MP3 is called mp3float). Others fail when the file is finished,
+# or players do not expect them there; Matroska takes anything.
+_IN_BOTH = frozenset({"aac", "mp3", "mp3float", "ac3", "eac3", "alac"})
+_SOUND = {"mp4": _IN_BOTH | {"opus", "flac"}, "mov": _IN_BOTH}
 
 _LEAD_SECONDS = 0.05
 
@@ -41,7 +43,8 @@ class Film:
         path: with an ending of :data:`FORMATS`.
         size: width and height of the frames, even.
         fps: about how many a second; the times given with the frames count.
-        sound: a file whose first sound track is copied as it is, beginning with its first picture.
+        sound: a file whose first sound track is copied as it is.
+        sound_from: its time stamp, in seconds, at which the first frame is shown.
 
     Attributes:
         remark: why the sound was left out, or None.
@@ -56,6 +59,7 @@ class Film:
         size: tuple[int, int],
         fps: float,
         sound: str | os.PathLike[str] | None = None,
+        sound_from: float = 0.0,
     ) -> None:
         self.path = Path(path)
         self.remark: str | None = None
@@ -63,6 +67,7 @@ class Film:
         self._size = size
         self._fps = fps
         self._sound_path = None if sound is None else Path(sound)
+        self._sound_from = sound_from
         self._last = -1
         self._stack = contextlib.ExitStack()
         self._packets: Iterator[Any] = iter(())
@@ -131,7 +136,7 @@ class Film:
             return
         track = source.streams.audio[0]
         name = track.codec_context.name if track.codec_context is not None else "unknown"
-        if name not in _SOUND and self._format != "matroska":
+        if self._format in _SOUND and name not in _SOUND[self._format]:
             self.remark = (
                 f"sound in the format {name} does not fit into {self.path.suffix}, .mkv takes it: left out"
             )
@@ -141,9 +146,6 @@ class Film:
         except (av.FFmpegError, ValueError) as error:
             self.remark = f"the sound cannot be copied ({reason(error)}): left out"
             return
-        pictures = source.streams.video
-        begin = pictures[0].start_time if pictures else None
-        self._begin = 0.0 if begin is None else float(begin * pictures[0].time_base)
         self._packets = source.demux(track)
         self._packet = next(self._packets, None)
 
@@ -154,7 +156,7 @@ class Film:
         while self._packet is not None:
             packet = self._packet
             if packet.pts is not None and packet.size:
-                shift = round(self._begin / packet.time_base)
+                shift = round(self._sound_from / packet.time_base)
                 if until is not None and float((packet.pts - shift) * packet.time_base) >= until:
                     return
                 # Sound before the first picture has no place, but decoders need the packet before.

@@ -17,14 +17,14 @@ from types import TracebackType
 
 import numpy as np
 
-from ifdd.data.face import CropBox, parse_crop
+from ifdd.data.face import CropBox, cut_out, parse_crop
 from ifdd.data.resize import resize_frame
 from ifdd.faces import Box, FaceDetector, Tracker, crop
 from ifdd.faces.crop import face_region
 from ifdd.faces.tracks import LOOK_SECONDS, FaceChoice
-from ifdd.prediction import Predictor
+from ifdd.prediction import Predictor, require_finite
 from ifdd.text import printable
-from ifdd.view.overlay import MOST_BANDS, Caption, Painter, Span
+from ifdd.view.overlay import Caption, Painter, Span
 from ifdd.view.screens import Closed, Screen
 from ifdd.view.sources import Feed, LiveFrame
 
@@ -140,6 +140,11 @@ class LiveReader:
         region: what is cut out where no faces are followed, None for the whole frame.
         stride: least number of frames between two windows.
         wait: let every frame wait for the network, so that none is missed; for files.
+        name: of the source, in errors.
+
+    What :meth:`add` raises:
+        VideoError: the region reaches outside a frame.
+        PredictionError: the network gave NaN or infinite values.
     """
 
     def __init__(
@@ -150,6 +155,7 @@ class LiveReader:
         region: CropBox | None = None,
         stride: int = 1,
         wait: bool = False,
+        name: str = "video",
     ) -> None:
         if stride < 1:
             raise ValueError(f"stride must be at least 1, got {stride}")
@@ -161,9 +167,10 @@ class LiveReader:
         self._region = region
         self._stride = stride
         self._wait = wait
+        self._name = name
         self._span = predictor.config.clip_frames * predictor.policy.stride
         self._tracker = Tracker()
-        self._looked = float("-inf")
+        self._now = self._looked = float("-inf")
         self._buffers: dict[int | None, _Buffer] = {}
         self._network = ThreadPoolExecutor(1, "ifdd-network")
         self._running: Future[list[LiveResult]] | None = None
@@ -206,11 +213,13 @@ class LiveReader:
         """The faces that count, and where they are."""
         if self._detector is None:
             return {None: None}
+        # Frames of a file may share a time stamp; the tracker wants times that rise.
+        self._now = max(frame.seconds, self._now + 1e-3)
         found = None
-        if frame.seconds - self._looked >= LOOK_SECONDS:
+        if self._now - self._looked >= LOOK_SECONDS:
             found = self._detector.detect(frame.image[None])[0]
-            self._looked = frame.seconds
-        faces = self._tracker.update(found, frame.image, frame.seconds)
+            self._looked = self._now
+        faces = self._tracker.update(found, frame.image, self._now)
         if self._face != "all":
             most = 1 if self._face == "largest" else int(self._face)
             faces = sorted(faces, key=lambda each: -each.box.area)[:most]
@@ -223,8 +232,7 @@ class LiveReader:
         else:
             whole = frame.image
             if self._region is not None:
-                x, y, width, height = self._region
-                whole = whole[y : y + height, x : x + width]
+                whole = cut_out(whole, self._region, self._name)
             image = resize_frame(whole, (size, size))
         kept = self._buffers.get(face)
         if kept is None:
@@ -260,8 +268,8 @@ class LiveReader:
     def _read(
         self, clips: list[np.ndarray], spans: list[tuple[int | None, int, int, float, float]]
     ) -> list[LiveResult]:
-        logits = self._predictor.logits(clips).double()
-        shares = logits.softmax(1).numpy()
+        logits = require_finite(self._predictor.logits(clips), self._name)
+        shares = logits.double().softmax(1).numpy()
         return [LiveResult(*span, row) for span, row in zip(spans, shares, strict=True)]
 
     def _collect(self, block: bool) -> None:
@@ -314,7 +322,8 @@ def run_live(
         check: called for every frame; what it raises ends the session.
 
     Raises:
-        VideoError: the source cannot be read.
+        VideoError: the source cannot be read, or the region reaches outside its frames.
+        PredictionError: the network gave NaN or infinite values.
     """
     painter: Painter | None = None
     recent: deque[float] = deque(maxlen=50)
@@ -339,7 +348,7 @@ def run_live(
                         frame.image,
                         captions,
                         frame.seconds,
-                        _bands(reader),
+                        _bands(reader, bands),
                         (max(0.0, end - VIEW_SECONDS), max(end, VIEW_SECONDS)),
                         state,
                         page=(reader.report.runs, end),
@@ -367,9 +376,11 @@ def _state(reader: LiveReader, recent: deque[float]) -> str:
     return text
 
 
-def _bands(reader: LiveReader) -> list[tuple[str, list[Span]]]:
-    """The faces seen last. Windows overlap: each shows the time since the one before it."""
-    latest = sorted(reader.results.items(), key=lambda item: -item[1][-1].stop)[:MOST_BANDS]
+def _bands(reader: LiveReader, most: int) -> list[tuple[str, list[Span]]]:
+    """The faces seen last, as many as there is room for. Windows overlap: each shows the time since the one
+    before it.
+    """
+    latest = sorted(reader.results.items(), key=lambda item: -item[1][-1].stop)[:most]
     bands = []
     for face, history in sorted(latest, key=lambda item: item[0] or 0):
         spans = []

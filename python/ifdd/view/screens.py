@@ -37,6 +37,13 @@ class Screen(Protocol):
         """Ends in order."""
 
 
+def is_local(host: str) -> bool:
+    """Whether a browser that sends this header Host was asked for a page on this machine. A page elsewhere
+    whose name was made to point here (DNS rebinding) must see nothing.
+    """
+    return host.rsplit(":", 1)[0].lower() in ("127.0.0.1", "localhost")
+
+
 def has_display() -> bool:
     """Whether a window can be opened here."""
     if sys.platform.startswith("linux") and not (
@@ -197,9 +204,7 @@ def _handler(screen: PageScreen, page: bytes) -> Callable[..., BaseHTTPRequestHa
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             """Answers a browser."""
-            # A page elsewhere whose name was made to point here must not see the camera.
-            host = self.headers.get("Host", "").rsplit(":", 1)[0]
-            if host not in ("127.0.0.1", "localhost"):
+            if not is_local(self.headers.get("Host", "")):
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif self.path == "/":
                 self._send("text/html; charset=utf-8", page)

@@ -24,6 +24,9 @@ WAITING = 8
 OPEN_SECONDS = 10.0
 """An address that gives nothing for so long is given up."""
 
+MOST_DAMAGED = 100
+"""Damaged pieces in a row after which a camera or an address is given up."""
+
 
 class LiveFrame(NamedTuple):
     """uint8 RGB (H, W, 3), shown from ``seconds`` on, until ``stop`` where that is known; ``arrived`` by
@@ -99,13 +102,31 @@ def _device(address: str, driver: str | None) -> Iterator[_Late]:
             if not container.streams.video:
                 raise VideoError(f"{printable(address)}: no video there")
             begun = time.monotonic()
-            for frame in container.decode(container.streams.video[0]):
+            for frame in _decoded(container):
                 # Clocks of cameras differ: what counts is when a frame comes.
                 yield time.monotonic() - begun, None, _converter(frame)
     except (av.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, VideoError):
             raise
         raise VideoError(f"{printable(address)}: cannot be read ({reason(error)})") from None
+
+
+def _decoded(container: Any) -> Iterator[Any]:
+    """The frames; what is lost on the way costs a picture, not the session."""
+    import av
+
+    damaged = 0
+    for packet in container.demux(container.streams.video[0]):
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            damaged += 1
+            if damaged >= MOST_DAMAGED:
+                raise
+            continue
+        if frames:
+            damaged = 0
+        yield from frames
 
 
 def _converter(frame: Any) -> Callable[[], np.ndarray]:
