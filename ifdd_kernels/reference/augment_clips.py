@@ -21,11 +21,13 @@ def augment_clips(
     if not _has_values(steps) or len(frames) < 2:
         return augment_pixels(frames.to(wide) / 255, crop, flip, strengths, steps, size)
     # One by one: a step holds several results in float32, and the steps of one clip are few.
-    arguments = (frames, crop, flip, strengths, steps)
+    parts = zip(
+        frames.split(1), crop.split(1), flip.split(1), strengths.split(1), steps.split(1), strict=True
+    )
     return torch.cat(
         [
-            augment_pixels(pixels.to(wide) / 255, *rest, size)
-            for pixels, *rest in zip(*(argument.split(1) for argument in arguments), strict=True)
+            augment_pixels(clip.to(wide) / 255, box, mirrored, factors, taken, size)
+            for clip, box, mirrored, factors, taken in parts
         ]
     )
 
