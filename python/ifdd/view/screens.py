@@ -18,7 +18,7 @@ from PIL import Image
 
 from ifdd.view.film import Film
 
-__all__ = ["Closed", "FilmScreen", "PageScreen", "Screen", "WindowScreen", "has_display", "is_local"]
+__all__ = ["Closed", "FilmScreen", "PageScreen", "Screen", "WindowScreen", "has_display"]
 
 
 class Closed(Exception):  # noqa: N818 (nothing went wrong)
