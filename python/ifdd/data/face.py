@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import VideoError
 
-__all__ = ["CropBox", "cut_out", "find_face", "parse_crop"]
+__all__ = ["CropBox", "find_face", "parse_crop"]
 
 
 class CropBox(NamedTuple):
