@@ -69,7 +69,10 @@ def test_values_and_gradients(
 
 
 def test_every_op_is_called_somewhere() -> None:
-    assert {call.op for call in instances(NETWORKS["cpu"])} == OPS
+    """Outside of the network clips are augmented, and only on a GPU is add_layer_norm called: both are tested
+    by the samples of the registry.
+    """
+    assert {call.op for call in instances(NETWORKS["cpu"])} == OPS - {"add_layer_norm", "augment_clips"}
 
 
 def test_calls_lie_in_memory_as_in_the_network() -> None:

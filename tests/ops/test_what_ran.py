@@ -47,7 +47,9 @@ def test_each_op_and_its_backward(name: str) -> None:
     ]
     parts = [name] if entry.operator is not None else ["linear", "lifting_attention"]
     tensors = tuple(tuple(arg.shape) for arg in args if isinstance(arg, Tensor))
-    for backend, ways in {"native": 2, "reference": 1}.items():
+    # The overload itself runs the native kernel where there is one.
+    ways_of = {"reference": 2} if name == "add_layer_norm" else {"native": 2, "reference": 1}
+    for backend, ways in ways_of.items():
         for direct in range(ways):
             with K.record() as calls:
                 out = entry.overload(*args) if direct else entry.public(*args, backend=backend)

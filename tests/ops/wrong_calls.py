@@ -36,6 +36,9 @@ MEMORY = 3 << 30
 #: What an op may raise; the errors of Python's own arithmetic and attributes are none of them.
 ERRORS = (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError)
 OUT_OF_MEMORY = "can't allocate memory"
+#: PyTorch from 2.13 on keeps why a call through its stable interface failed; before, an op can only say that
+#: such a call failed.
+KEEPS_CAUSE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 
 
 @dataclass
@@ -381,6 +384,8 @@ def problem_of(call: Call, error: BaseException) -> str:
     """What is wrong with a refusal; empty if nothing is."""
     message = str(error)
     if OUT_OF_MEMORY in message or "second derivatives" in message:
+        return ""
+    if not KEEPS_CAUSE and "API call failed" in message:
         return ""
     if call.op == "max_pool_tokens" and "rows = negative" in call.what:
         return ""  # as above: PyTorch's own error of an index
