@@ -255,6 +255,8 @@ def test_one_clip_and_sixteen_never_share_a_choice() -> None:
     one, sixteen = _network_keys(1, 16)
     assert len(sixteen) > 30
     for kernel in one.keys() & sixteen.keys():
+        if kernel.startswith("add_layer_norm") and kernel.endswith("sum_partials_kernel"):
+            continue  # the same work: about as many partial sums for any number of clips
         assert not set(one[kernel]) & set(sixteen[kernel]), f"{kernel}: {one[kernel]}"
 
 
