@@ -117,7 +117,8 @@ def lacks(value: Any) -> list[str]:
     elif issubclass(value, BaseException):
         return []
     else:
-        constructor = None if dataclasses.is_dataclass(value) else vars(value).get("__init__")
+        generated = dataclasses.is_dataclass(value) or getattr(value, "_is_protocol", False)
+        constructor = None if generated else vars(value).get("__init__")
         needed = {"Raises:": inspect.isfunction(constructor) and raises(constructor)}
         if hasattr(value, "forward"):
             needed["a shape"] = not SHAPE.search(text + (inspect.getdoc(value.forward) or ""))
@@ -167,4 +168,4 @@ def test_ops_state_shapes_dtypes_gradients_and_errors(name: str) -> None:
 def test_definitions_are_those_of_documented_ops(name: str) -> None:
     """Arguments, shapes, dtypes and errors are the op's; the definition has the formula."""
     assert inspect.getdoc(getattr(reference, name))
-    assert name.removesuffix("_backward") in OPS or name == "attention_of_parts"
+    assert name.removesuffix("_backward") in OPS or name in ("attention_of_parts", "augment_pixels")

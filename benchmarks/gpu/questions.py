@@ -110,7 +110,8 @@ def _of_configurations(op: str, dtype: torch.dtype, architecture: int) -> Iterat
 def configured_calls(op: str, architecture: int) -> list[Instance]:
     """Calls that tests on a GPU run in every configuration.
 
-    The one of the network whose kernels have the most, the smallest of such, and a ragged one.
+    The one of the network whose kernels have the most, the smallest of such, and a ragged one; of an op that
+    the recorded network does not call, the ragged one.
     """
 
     def configurations(call: Instance) -> int:
@@ -121,8 +122,8 @@ def configured_calls(op: str, architecture: int) -> list[Instance]:
         return sum(count for count in most.values() if count > 1)
 
     calls = [call for call in network_calls.instances(plan.NETWORK) if call.op == op]
-    largest = min(calls, key=lambda call: (-configurations(call), call.largest))
-    return [largest, *(call for call in network_calls.ragged() if call.op == op)]
+    calls = sorted(calls, key=lambda call: (-configurations(call), call.largest))
+    return [*calls[:1], *(call for call in network_calls.ragged() if call.op == op)]
 
 
 def of_plan() -> list[Question]:
