@@ -59,11 +59,17 @@ IMPORT_S = 10.0
 """Seconds from the start of a process until it measures, at most."""
 TOLERANCE = 1.6
 """Times its estimate that a stage may take before it is stopped, and some seconds to start."""
+#: No part of the network: python -m benchmarks.clips measures it with the reading of clips.
+UNMEASURED = {"augment_clips"}
 
 
-def native_ops() -> list[str]:
-    """Ops with CUDA kernels, without their backward halves; the most important first."""
-    found = {name for name in library.expected_ops() if not name.endswith("_backward")}
+def native_ops(device: str) -> list[str]:
+    """Ops with native kernels that benchmarks have a case of, without their backward halves; the most
+    important first.
+    """
+    found = {name for name in library.expected_ops() if not name.endswith("_backward")} - UNMEASURED
+    if device == "cpu":
+        found = {name for name in found if (ROOT / "csrc" / "cpu" / f"{name}.cpp").is_file()}
     first = [op for op in RIVALS if op in found]
     return [*first, *sorted(found - set(first))]
 
@@ -162,7 +168,7 @@ def _check_ops(machine: Machine) -> Step:
             items=True,
             sources=sources.digest(op),
         )
-        for op in native_ops()
+        for op in native_ops(machine.device)
     ]
     compile_ahead = _compile_ahead(machine, "network", machine.cores - AT_ONCE)
     return Step(
@@ -225,7 +231,7 @@ def _tests(
 
 def _native_times(machine: Machine) -> Step:
     """Of all native ops, B = 16, bf16, without anybody beside them."""
-    options = ("--ops", ",".join(native_ops()), "--batch", "16", "--precision", "bf16")
+    options = ("--ops", ",".join(native_ops(machine.device)), "--batch", "16", "--precision", "bf16")
     return _measure(
         machine, "native times", 25, (*options, "--contenders", "native", "--alone", "--modes", "graph")
     )

@@ -220,6 +220,10 @@ def aligned_arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
     make = Maker(dtype, seed=5)
     if name == "add_layer_norm":
         return _arguments.add_layer_norm(make, (2, 9, 32)).of(name)
+    if name == "augment_clips":
+        pixels = make.pixels(2, 2, 32, 32, 3)
+        crops, steps = [[0, 0, 32, 32], [3, 5, 20, 16]], [[0, 1, 2, 3], [3, -1, 1, -1]]
+        return _arguments.augment_clips(make, pixels, crops, steps, 32).of(name)
     if name == "pool_tokens":
         return pool_arguments(make, (1, (2, 3, 5), 1, 16, (1, 1, 1), (1, 2, 2)))
     if name == "lifting_attention":
