@@ -60,7 +60,7 @@ def _names() -> list[str]:
         *("issm", "ladm", "model", "block", "pool_tokens", "pooled_attention"),
         *("frame_tokens", "frame_correlation", "split_index", "topk_split_index", "split_frames"),
         *("lifting_attention", "lifting_update", "lifting_predict", "lifting_residual", "lifting_loss"),
-        *("max_pool_tokens", "linear", "gelu_linear", "backbone_s"),
+        *("add_layer_norm", "max_pool_tokens", "linear", "gelu_linear", "backbone_s"),
     ]
 
 
