@@ -141,7 +141,8 @@ def gpu(device: str = "cuda", network: IFDDConfig = NETWORK) -> Iterator[Task]:
         yield from _tasks([cases.backbone_s(16)], ("bf16",))
     singles = cases.small_ops(shape, 16, device) + cases.around_attention(shape, 16, device)
     yield from _tasks(_eager(singles), main)
-    yield from _tasks(_eager(cases.small_ops(shape, 1, device)), main)
+    joined = [cases.add_layer_norm(shape, b, 1, device) for b in firsts]
+    yield from _tasks(_eager(cases.small_ops(shape, 1, device) + joined), main)
     yield from _tasks(_eager([cases.block(shape, b, 16, device) for b in firsts]), ("bf16",))
     yield from _tasks(_eager(model[1]), main, ("training",))
     yield from _tasks(_compiled(model[1], COMPILED), ("bf16",), ("inference",))

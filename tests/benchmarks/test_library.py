@@ -27,7 +27,7 @@ def test_the_real_look_at_a_library_without_cuda_kernels(
     monkeypatch.setattr(ifdd_kernels, "build_info", lambda: info)
     assert library.main(["--device", "cuda"]) == STOP
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith(f"STOP: /there/_ops.so has {len(ops)} of 17 CUDA ops, without frame_correlation,")
+    assert last.startswith(f"STOP: /there/_ops.so has {len(ops)} of 20 CUDA ops, without add_layer_norm,")
     assert ("pool_tokens," in last) == (not ops)
     every = {**info, "cuda_ops": sorted(library.expected_ops())}
     monkeypatch.setattr(ifdd_kernels, "build_info", lambda: every)

@@ -49,7 +49,8 @@ def test_the_plan_in_its_order_fits_the_budget(capsys: pytest.CaptureFixture[str
     assert float(re.search(r"in all +(\d+) s", whole)[1]) <= check.BUDGET_S  # type: ignore[index]
     assert "(waiting)" not in whole
     checked = {re.search(r"--ops (\S+)", " ".join(s.command))[1] for s in steps[right].stages}  # type: ignore[index]
-    assert checked == {name for name in library.expected_ops() if not name.endswith("_backward")}
+    forward = {name for name in library.expected_ops() if not name.endswith("_backward")}
+    assert checked == forward - visit.UNMEASURED
     assert len(library.expected_ops()) == 20
     assert set(steps[times].stages[0].command[6].split(",")) == checked
     assert all("-k native" in " ".join(step.stages[0].command) for step in tests)

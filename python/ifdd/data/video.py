@@ -23,9 +23,10 @@ from ifdd.text import printable
 
 from .animation import image_source
 from .errors import VideoError, reason
-from .face import CropBox, cut_out, find_face, parse_crop
+from .face import find_face
 from .ffmpeg import FileSource
 from .folder import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FolderSource, frame_files, list_videos
+from .region import CropBox, cut_out, parse_crop
 from .resize import resize_frame
 from .source import Picture, PictureError, Source, special_file
 

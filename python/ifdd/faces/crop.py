@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ifdd.data.face import CropBox
+from ifdd.data.region import CropBox
 from ifdd.data.resize import resize_frame
 
 MARGIN = 0.15

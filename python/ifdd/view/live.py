@@ -17,7 +17,7 @@ from types import TracebackType
 
 import numpy as np
 
-from ifdd.data.face import CropBox, cut_out, parse_crop
+from ifdd.data.region import CropBox, cut_out, parse_crop
 from ifdd.data.resize import resize_frame
 from ifdd.faces import Box, FaceDetector, Tracker, crop
 from ifdd.faces.crop import face_region
