@@ -50,7 +50,7 @@ def test_newer_macros_are_found(tmp_path: Path, older: Path) -> None:
     root = tmp_path / "checkout"
     for name in ("csrc", "tests/emulator/include"):
         shutil.copytree(ROOT / name, root / name)
-    for name in ("CMakeLists.txt", "ifdd_kernels/__init__.py"):
+    for name in ("CMakeLists.txt", "ifdd_kernels/_version.py"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     found = checks(older, nvcc=False, root=root)
