@@ -118,11 +118,11 @@ def test_old_results_are_removed(tmp_path: Path) -> None:
 
 
 def test_the_page_advises_what_it_has() -> None:
-    error = NoFaceError("/tmp/x/a.mp4: no face found", "--face off reads whole frames")
-    shown = _refusal(error, "/tmp/x/a.mp4")
+    error = NoFaceError("uploads/x/a.mp4: no face found", "--face off reads whole frames")
+    shown = _refusal(error, "uploads/x/a.mp4")
     assert "a.mp4: no face found; choose “the whole picture, no faces”" in shown
     assert "--" not in shown
-    assert "/tmp" not in shown
+    assert "uploads" not in shown
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,11 @@ import sys
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ifdd.cli._commands import UsageError
 from ifdd.cli.common import add_device_option, choose_device
-from ifdd.cli.paths import require_file, require_writable_file
+from ifdd.cli.film import check_film
+from ifdd.cli.paths import require_file
 from ifdd.cli.predict import add_crop_option, check_crop
 from ifdd.cli.signals import stoppable
-from ifdd.cli.spare import spare
 from ifdd.text import one_line, printable
 
 SUMMARY = "draw classes and probabilities into a video"
@@ -37,20 +36,8 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from pathlib import Path
-
-    from ifdd.view.film import FilmError, film_format
-
     face = check_crop(options)
-    out = Path(options.out)
-    require_writable_file("--out", options.out)
-    try:
-        film_format(out)
-    except FilmError as error:
-        raise UsageError(f"--out: {one_line(error)}") from None
-    spare([("--out", out)], [("the video", options.video), ("the checkpoint", options.checkpoint)])
-    if out.exists() and not options.overwrite:
-        raise UsageError(f"--out: {printable(out)} is there already: --overwrite replaces it")
+    out = check_film(options, options.video)
     require_file("--checkpoint", options.checkpoint)
     device = choose_device(options.device)
 

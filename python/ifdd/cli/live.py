@@ -18,10 +18,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
 from ifdd.cli.common import add_device_option, choose_device, say_address
-from ifdd.cli.paths import require_file, require_writable_file
+from ifdd.cli.film import check_film
+from ifdd.cli.paths import require_file
 from ifdd.cli.signals import stoppable
-from ifdd.cli.spare import spare
-from ifdd.text import one_line, printable
+from ifdd.text import one_line
 
 if TYPE_CHECKING:
     from ifdd.view.screens import Screen
@@ -79,10 +79,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from pathlib import Path
-
     from ifdd.faces.tracks import parse_face
-    from ifdd.view.film import FilmError, film_format
     from ifdd.view.live import parse_region
 
     try:
@@ -96,15 +93,7 @@ def run(options: Namespace) -> int:
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port must be 0 to 65535, got {options.port}")
     if options.out is not None:
-        out = Path(options.out)
-        require_writable_file("--out", options.out)
-        try:
-            film_format(out)
-        except FilmError as error:
-            raise UsageError(f"--out: {one_line(error)}") from None
-        spare([("--out", out)], [("the video", options.source), ("the checkpoint", options.checkpoint)])
-        if out.exists() and not options.overwrite:
-            raise UsageError(f"--out: {printable(out)} is there already: --overwrite replaces it")
+        check_film(options, options.source)
     require_file("--checkpoint", options.checkpoint)
     device = choose_device(options.device)
 
