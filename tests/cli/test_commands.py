@@ -312,7 +312,7 @@ def test_a_closed_pipe_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_module_can_be_run() -> None:
-    child = subprocess.run([sys.executable, "-m", "ifdd.cli", "--version"], capture_output=True, text=True)
+    child = subprocess.run([sys.executable, "-m", "ifdd", "--version"], capture_output=True, text=True)
     assert child.returncode == 0
     assert child.stdout.startswith("ifdd ")
     assert cli.main is main

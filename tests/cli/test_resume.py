@@ -315,7 +315,7 @@ def test_a_run_ended_by_a_signal_has_what_was_done_and_goes_on(
         "--batch=1",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ifdd.cli", *call], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "ifdd", *call], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         deadline = time.monotonic() + 120

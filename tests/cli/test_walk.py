@@ -171,7 +171,13 @@ def test_train_longer_with_the_data_elsewhere(ifdd: Run, videos: Path, run: Path
     fewer = ifdd("fit", "--out", here, "--resume", "--epochs", "1", "--progress", "false")
     assert fewer.code != 0
     assert "3 epochs are done, 1 were asked for" in fewer.err
-    (moved / "train.csv").write_text((moved / "train.csv").read_text() + "clip 14.mp4,2\n")
+    listed = (moved / "train.csv").read_text()
+    first, second, *rest = listed.splitlines()
+    (moved / "train.csv").write_text("\n".join([second, first, *rest]) + "\n")
+    swapped = ifdd("fit", "--out", here, "--resume", "--epochs", "4", "--progress", "false")
+    assert swapped.code != 0
+    assert "clips were others, or the same in another order" in swapped.err
+    (moved / "train.csv").write_text(listed + "clip 14.mp4,2\n")
     other = ifdd("fit", "--out", here, "--resume", "--epochs", "4", "--progress", "false")
     assert other.code != 0
     assert "the training was started with" in other.err

@@ -69,7 +69,7 @@ def mafw(root: Path) -> Path:
 @pytest.mark.nightly
 def test_a_fold_on_two_devices(tmp_path: Path) -> None:
     """Two folds, each of two processes that Lightning starts; the test is the first one's alone."""
-    command = [sys.executable, "-m", "ifdd.cli", "folds", "--data", "dfew", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "ifdd", "folds", "--data", "dfew", "--out", str(tmp_path / "out")]
     command += ["--root", str(dfew(tmp_path / "dfew")), "--folds", "[1,2]", "--devices", "2", *OPTIONS]
     command += ["--batch_size", "6"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)

@@ -126,7 +126,7 @@ def test_two_machines_are_one_training(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_options()))
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
     command += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
-    program = ["-m", "ifdd.cli", "fit", "--config", str(tmp_path / "config.yaml"), "--progress", "false"]
+    program = ["-m", "ifdd", "fit", "--config", str(tmp_path / "config.yaml"), "--progress", "false"]
     program += ["--out", str(tmp_path / "run")]
     nodes = [
         subprocess.Popen(

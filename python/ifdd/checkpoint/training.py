@@ -23,6 +23,7 @@ class TrainingRecord:
     validation: dict[str, float] | None
     sampling: dict[str, Any]
     clips: dict[str, int] | None
+    digests: dict[str, str] | None
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> TrainingRecord:
@@ -45,6 +46,7 @@ class TrainingRecord:
             validation=record.get("validation"),
             sampling=dict(sampling),
             clips=record.get("clips"),
+            digests=record.get("digests"),
         )
 
     @property

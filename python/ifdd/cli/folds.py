@@ -136,7 +136,7 @@ def _run_apart(folds: Sequence[int], options: Namespace, device: str) -> list[in
         place = places.get()
         try:
             gpu = {} if place is None else {"CUDA_VISIBLE_DEVICES": place}
-            command = [sys.executable, "-m", "ifdd.cli", "folds", *options.arguments]
+            command = [sys.executable, "-m", "ifdd", "folds", *options.arguments]
             single = ["--folds", f"[{fold}]", "--at_once", "1"]
             with subprocess.Popen([*command, *single], env={**os.environ, **gpu}) as process:
                 running.add(process)

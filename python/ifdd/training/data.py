@@ -238,6 +238,12 @@ class RecognitionData(pl.LightningDataModule):
         held_out = len(self.dataset("validation")) if self.config.data.validation > 0 else 0
         return {"train": len(self.dataset("train")), "validation": held_out}
 
+    def digests(self) -> dict[str, str]:
+        """`VideoDataset.digest` of the training and of the held-out part; drawn clips have none."""
+        parts = ("train", "validation") if self.config.data.validation > 0 else ("train",)
+        videos = {part: self._videos(part) for part in parts}
+        return {part: found.digest() for part, found in videos.items() if found is not None}
+
     def require_classes(self, class_names: tuple[str, ...]) -> None:
         """Refuses a test set whose labels mean something else than a checkpoint's logits.
 

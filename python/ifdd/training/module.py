@@ -46,7 +46,8 @@ class Recogniser(pl.LightningModule):
         model: maps clips (B, 3, T, H, W) in [0, 1] to an :class:`ifdd.IFDDOutput`.
         config: the recipe.
         class_names: names in label order.
-        clips: number of clips of each split, for the checkpoints: a resumed training must find them again.
+        clips, digests: number of clips of each split, and which, for the checkpoints: a resumed training must
+            find them again.
         launch: the processes that train together.
     """
 
@@ -56,10 +57,12 @@ class Recogniser(pl.LightningModule):
         config: TrainingConfig,
         class_names: tuple[str, ...],
         clips: dict[str, int] | None = None,
+        digests: dict[str, str] | None = None,
         launch: Launch = ALONE,
     ) -> None:
         super().__init__()
         self.clips = clips
+        self.digests = digests
         self.model = model
         self.config = config
         self.class_names = tuple(class_names)
@@ -233,4 +236,5 @@ class Recogniser(pl.LightningModule):
             "validation": None if self.scores is None else {"war": self.scores.war, "uar": self.scores.uar},
             "sampling": asdict(sampling_policy(self.config.data)),
             "clips": self.clips,
+            "digests": self.digests,
         }

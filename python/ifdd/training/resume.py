@@ -47,12 +47,16 @@ def record_to_resume(config: TrainingConfig, last: Path) -> TrainingRecord:
 
 
 def check_same_data(
-    record: TrainingRecord, folder: Path, class_names: tuple[str, ...], clips: dict[str, int]
+    record: TrainingRecord,
+    folder: Path,
+    class_names: tuple[str, ...],
+    clips: dict[str, int],
+    digests: dict[str, str],
 ) -> None:
     """Refuses to go on with another data set, which a new path may lead to.
 
     Raises:
-        ValueError: other classes, or other numbers of clips.
+        ValueError: other classes, other numbers of clips, or other clips by name, label or order.
     """
     if class_names != record.class_names:
         raise ValueError(
@@ -67,3 +71,9 @@ def check_same_data(
         raise ValueError(
             f"cannot resume {folder}: the data set has {now}, the training was started with {before}"
         )
+    for part, kind in (("train", "training"), ("validation", "held-out")):
+        if record.digests is not None and digests.get(part) != record.digests.get(part):
+            raise ValueError(
+                f"cannot resume {folder}: its {kind} clips were others, or the same in another order "
+                "or with other labels; give the list that the training was started with"
+            )

@@ -128,10 +128,10 @@ def fit(
 
     pl.seed_everything(config.seed, verbose=False)
     data = RecognitionData(config, skipped=out / "skipped.csv", launch=launch)
-    clips = data.clips()
+    clips, digests = data.clips(), data.digests()
     check_batch(config, launch, clips["train"])
     if record is not None:
-        check_same_data(record, out, data.class_names, clips)
+        check_same_data(record, out, data.class_names, clips, digests)
     monitored = config.data.validation > 0
     if monitored and not clips["validation"]:
         raise SettingError(
@@ -139,7 +139,7 @@ def fit(
         )
     # What a resumed training started from has served its purpose, and need not be there any more.
     model = build_model(config if record is None else replace(config, init=None), data.class_names)
-    module = Recogniser(model, config, data.class_names, clips, launch)
+    module = Recogniser(model, config, data.class_names, clips, digests, launch)
     watch = PeerWatch()
     own = _callbacks(config, out, monitored, progress)
     gathered = GatheredSkips(data.skipped)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -186,6 +188,11 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
             return self.augment.apply(raw.frames[None], [raw.drawn])[0], raw.label
         clips = frames_to_clips(raw.frames if raw.frames.ndim == 5 else raw.frames[None])
         return clips if raw.frames.ndim == 5 else clips[0], raw.label
+
+    def digest(self) -> str:
+        """Of the names and labels of the videos, in order: equal for the same videos in another place."""
+        videos = "\n".join(f"{video.label} {video.path.name}" for video in self.videos)
+        return hashlib.sha256(os.fsencode(videos)).hexdigest()[:16]
 
     def raw(self, index: int) -> RawClip:
         """The same clip before conversion and augmentation, which `ClipAugment.apply` and

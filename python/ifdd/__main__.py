@@ -1,4 +1,4 @@
-"""`python -m ifdd.cli`."""
+"""`python -m ifdd`."""
 
 from __future__ import annotations
 
