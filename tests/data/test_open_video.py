@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ifdd.data.ffmpeg import to_rgb
 from ifdd.data.timing import Clock
 from ifdd.data.truncation import missing_bytes
 from ifdd.data.video import VideoError, VideoStream, count_frames, open_video, read_video
 
 av = pytest.importorskip("av")
+VideoReformatter = pytest.importorskip("av.video.reformatter").VideoReformatter
 
 
 def drain(stream: VideoStream) -> list[tuple[float, float]]:
@@ -457,3 +459,26 @@ def test_bytes_that_prove_nothing(tmp_path: Path, write_video) -> None:
     unknown = patch(lambda b: b.__setitem__(slice(live, live + 8), b"\x01" + b"\xff" * 7), mkv)
     assert found("mkv", unknown[:-99]) is None, "written live"
     assert missing_bytes(tmp_path / "x", "flv") is None
+
+
+def threads() -> int:
+    task = Path("/proc/self/task")
+    return len(list(task.iterdir())) if task.is_dir() else 0
+
+
+def test_one_converter_serves_frames_of_any_size_and_format() -> None:
+    made = np.random.default_rng(0).integers(0, 256, (2, 34, 50, 3), dtype=np.uint8)
+    kinds = [(34, "yuv420p"), (20, "yuvj444p"), (34, "gray"), (20, "nv12"), (34, "rgb24")]
+    frames = [
+        VideoReformatter().reformat(av.VideoFrame.from_ndarray(picture[:height]), format=name)
+        for picture in made
+        for height, name in kinds
+    ]
+    before = threads()
+    for frame in frames:
+        alone = VideoReformatter().reformat(frame, format="rgb24").to_ndarray()
+        np.testing.assert_array_equal(to_rgb(frame), alone)
+    assert threads() == before, "threads of a converter for each frame, as long as the frames live"
+    with pytest.raises((TypeError, AttributeError)):
+        to_rgb("no frame")
+    assert to_rgb(frames[0]).shape == (34, 50, 3), "a converter that failed is not used again"

@@ -8,8 +8,9 @@ missing (`ifdd.data.truncation`), are damage.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +229,38 @@ def _length(frame: Any) -> float | None:
     return float(length * frame.time_base) if length and frame.time_base else None
 
 
+_converters = threading.local()
+
+
+def to_rgb(frame: Any) -> np.ndarray:
+    """The picture of a frame of PyAV, uint8 (H, W, 3).
+
+    `frame.to_ndarray` makes a converter for each frame. From PyAV 17 on that one starts threads of its own,
+    which live as long as the frame; there each thread here has one converter for all its frames. Before, a
+    converter would keep the colour range of the frame before.
+    """
+    pixels: np.ndarray
+    if not _converters_have_threads():
+        pixels = frame.to_ndarray(format="rgb24")
+        return pixels
+    from av.video.reformatter import VideoReformatter
+
+    converter = getattr(_converters, "converter", None) or VideoReformatter()
+    _converters.converter = None  # one that failed is not used again
+    pixels = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+    _converters.converter = converter
+    return pixels
+
+
+@cache
+def _converters_have_threads() -> bool:
+    import av
+
+    return int(av.__version__.split(".")[0]) >= 17
+
+
 def _convert(frame: Any, turned: Orientation) -> np.ndarray:
-    pixels: np.ndarray = frame.to_ndarray(format="rgb24")
+    pixels = to_rgb(frame)
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:

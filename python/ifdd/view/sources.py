@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ifdd.data.errors import VideoError, reason
+from ifdd.data.ffmpeg import to_rgb
 from ifdd.data.source import needs
 from ifdd.data.video import open_video
 from ifdd.text import printable
@@ -104,7 +106,7 @@ def _device(address: str, driver: str | None) -> Iterator[_Late]:
             begun = time.monotonic()
             for frame in _decoded(container):
                 # Clocks of cameras differ: what counts is when a frame comes.
-                yield time.monotonic() - begun, None, _converter(frame)
+                yield time.monotonic() - begun, None, partial(to_rgb, frame)
     except (av.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, VideoError):
             raise
@@ -127,14 +129,6 @@ def _decoded(container: Any) -> Iterator[Any]:
         if frames:
             damaged = 0
         yield from frames
-
-
-def _converter(frame: Any) -> Callable[[], np.ndarray]:
-    def convert() -> np.ndarray:
-        pixels: np.ndarray = frame.to_ndarray(format="rgb24")
-        return pixels
-
-    return convert
 
 
 class Feed:
