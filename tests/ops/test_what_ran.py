@@ -14,8 +14,11 @@ from torch import Tensor
 import ifdd_kernels as K
 from ifdd import IFDD, IFDDConfig
 from ifdd_kernels import _library, _preferred, recording
+from ifdd_kernels._operator import OPERATORS
+from ifdd_kernels._schema import outputs_of
 from ifdd_kernels.backends import can_run
 from ifdd_kernels.registry import REGISTRY, Maker
+from ops.cases import with_gradients
 
 native_only = pytest.mark.skipif(not _library.loaded(), reason="needs the native library")
 
@@ -289,3 +292,17 @@ def test_blocks_of_use_backend_end_in_any_order() -> None:
         K.use_backend("native")
         K.use_backend("auto")
     assert len(_preferred._switches) <= 2
+
+
+@native_only
+def test_profilers_see_ops_by_name() -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for name, operator in OPERATORS.items():
+            args = with_gradients(next(REGISTRY[name].samples(Maker(torch.float32))))
+            results = [part for part in outputs_of(operator("native", *args)) if part.requires_grad]
+            if results:
+                torch.autograd.backward(results, [part.detach() for part in results])
+    seen = {event.name for event in profiler.events()}
+    wanted = {f"ifdd::{name}" for name in OPERATORS}
+    wanted |= {f"ifdd::{name}_backward" for name, operator in OPERATORS.items() if operator.backward}
+    assert wanted <= seen
