@@ -87,6 +87,29 @@ def test_the_error_says_how_missing_videos_would_be_found(tmp_path: Path) -> Non
         listed(tmp_path, "d/a/../../list.txt 0\n".replace("d/a/../../", ""))
 
 
+def test_the_advice_is_what_finds_most_and_loses_none(tmp_path: Path) -> None:
+    """A folder too deep is the commonest mistake; cutting names off would find the videos of one class."""
+    names = [f"{name}/{number}" for name in NAMES for number in range(3)]
+    for name in names:
+        (tmp_path / "videos" / name).mkdir(parents=True)
+    lines = "".join(f"{name} {NAMES.index(name[0])}\n" for name in names)
+    (tmp_path / "list.txt").write_text(lines)
+    for root in ("videos/a", "videos/a/0"):
+        with pytest.raises(DatasetError, match=rf"; 9 of 9 are found with --root {tmp_path / 'videos'}$"):
+            ListDataset(tmp_path / "list.txt", NAMES, tmp_path / root, **small())
+    (tmp_path / "videos/list.txt").write_text(lines + "a/x/9 0\n")
+    # Only "a/9" is missing "x/", and what finds it would lose the others.
+    (tmp_path / "videos/x/9").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"1 of 10 videos is missing: [^;]*$"):
+        ListDataset(tmp_path / "videos/list.txt", NAMES, **small())
+    # The beginning of a list is often of one class, and says nothing about the rest.
+    for number in range(3):
+        (tmp_path / "only" / str(number)).mkdir(parents=True)
+    (tmp_path / "list.txt").write_text("".join(f"b/{n % 3} 0\n" for n in range(200)) + "c/9 0\n" * 300)
+    with pytest.raises(DatasetError, match=r"missing: [^;]*$"):
+        ListDataset(tmp_path / "list.txt", NAMES, tmp_path / "only", **small(), first_label=0)
+
+
 def test_names_that_no_file_system_takes_are_missing(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     with pytest.raises(DatasetError, match="2 of 2 videos are missing"):
