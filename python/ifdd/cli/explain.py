@@ -54,6 +54,7 @@ def run(options: Namespace) -> int:
     from pathlib import Path
 
     from ifdd import explanation
+    from ifdd.data.video import STILL
 
     face = check_crop(options)
     try:
@@ -81,13 +82,13 @@ def run(options: Namespace) -> int:
         strips, footage = predictor.strips(options.video, options.crop, face=face)
         name = Path(options.video).name
         written = explanation.draw_strip(name, predictor.class_names, strips, options.out, dpi=options.dpi)
-        if footage.damage:
-            print(
-                f"ifdd: warning: {printable(options.video)}: {one_line(footage.damage)}",
-                file=sys.stderr,
-            )
+        remarks = [*([footage.damage] if footage.damage else []), *(r for r in footage.remarks if r == STILL)]
     else:
         shown = predictor.explain(options.video, options.window, options.crop, face=face)
         written = explanation.draw_explanation(shown, options.out, panels=panels, dpi=options.dpi)
+        # All frames of the window are the same one.
+        remarks = [STILL] if shown.frame_seconds[0] == shown.frame_seconds[-1] else []
+    for remark in remarks:
+        print(f"ifdd: warning: {printable(options.video)}: {one_line(remark)}", file=sys.stderr)
     print(f"written: {printable(written)}")
     return 0
