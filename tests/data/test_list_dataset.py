@@ -134,6 +134,18 @@ def test_folders_of_classes(tmp_path: Path, write_folder, write_video) -> None:
         FolderDataset(tmp_path, class_names=("happy", "angry"), **small())
 
 
+@pytest.mark.parametrize("names", [None, ("happy", "sad")])
+def test_a_folder_without_folders_of_classes(tmp_path: Path, names: tuple[str, ...] | None) -> None:
+    def says() -> str:
+        with pytest.raises(DatasetError) as info:
+            FolderDataset(tmp_path, "test", class_names=names, **small())
+        return str(info.value).removeprefix(f"{tmp_path}: expected a folder of videos for each class, found ")
+
+    assert says() == "0 folders, it is empty"
+    (tmp_path / "a.mp4").touch()
+    assert says() == "0 folders and 1 video: is the folder above meant?"
+
+
 def test_folders_of_classes_in_two_parts(tmp_path: Path, write_folder) -> None:
     for name in ("train/a/1", "train/b/2", "test/b/3"):
         write_folder(tmp_path / name, ["1.jpg"])
