@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ifdd.checkpoint import load_checkpoint, save_checkpoint
 from ifdd.inputs import InputError, find_videos, read_list
 
 Run = Callable[..., Any]
@@ -131,6 +132,28 @@ def test_commands_of_one_video_say_what_else_a_folder_holds(
     ):
         result = ifdd(command, folder, "--checkpoint", checkpoint, *rest)
         assert (result.code, result.err) == (1, f"ifdd: error: {folder}: {says}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "out"),
+    [("predict", "--json={}.json"), ("explain", "--out={}.png"), ("annotate", "--out={}.mp4")],
+)
+def test_a_network_trained_on_a_region_warns_of_whole_frames(
+    ifdd: Run,
+    checkpoint: Path,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    out: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded = load_checkpoint(checkpoint)
+    save_checkpoint("w.safetensors", loaded.model, loaded.class_names, {"stride": 1, "crop": "auto"})
+    call = (command, video, "--checkpoint", "w.safetensors")
+    says = "ifdd: warning: the network was trained with --crop auto and reads whole frames now: "
+    assert ifdd(*call, out.format("whole")).err.startswith(says)
+    assert ifdd(*call, out.format("part"), "--crop", "0,0,40,40").err == ""
 
 
 @pytest.mark.parametrize("command", ["predict", "explain", "annotate"])

@@ -129,7 +129,8 @@ def record(config: TrainingConfig) -> dict[str, Any]:
 def training_checkpoint(model: IFDD, path: Path, **optim: Any) -> Path:
     network = model.config.to_dict()
     del network["num_classes"]
-    config = TrainingConfig(optim=OptimConfig(epochs=9, **optim), model=network)
+    data = DataConfig(crop="auto")
+    config = TrainingConfig(data=data, optim=OptimConfig(epochs=9, **optim), model=network)
     content: dict[str, Any] = {
         "ifdd": record(config),
         "epoch": 4,
@@ -155,6 +156,7 @@ def test_a_training_checkpoint_is_a_checkpoint(
     assert loaded.config == model.config
     assert loaded.origin == origin
     assert (loaded.extra["stride"], loaded.extra["short"], loaded.extra["epoch"]) == (2, "repeat_each", 4)
+    assert loaded.extra["crop"] == "auto"
     for key, tensor in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[key], tensor), key
     report = load_pretrained(IFDD(small_config()), path)

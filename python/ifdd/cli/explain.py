@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ifdd.cli._commands import UsageError
 from ifdd.cli.common import add_device_option, choose_device
 from ifdd.cli.paths import require_file, require_writable_file
-from ifdd.cli.predict import add_crop_option, check_crop
+from ifdd.cli.predict import add_crop_option, check_crop, remark_on_crop
 from ifdd.cli.spare import spare
 from ifdd.text import one_line, printable
 
@@ -78,6 +78,7 @@ def run(options: Namespace) -> int:
     from ifdd.prediction import Predictor
 
     predictor = Predictor(options.checkpoint, device)
+    remark_on_crop(predictor, options)
     if whole:
         strips, footage = predictor.strips(options.video, options.crop, face=face)
         name = Path(options.video).name

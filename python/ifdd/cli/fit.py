@@ -165,7 +165,7 @@ def _nothing_to_resume(out: Path) -> str:
             f"--resume: {printable(out)} is no training, but {', '.join(inside)} in it; name one with --out"
         )
     if out.is_dir():
-        return f"--resume: {printable(out)} holds no training to go on with (no {LAST}); leave --resume away"
+        return f"--resume: {printable(out)} holds no training to go on with (no {LAST}); omit --resume"
     beside = _trainings(out.absolute().parent)
     near = difflib.get_close_matches(out.name, beside, 1) or beside
     there = f"; {printable(out.parent)} holds {', '.join(near)}" if near else ""

@@ -176,6 +176,17 @@ def check_crop(options: Namespace) -> FaceChoice | None:
     return face
 
 
+def remark_on_crop(predictor: Predictor, options: Namespace) -> None:
+    """Warns where whole frames are read by a network that was trained on a region of them."""
+    trained = predictor.trained_crop
+    if trained is not None and options.crop is None and options.face is None:
+        print(
+            f"ifdd: warning: the network was trained with --crop {printable(trained)} and reads whole frames "
+            "now: give --crop or --face, unless these are face crops",
+            file=sys.stderr,
+        )
+
+
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
     from ifdd.cli.outputs import Outputs, OutputTargets
@@ -202,6 +213,7 @@ def run(options: Namespace) -> int:
     from ifdd.prediction import DEFAULT_WORKERS, Predictor
 
     predictor = Predictor(options.checkpoint, device, options.batch, options.precision)
+    remark_on_crop(predictor, options)
     reading = predictor.reading(
         options.crop, options.windows, tail=options.tail, strict=options.strict, face=face
     )
