@@ -32,7 +32,6 @@ from .source import Picture, PictureError, Source, special_file
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "STILL",
     "VIDEO_SUFFIXES",
     "Frame",
     "VideoError",
