@@ -51,7 +51,7 @@ class Film:
         remark: why the sound was left out, or None.
 
     Raises:
-        FilmError: an ending that is not known, or no encoder.
+        FilmError: an ending that is not known, no encoder, or a file that cannot be written (a full disk).
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Film:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            with self._stack:
+            with self._writing(), self._stack:
                 self._container.mux(self._stream.encode(None))
                 self._copy_sound(None)
         else:
@@ -121,8 +121,16 @@ class Film:
         frame.pts = self._last
         frame.time_base = _TIME_BASE
         frame.duration = max(1, round((stop - start) / _TIME_BASE))
-        self._container.mux(self._stream.encode(frame))
-        self._copy_sound(stop)
+        with self._writing():
+            self._container.mux(self._stream.encode(frame))
+            self._copy_sound(stop)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # FFmpeg's errors of the system are some, and name a part of the file
+            raise FilmError(f"{printable(self.path)}: cannot be written ({reason(error)})") from None
 
     def _open_sound(self, path: Path) -> None:
         import av

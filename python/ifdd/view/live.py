@@ -72,7 +72,8 @@ class LiveReport:
         windows: windows that it read, one for each face and run.
         latencies: seconds from the arrival of a window's last frame to the picture that shows its class, in
             the last thousand runs.
-        faces: how many different ones were read.
+        faces: which were read.
+        followed: frames with something to read: a face, or the region.
     """
 
     seconds: float = 0.0
@@ -84,17 +85,18 @@ class LiveReport:
     windows: int = 0
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
     faces: set[int | None] = field(default_factory=set)
+    followed: int = 0
 
     def lines(self) -> list[str]:
         """The report, a line each."""
         seconds = max(self.seconds, 1e-9)
         text = f"{self.frames} frames in {self.seconds:.1f} s ({self.frames / seconds:.1f} a second)"
         if not self.runs:
-            why = (
-                "the network is too slow: it has not finished a window"
-                if self.begun
-                else "no window was full"
-            )
+            why = "no window was full"
+            if self.begun:
+                why = "the network is too slow: it has not finished a window"
+            elif not self.followed:
+                why = "no face was found"
             return [f"{text}; {why}", *self._losses()]
         step = self.frames / self.runs
         rate = self.runs / seconds
@@ -199,6 +201,7 @@ class LiveReader:
         self._number += 1
         self.report.frames += 1
         boxes = self._follow(frame)
+        self.report.followed += bool(boxes)
         for face, box in boxes.items():
             self._keep(face, box, frame)
         for face in [
