@@ -55,7 +55,7 @@ def configure(parser: ArgumentParser) -> None:
         type=int | None,
         default=None,
         help="least number of frames between two windows; default: as many as leave the network idle half of "
-        "the time, and 1 where it does not (--realtime false)",
+        "the time; 1 with --realtime false",
     )
     parser.add_argument(
         "--realtime",
