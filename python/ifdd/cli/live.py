@@ -50,7 +50,13 @@ def configure(parser: ArgumentParser) -> None:
         metavar="BOX",
         help="with --face off: x,y,w,h in pixels; default: the whole frame",
     )
-    parser.add_argument("--stride", type=int, default=1, help="least number of frames between two windows")
+    parser.add_argument(
+        "--stride",
+        type=int | None,
+        default=None,
+        help="least number of frames between two windows; default: as many as leave the network idle half of "
+        "the time; 1 with --realtime false",
+    )
     parser.add_argument(
         "--realtime",
         type=bool,
@@ -88,7 +94,7 @@ def run(options: Namespace) -> int:
         raise UsageError(f"--{one_line(error)}") from None
     if region is not None and face is not None:
         raise UsageError("--crop is for --face off: name one of them")
-    if options.stride < 1:
+    if options.stride is not None and options.stride < 1:
         raise UsageError(f"--stride must be at least 1, got {options.stride}")
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port must be 0 to 65535, got {options.port}")
