@@ -169,10 +169,10 @@ class Captured:
     def replay_backward(self, call: int, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         """Gradients of the parameters, in memory that the next replay writes to again."""
         if call != self._calls:
-            raise RuntimeError("capture: backward of an earlier call; a later one has overwritten its values")
+            raise RuntimeError("capture: backward of an earlier call; a later one has replaced its values")
         wanted = [grad for grad, own in zip(grads, self._outputs, strict=True) if own.requires_grad]
         torch._foreach_copy_(self._grad_outputs, wanted)
-        # Autograd takes what it gets for a parameter's gradient, without a copy. One that is still there is to
+        # Autograd keeps what it gets as a parameter's gradient, without a copy. One that is still there will
         # be added to, and is about to be overwritten.
         held = [
             parameter
