@@ -210,7 +210,8 @@ def _again(options: Namespace) -> str:
     """The command that goes on. Settings are in the run's folder, but for the devices."""
     command = f"ifdd fit --out {printable(str(options.out))} --resume"
     counts = {name: options[name] for name in ("devices", "num_nodes") if (options[name] or 1) > 1}
-    return " ".join([command, *(f"--{name} {count}" for name, count in counts.items())])
+    graph = ["--cuda_graph"] if options.cuda_graph else []
+    return " ".join([command, *(f"--{name} {count}" for name, count in counts.items()), *graph])
 
 
 def changes(error: ResumeError) -> str:

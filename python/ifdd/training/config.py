@@ -27,7 +27,8 @@ Strategy = Literal["auto", "ddp"]
 
 CHANGEABLE = frozenset(
     {
-        *("device", "devices", "num_nodes", "strategy", "init", "init_part", "optim.epochs", "optim.select"),
+        *("device", "devices", "num_nodes", "strategy", "cuda_graph", "init", "init_part"),
+        *("optim.epochs", "optim.select"),
         *("data.root", "data.train_list", "data.test_list", "data.test_size", "data.on_error"),
         *("data.strip_prefix", "data.path_map", "data.workers", "data.eval_batch_size"),
     }
@@ -246,6 +247,7 @@ class TrainingConfig:
 
     ``devices`` processes on each of ``num_nodes`` machines train together; None is what torchrun or SLURM
     started, and 1 without them. ``strategy`` is Lightning's: ``"auto"`` is DDP for more than one process.
+    ``cuda_graph`` replays the forward and backward pass as CUDA graphs, on one GPU.
     ``model`` holds keyword arguments of :class:`ifdd.IFDDConfig` without ``num_classes``, which the data set
     decides.
     """
@@ -259,6 +261,7 @@ class TrainingConfig:
     devices: int | None = None
     num_nodes: int | None = None
     strategy: Strategy = "auto"
+    cuda_graph: bool = False
     init: str | None = None
     init_part: InitPart = "all"
 
@@ -288,11 +291,11 @@ class TrainingConfig:
         return asdict(self)
 
     def to_options(self) -> dict[str, Any]:
-        """The flat form that ``ifdd fit --config`` reads, without the numbers of devices and machines: a
-        training may go on with others.
+        """The flat form that ``ifdd fit --config`` reads, without the numbers of devices and machines and
+        without CUDA graphs: a training may go on elsewhere.
         """
         values = self.to_dict()
-        del values["devices"], values["num_nodes"]
+        del values["devices"], values["num_nodes"], values["cuda_graph"]
         data = values.pop("data")
         return {"data": data.pop("name"), **data, **values.pop("optim"), **values}
 

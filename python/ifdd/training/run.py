@@ -333,6 +333,7 @@ def _trainer(
         raise SettingError(
             "devices", f"must be at most the {count} GPUs of this machine, got {launch.devices}"
         )
+    check_graph(config, launch, on_gpu)
     normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
     if normed and launch.world_size > 1 and not on_gpu:
         raise SettingError(
@@ -365,6 +366,20 @@ def _trainer(
         "plugins": [AtomicCheckpointIO(), _environment(launch)],
     }
     return pl.Trainer(**settings)
+
+
+def check_graph(config: TrainingConfig, launch: Launch, on_gpu: bool) -> None:
+    """Refuses CUDA graphs where there are none.
+
+    Raises:
+        SettingError: on a CPU, and with DDP, whose sums of gradients no graph here has.
+    """
+    if not config.cuda_graph:
+        return
+    if not on_gpu:
+        raise SettingError("cuda_graph", "must be off on a CPU: CUDA graphs need a GPU")
+    if launch.world_size > 1 or config.strategy != "auto":
+        raise SettingError("cuda_graph", "must be off with several processes and with --strategy ddp")
 
 
 def _strategy(config: TrainingConfig, launch: Launch, on_gpu: bool) -> Strategy | str:
