@@ -240,7 +240,7 @@ class _Pack:
 
 
 class _Memory:
-    """An :data:`~ifdd.training.windows.Empty` in a piece, else in new shared memory, else in the process's own.
+    """An :data:`~ifdd.training.windows.Empty` in a piece, else in new shared memory or the process's own.
 
     ``in_piece``: whether it is the first of them.
     """

@@ -16,8 +16,9 @@ from torch.utils.data import Sampler
 
 
 class Task(NamedTuple):
-    """What a worker is asked for: the ``places`` of a batch, and the ``piece`` of memory to put it in; without
-    one it takes memory of its own.
+    """What a worker is asked for: the ``places`` of a batch, and the ``piece`` of memory to put it in.
+
+    Without a piece it takes memory of its own.
     """
 
     places: Sequence[Any]
