@@ -114,8 +114,8 @@ class ClipLoader(DataLoader[Any]):
             options |= {"prefetch_factor": PREFETCH, "worker_init_fn": _keep_freed_memory}
         super().__init__(
             cast("Dataset[Any]", _Guarded(dataset, videos)),
-            batch_sampler=self._tasks,
-            collate_fn=self._pack,
+            batch_sampler=cast(Any, self._tasks),
+            collate_fn=cast(Any, self._pack),
             num_workers=workers,
             persistent_workers=workers > 0,
             **options,

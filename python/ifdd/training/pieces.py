@@ -69,7 +69,9 @@ class Pieces:
         """The memory of a piece; None where it is too small."""
         storage = self._storages[piece]
         size = torch.Size(shape).numel() * dtype.itemsize
-        return torch.empty(0, dtype=dtype).set_(storage, 0, shape) if size <= storage.nbytes() else None
+        if size > storage.nbytes():
+            return None
+        return torch.empty(0, dtype=torch.uint8).set_(storage)[:size].view(dtype).view(shape)
 
 
 class Tasks(Sampler[Task]):
