@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from ifdd.config import IFDDConfig
 from ifdd.data.datasets import (
@@ -271,7 +271,7 @@ class RecognitionData(pl.LightningDataModule):
                 processes=self.launch.devices,
                 videos=self._videos("train"),
                 record=functools.partial(self.skipped.add, "train"),
-                batch_sampler=self._order,
+                batches=self._order,
                 # Its own generator: starting workers must not draw from the training's random numbers.
                 generator=torch.Generator().manual_seed(0),
                 num_workers=self.config.data.workers,
@@ -298,8 +298,11 @@ class RecognitionData(pl.LightningDataModule):
                 processes=self.launch.devices,
                 videos=self._videos(split),
                 record=functools.partial(self.skipped.add, split),
-                batch_size=self.config.data.eval_batch_size,
-                sampler=Share(len(dataset), self.launch.rank, self.launch.world_size),
+                batches=BatchSampler(
+                    Share(len(dataset), self.launch.rank, self.launch.world_size),
+                    self.config.data.eval_batch_size,
+                    drop_last=False,
+                ),
                 # With more processes than videos some have none, and take part in the count all the same.
                 empty=empty_windows if self.launch.world_size > 1 else None,
                 generator=torch.Generator().manual_seed(0),
