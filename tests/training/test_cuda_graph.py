@@ -43,7 +43,7 @@ def test_a_training_with_graphs_ends_at_the_same_weights(
     precision: Any,
 ) -> None:
     """With a rate that changes, an average of the weights, clipped and added up gradients, and autocast."""
-    monkeypatch.setattr(run, "check_graph", lambda *_: None)
+    monkeypatch.setattr(run, "_check_graph", lambda *_: None)
     plain = replace(tiny_config(epochs=2, **optim), precision=precision)
     expected = _weights(plain, tmp_path / "plain")
     assert not recorded_graphs
@@ -61,8 +61,8 @@ def test_graphs_are_refused_where_there_are_none(tiny_config: Make, tmp_path: Pa
     assert not (tmp_path / "run").exists()
     for settings, launch in ((config, Launch(devices=2)), (replace(config, strategy="ddp"), ALONE)):
         with pytest.raises(SettingError, match="must be off with several processes and with --strategy ddp"):
-            run.check_graph(settings, launch, on_gpu=True)
-    run.check_graph(config, ALONE, on_gpu=True)
+            run._check_graph(settings, launch, on_gpu=True)
+    run._check_graph(config, ALONE, on_gpu=True)
 
 
 def test_a_training_may_go_on_without_graphs(tiny_config: Make) -> None:

@@ -333,7 +333,7 @@ def _trainer(
         raise SettingError(
             "devices", f"must be at most the {count} GPUs of this machine, got {launch.devices}"
         )
-    check_graph(config, launch, on_gpu)
+    _check_graph(config, launch, on_gpu)
     normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
     if normed and launch.world_size > 1 and not on_gpu:
         raise SettingError(
@@ -368,7 +368,7 @@ def _trainer(
     return pl.Trainer(**settings)
 
 
-def check_graph(config: TrainingConfig, launch: Launch, on_gpu: bool) -> None:
+def _check_graph(config: TrainingConfig, launch: Launch, on_gpu: bool) -> None:
     """Refuses CUDA graphs where there are none.
 
     Raises:
