@@ -17,6 +17,7 @@ WORKERS ?= 2
 IFDD_CUDA ?= OFF
 export IFDD_CUDA
 PYTHON312 ?= python3.12
+DIST_TOOLS := "build>=1.2" "twine>=6" "auditwheel>=6" "torch-abi-audit>=0.3; python_version >= '3.11'"
 # An environment that is there already is used as it is: make rehearse-gpu REHEARSAL_VENV=folder
 REHEARSAL_VENV ?= build/rehearsal/venv
 
@@ -104,9 +105,10 @@ docs: $(VENV)/.installed
 	! grep -rlE '(src|href)="(https?:)?//[^"]*\.(js|css|woff2?)"|url\((https?:)?//' build/docs --include='*.html' --include='*.css'
 
 # Without isolation: the wheel is compiled against the torch that is installed. The wheel is then tested in an environment
-# of its own, outside of the checkout, on the lowest instruction set too.
-dist: $(VENV)/.installed
-	$(PIP) install --no-build-isolation -e ".[all,dist]"
+# of its own, outside of the checkout, on the lowest instruction set too. The checkout itself need not be installed, which
+# would compile everything once more.
+dist: $(VENV)/.torch
+	$(PIP) install $(DIST_TOOLS)
 	rm -rf dist build/dist && mkdir -p build/dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
