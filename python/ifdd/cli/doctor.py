@@ -1,10 +1,9 @@
-"""Check the installation: versions, native library, kernels of each op and why others are refused, GPU,
-self-test.
+"""Check the installation: versions, the native library, the kernels that run each op (and why others do not),
+the GPU, and a self-test.
 
 The self-test compares every op with its definition in float64 and trains a small network for one step; it
-takes about ten seconds. Exit code 1 if anything is wrong: with a kernel, with the native library, with a
-package that is installed and cannot be imported, or with the folder, if Python started there would import the
-package without its kernels.
+takes about ten seconds. Exit code 1 if a kernel or the native library does not work, if an installed package
+cannot be imported, or if Python, started in this folder, would import the package without its kernels.
 """
 
 from __future__ import annotations

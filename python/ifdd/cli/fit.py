@@ -1,5 +1,7 @@
-"""Train a network. OUT receives the best weights with the class list (model.safetensors), the training's
-state (last.ckpt, best.ckpt), its settings (config.yaml), and loss, scores and learning rate of each epoch
+"""Train a network.
+
+The folder OUT receives the best weights with the class list (model.safetensors), the state of the training
+(last.ckpt, best.ckpt), its settings (config.yaml), and the loss, scores and learning rate of every epoch
 (metrics.csv, curves.png). See docs/training.md.
 """
 
@@ -45,30 +47,30 @@ USAGE = "--data DATA --out OUT [options]\n       ifdd fit --out OUT --resume [--
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("--out", required=True, help="folder of this run")
+    parser.add_argument("--out", required=True, help="folder for the files of this training")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the training in OUT; its settings are taken from there, and --epochs may be raised",
+        help="continue the training in OUT, with its settings; --epochs may be raised",
     )
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
     parser.add_argument(
         "--max_time",
         type=str | None,
         default=None,
-        help="end this run in DD:HH:MM:SS, after the last whole epoch that fits; --resume goes on",
+        help="stop after the last whole epoch that fits into DD:HH:MM:SS; --resume continues",
     )
     parser.add_argument(
         "--limit_steps",
         type=int | None,
         default=None,
-        help="end this run after so many steps; an epoch that is cut short is lost",
+        help="stop after this many steps; an unfinished epoch is lost",
     )
     parser.add_argument(
         "--logger",
         type=str | None,
         default=None,
-        help="a further logger of Lightning, by its class or as YAML, as LightningCLI takes it: "
+        help="an additional Lightning logger: its class, or YAML as for LightningCLI: "
         "'{class_path: WandbLogger, init_args: {project: faces}}'",
     )
     add_training_options(parser)
