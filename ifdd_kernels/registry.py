@@ -23,7 +23,7 @@ from ifdd_kernels.ops.lifting_steps import STEP_SCHEMA
 
 @dataclass(frozen=True)
 class Entry:
-    """What the project knows of an op beside its code."""
+    """The facts about an op that are not in its code."""
 
     name: str
     #: The names of its arguments and results.

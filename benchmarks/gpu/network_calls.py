@@ -123,7 +123,7 @@ class Instance:
 
 @functools.cache
 def roles(op: str) -> tuple[str | None, ...]:
-    """What each argument of an op is, by the dtype that the registry first gives it; None: no tensor."""
+    """The kind of each argument of an op: the dtype that the registry first gives it; None: no tensor."""
     found: list[str | None] = [None] * len(REGISTRY[op].signature.arguments)
     for sample in REGISTRY[op].samples(Maker(torch.bfloat16, "meta")):
         for place, arg in enumerate(sample.args):

@@ -16,7 +16,7 @@ LIMIT_S = 120.0
 
 @dataclass
 class Result:
-    """What came of one: what its process returned, or what went wrong."""
+    """The outcome of one: the result of its process, or the error."""
 
     name: str
     seconds: float

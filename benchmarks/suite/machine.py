@@ -30,7 +30,7 @@ def results_folder(device: str) -> Path:
 
 
 def describe(device: str, threads: int) -> dict[str, Any]:
-    """What a row says of where it was measured."""
+    """The fields of a row that name the machine."""
     facts: dict[str, Any] = {
         "device": device_name(device),
         "driver": place.output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or None

@@ -80,7 +80,7 @@ OPERATOR = register(
 
 
 def _check_bias(x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """What ``F.linear`` takes though it is not a bias of this weight: another rank, integers."""
+    """Refuses biases that ``F.linear`` accepts but that do not fit this weight: another rank, integers."""
     if bias.dim() != 1 or not bias.is_floating_point() or product_dtype(x) == x.dtype:
         OPERATOR.check(x, weight, bias)
 

@@ -18,7 +18,7 @@ from ifdd_kernels.triton import twin
 
 @serialisable
 class SplitIndex(NamedTuple):
-    """What :func:`split_index` returns."""
+    """The result of :func:`split_index`."""
 
     #: (B, T/2): frame positions of the static group, unclamped.
     static_index: Tensor

@@ -21,7 +21,7 @@ OP = "static_dynamic_split"
 
 @serialisable
 class StaticDynamicSplit(NamedTuple):
-    """What :func:`static_dynamic_split` returns."""
+    """The result of :func:`static_dynamic_split`."""
 
     #: (B, T/2, N, C): the static group, normalised where norms are given.
     static: Tensor

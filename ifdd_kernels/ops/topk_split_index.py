@@ -17,7 +17,7 @@ from ifdd_kernels.triton import twin
 
 @serialisable
 class TopkIndex(NamedTuple):
-    """What :func:`topk_split_index` returns, both int64 and ascending."""
+    """The result of :func:`topk_split_index`, both int64 and ascending."""
 
     #: (B, T/2): the frames most like the clip.
     static_index: Tensor

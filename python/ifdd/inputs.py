@@ -1,4 +1,4 @@
-"""What a user names on the command line as the videos it stands for."""
+"""Finds the videos that the names on the command line stand for."""
 
 from __future__ import annotations
 

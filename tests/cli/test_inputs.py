@@ -1,4 +1,4 @@
-"""What the names on the command line stand for."""
+"""Finding the videos that names on the command line stand for."""
 
 from __future__ import annotations
 

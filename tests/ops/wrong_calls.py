@@ -381,7 +381,7 @@ def devices(arguments: dict[str, Any]) -> set[str]:
 
 
 def problem_of(call: Call, error: BaseException) -> str:
-    """What is wrong with a refusal; empty if nothing is."""
+    """The fault of a refusal; empty if there is none."""
     message = str(error)
     if OUT_OF_MEMORY in message or "second derivatives" in message:
         return ""
@@ -401,7 +401,7 @@ def problem_of(call: Call, error: BaseException) -> str:
 
 
 def promised_dtypes(call: Call) -> list[torch.dtype] | None:
-    """What the fake says of the results of a registered op."""
+    """The results of a registered op according to its fake."""
     if call.op not in OPERATORS or call.surface == "public":
         return None
     arguments = {n: v.to("meta") if isinstance(v, Tensor) else v for n, v in call.arguments.items()}

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "IFDD recognises facial expressions in video. To train a network of your own: `prepare` cuts the faces "
-    "out of raw videos, `check` looks for faults in a data set, `fit` trains and `test` measures. To use one: "
-    "`predict` writes the probabilities of videos, `annotate` draws them into a video, `live` shows those of "
-    "a camera, `app` opens a page in the browser and `explain` draws what the network looked at. `doctor` "
-    "checks the installation."
+    "out of raw videos, `check` looks for faults in a data set, `fit` trains and `test` measures. To use a "
+    "network: `predict` writes the probabilities of videos, `annotate` draws them into a video, `live` shows "
+    "those of a camera, `app` opens a page in the browser and `explain` draws what the network looked at. "
+    "`doctor` checks the installation."
 )
 
 

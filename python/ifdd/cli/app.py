@@ -27,10 +27,10 @@ USAGE = "--checkpoint CHECKPOINT [options]"
 def configure(parser: ArgumentParser) -> None:
     """Adds the options."""
     parser.add_argument("--checkpoint", required=True, help="weights written by `ifdd fit` or `ifdd convert`")
-    parser.add_argument("--max_size", type=float, default=200, help="size limit of an uploaded file in MB")
-    parser.add_argument("--max_seconds", type=float, default=300, help="limit of the length of a video in seconds")
+    parser.add_argument("--max_size", type=float, default=200, help="largest file in MB")
+    parser.add_argument("--max_seconds", type=float, default=300, help="longest video in seconds")
     parser.add_argument(
-        "--port", type=int | None, default=None, help="port of the page; default: the first free one from 7860 on"
+        "--port", type=int | None, default=None, help="port of the page; default: the first free from 7860 on"
     )
     parser.add_argument("--browser", type=bool, default=True, help="open the page in a browser")
     add_device_option(parser)

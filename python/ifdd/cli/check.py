@@ -118,7 +118,7 @@ def run(options: Namespace) -> int:
 
 
 class Report:
-    """What was found, counted.
+    """Counts of the findings.
 
     Args:
         data: the data set that is looked at.

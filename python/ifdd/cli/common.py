@@ -1,4 +1,4 @@
-"""What the commands share: the options of data and model, short error lines."""
+"""Shared by the commands: the options of data and model, short error lines."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def add_data_options(parser: ArgumentParser) -> None:
 
 def add_training_options(parser: ArgumentParser) -> None:
     """All of :class:`TrainingConfig`, flat but for `--model.*`."""
-    _add_config_option(parser, "YAML file with options of this command; options on the command line override it")
+    _add_config_option(parser, "YAML file with options of this command; the command line overrides it")
     add_data_options(parser)
     _add_recipe_options(parser)
     add_device_option(parser)
@@ -93,8 +93,9 @@ def add_test_options(parser: ArgumentParser, unused: Collection[str]) -> None:
     """Data and device. The options of a training are accepted, so that one YAML file serves all commands, but
     help shows neither those of the recipe nor the `unused` ones among the others.
     """
-    _add_config_option(parser, "YAML file with options, such as OUT/config.yaml of `ifdd fit`; options on the command line override "
-        "it")
+    _add_config_option(
+        parser, "YAML file with options, such as OUT/config.yaml of `ifdd fit`; the command line overrides it"
+    )
     add_data_options(parser)
     add_device_option(parser)
     add_launch_options(parser)

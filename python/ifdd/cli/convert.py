@@ -1,7 +1,7 @@
 """Convert published weights into a checkpoint of this package.
 
 IN may be weights of the original implementation (.pth), torchvision's mvit_v2_s (embedding and backbone
-only), a checkpoint, or last.ckpt or best.ckpt of a training. OUT is one safetensors file with the weights, the
+only), a checkpoint, or last.ckpt or best.ckpt of a training. OUT is one safetensors file: the weights, the
 configuration and the class list. Tensors that were not used are printed. Projects order the classes
 differently, so weights from elsewhere need --classes, and --model.* if their network is not the default one.
 """
@@ -31,8 +31,8 @@ def configure(parser: ArgumentParser) -> None:
         "--classes",
         type=str | None,
         default=None,
-        help="class names in the order of the logits: A,B,C, or dfew, ferv39k or mafw for the classes of that "
-        "data set; default: those in the file, if this package wrote it",
+        help="class names in the order of the logits: A,B,C, or dfew, ferv39k or mafw for those of that data "
+        "set; default: those in the file, if this package wrote it",
     )
     add_network_options(parser)
 

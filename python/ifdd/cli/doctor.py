@@ -136,7 +136,7 @@ def versions() -> Iterator[tuple[str, str]]:
 
 
 def jpeg_decoder() -> str:
-    """What folders of JPEG frames are read with."""
+    """The decoder for folders of JPEG frames."""
     from ifdd.data.jpeg import simplejpeg
 
     try:

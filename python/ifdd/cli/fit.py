@@ -198,7 +198,7 @@ def announce(plan: TrainingPlan) -> None:
 
 
 def _kept(last: Path, options: Namespace) -> str:
-    """What a stopped training leaves, and how it goes on."""
+    """The state that a stopped training left, and the way to continue it."""
     from ifdd.training.storage import load_training_checkpoint, training_record
 
     if not last.exists():
@@ -216,7 +216,7 @@ def _again(options: Namespace) -> str:
 
 
 def changes(error: ResumeError) -> str:
-    """What differs from the training to resume, in the words of the command."""
+    """The settings that differ from the training to resume, in the words of the command."""
     return ", ".join(
         f"{option_of(name)} {_shown(before)} (now {_shown(now)})"
         for name, (before, now) in error.changes.items()

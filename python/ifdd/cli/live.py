@@ -48,9 +48,11 @@ def configure(parser: ArgumentParser) -> None:
         type=str | None,
         default=None,
         metavar="BOX",
-        help="with --face off: cut the same box out of all frames, x,y,w,h in pixels; default: the whole frame",
+        help="with --face off: box to cut out of all frames, x,y,w,h in pixels; default: the whole frame",
     )
-    parser.add_argument("--stride", type=int, default=1, help="smallest number of frames from one window to the next")
+    parser.add_argument(
+        "--stride", type=int, default=1, help="smallest number of frames from one window to the next"
+    )
     parser.add_argument(
         "--realtime",
         type=bool,
@@ -63,7 +65,7 @@ def configure(parser: ArgumentParser) -> None:
         "--show",
         type=Literal["auto", "window", "page", "none"],
         default="auto",
-        help="window, page (in a browser on this machine) or none; auto: a window if there is a screen, else a "
+        help="window, page (in a browser on this machine) or none; auto: window if there is a screen, else "
         "page",
     )
     group.add_argument("--port", type=int, default=0, help="port of the page; 0: any free one")

@@ -54,7 +54,7 @@ def configure(parser: ArgumentParser) -> None:
         help="video file, folder of numbered frames, folder of videos, or quoted pattern (*, ?, **)",
     )
     parser.add_argument("--checkpoint", required=True, help="weights written by `ifdd fit` or `ifdd convert`")
-    group = parser.add_argument_group("What is read")
+    group = parser.add_argument_group("Input")
     group.add_argument(
         "--list",
         type=str | None,
@@ -74,15 +74,15 @@ def configure(parser: ArgumentParser) -> None:
         "--tail",
         type=Literal["overlap", "drop"],
         default="overlap",
-        help="frames left over at the end of a video: overlap adds a window that ends at the last frame, drop "
-        "ignores them, as published",
+        help="frames left over at the end of a video: overlap adds a window that ends at the last frame, "
+        "drop ignores them, as published",
     )
     group.add_argument(
         "--strict",
         action="store_true",
-        help="refuse damaged videos; otherwise their readable frames are used, and the result says so",
+        help="refuse damaged videos; otherwise their readable frames count, and the result says so",
     )
-    group = parser.add_argument_group("What is written")
+    group = parser.add_argument_group("Output")
     group.add_argument(
         "--jsonl",
         type=str | None,
@@ -110,15 +110,11 @@ def configure(parser: ArgumentParser) -> None:
         help="continue an interrupted run that had the same options; videos that are done or have failed are "
         "not read again",
     )
-    group.add_argument(
-        "--retry_failed", action="store_true", help="with --resume: read failed videos again"
-    )
+    group.add_argument("--retry_failed", action="store_true", help="with --resume: read failed videos again")
     group.add_argument("--overwrite", action="store_true", help="replace existing files")
     group = parser.add_argument_group("Running")
     add_device_option(parser)
-    group.add_argument(
-        "--precision", type=Precision, default="32", help="precision of the arithmetic"
-    )
+    group.add_argument("--precision", type=Precision, default="32", help="precision of the arithmetic")
     group.add_argument(
         "--batch",
         type=int,
@@ -306,7 +302,7 @@ def _windows(count: int) -> str:
 
 
 def _extent(prediction: VideoPrediction) -> str:
-    """What the mean is of."""
+    """The frames that the mean was taken over."""
     footage = prediction.footage
     if footage.stretched:
         return f"whole video (short: {counted(footage.frames_read, 'frame')}, stretched)"

@@ -46,7 +46,7 @@ def configure(parser: ArgumentParser) -> None:
         help="video file, folder of numbered frames, folder of videos, or quoted pattern (*, ?, **)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the frames and the list")
-    group = parser.add_argument_group("What is read")
+    group = parser.add_argument_group("Input")
     group.add_argument("--recursive", action="store_true", help="search subfolders, too")
     group.add_argument(
         "--list",
@@ -66,15 +66,19 @@ def configure(parser: ArgumentParser) -> None:
         "--classes",
         type=str | None,
         default=None,
-        help="class names in label order: A,B,C, or dfew, ferv39k or mafw for the classes of that data set; "
+        help="class names in label order: A,B,C, or dfew, ferv39k or mafw for those of that data set; "
         "required with --list",
     )
     group.add_argument(
-        "--strict", action="store_true", help="refuse damaged videos; otherwise their readable frames are used"
+        "--strict", action="store_true", help="refuse damaged videos; otherwise their readable frames count"
     )
-    group = parser.add_argument_group("What is written")
+    group = parser.add_argument_group("Output")
     group.add_argument(
-        "--face", type=str, default="largest", metavar="WHICH", help="faces to cut out: largest, all, or a number (2: the two largest)"
+        "--face",
+        type=str,
+        default="largest",
+        metavar="WHICH",
+        help="faces to cut out: largest, all, or a number (2: the two largest)",
     )
     group.add_argument(
         "--size",

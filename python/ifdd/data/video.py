@@ -159,14 +159,14 @@ class VideoStream:
 
     @property
     def first_stamp(self) -> float | None:
-        """What the file calls the time of the first frame, in seconds: its other streams count by the same
+        """Time stamp of the first frame in the file, in seconds: its other streams count by the same
         clock. None before that frame was read, and where files have no such times.
         """
         return self._source.first_stamp
 
     @property
     def remarks(self) -> list[str]:
-        """What is odd about the file though nothing is missing, a line each. Complete after the iteration."""
+        """Remarks about the file that cost no frames, a line each. Complete after the iteration."""
         return self._source.remarks
 
     def __iter__(self) -> Iterator[Frame]:

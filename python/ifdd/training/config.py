@@ -65,8 +65,8 @@ class DataConfig:
     """dataset: dfew, ferv39k, mafw, list (your own list files), folder (a folder of videos for each class) or
     synthetic (drawn faces, needs no files)"""
     root: str | None = None
-    """folder of the dataset; for `list`, the folder that the paths in the list files are relative to (default:
-    the folder of the list)"""
+    """folder of the dataset; for `list`, the folder that the paths in the list files are relative to
+    (default: the folder of the list)"""
     fold: int = 1
     """cross-validation fold, 1 to 5 (dfew and mafw)"""
     train_list: str | None = None
@@ -74,18 +74,18 @@ class DataConfig:
     test_list: str | None = None
     """list file of test videos (only for `list`)"""
     classes: list[str] | str | None = None
-    """class names in label order: A,B,C, or dfew, ferv39k or mafw for the classes of that data set; default:
-    those of the dataset; `ifdd test` on list files or folders uses those of the checkpoint"""
+    """class names in label order: A,B,C, or dfew, ferv39k or mafw for those of that data set; default: those
+    of the dataset; `ifdd test` on list files or folders uses those of the checkpoint"""
     format: ListFormat = "auto"
-    """format of the list files: folder_label or folder_count_label (columns separated by white space), csv, or
-    auto (only for `list`)"""
+    """format of the list files: folder_label or folder_count_label (columns separated by white space), csv,
+    or auto (only for `list`)"""
     path_column: str | None = None
     """column of the list files that holds the videos: its name, or its number from 1 (only for `list`)"""
     label_column: str | None = None
     """column that holds the labels: its name, or its number from 1; -1 is the last (only for `list`)"""
     first_label: FirstLabel = "auto"
-    """number of the first class in the list files, 0 or 1; auto finds out, or stops with an error if it cannot
-    (list and dfew)"""
+    """number of the first class in the list files, 0 or 1; auto finds out, or stops with an error if it
+    cannot (list and dfew)"""
     strip_prefix: str = ""
     """prefix to remove from the paths in the list files (only for `list`)"""
     path_map: list[str] | str | None = None
@@ -94,23 +94,23 @@ class DataConfig:
     stride: int | None = None
     """a window takes every STRIDE-th frame; default: that of the dataset's recipe"""
     short: Short | None = None
-    """frames to repeat in a video shorter than a window: repeat_last or repeat_each; default: as published"""
+    """way to stretch a video shorter than a window: repeat_last or repeat_each; default: as published"""
     sampling: str | None = None
     """choice of the windows of a test video: centre, consecutive, segments, uniform or dense; default: as
     published"""
     clips: str | None = None
     """which form of the clips to read: 16f, native or original (dfew); frames or original (mafw)"""
     crop: str | None = None
-    """cut the same box out of all frames of a video: x,y,w,h in pixels, or auto for the box of a face; default:
-    the whole frame"""
+    """cut the same box out of all frames of a video: x,y,w,h in pixels, or auto for the box of a face;
+    default: the whole frame"""
     soft_labels: bool = False
     """train on the annotators' votes (only dfew)"""
     on_error: OnError = "raise"
     """a training video that is missing or cannot be read: raise stops the training, skip leaves the video out
     with a warning; in a test set it always stops"""
     validation: float = 0.1
-    """share of each class's training clips that is held out to choose the best epoch; 0: none. The test set is
-    never used for it"""
+    """share of each class's training clips that is held out to choose the best epoch; 0: none. The test set
+    is never used for it"""
     batch_size: int = 32
     """clips per step, the sum over all devices and machines"""
     eval_batch_size: int = 16
@@ -323,7 +323,7 @@ class TrainingConfig:
         }
 
     def _settings(self) -> dict[str, Any]:
-        """What decides the weights of an epoch, flat, with the network's defaults filled in."""
+        """The settings that decide the weights of an epoch, flat, with the network's defaults filled in."""
         network = IFDDConfig.from_dict(self.model).to_dict()
         del network["num_classes"]
         flat = _flatten({**self.to_dict(), "model": network})

@@ -78,7 +78,7 @@ def current_launch(config: TrainingConfig, variables: Mapping[str, str] | None =
 
 
 def started_by(variables: Mapping[str, str]) -> Launch:
-    """What torchrun or srun started, by their variables; one process without them.
+    """The processes that torchrun or srun started, by their variables; one process without them.
 
     Raises:
         SettingError: SLURM gives several tasks, but this process is not one that srun started.

@@ -1,4 +1,4 @@
-"""What a test leaves in a folder: the scores as JSON and the confusion matrix as a figure."""
+"""Writes the results of a test: the scores as JSON and the confusion matrix as a figure."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from ifdd.view.screens import Closed, Screen
 from ifdd.view.sources import Feed, LiveFrame
 
 VIEW_SECONDS = 20.0
-"""What the time axis below the picture shows."""
+"""Length of the time axis below the picture."""
 
 FORGET_SECONDS = 3.0
 """A face that is out of sight for so long loses its frames."""
@@ -40,7 +40,7 @@ UNSEEN_SHARE = 0.05
 
 @dataclass(frozen=True)
 class LiveResult:
-    """What the network said of one face: ``probabilities`` (K,) of the window from frame ``first`` to frame
+    """The result for one face: ``probabilities`` (K,) of the window from frame ``first`` to frame
     ``last`` (counted from 0), shown from ``start`` to ``stop`` seconds.
     """
 
