@@ -123,7 +123,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     Gradients flow to all three and are all computed. As deterministic as PyTorch's matrix products.
 
     Raises:
-        ValueError: a shape or device that does not fit. TypeError: a dtype that does not. Where ``auto`` is
+        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not. Where ``auto`` is
             ``F.linear``, its errors.
     """
     if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):

@@ -135,7 +135,8 @@ def split_index(
     Gradients flow from all three outputs to x and the four parameters. Deterministic.
 
     Raises:
-        ValueError: a shape, odd T, grid or device that does not fit. TypeError: a dtype that does not.
+        ValueError: a shape, odd T, grid or device that does not fit.
+        TypeError: a dtype that does not.
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (ISSM).
     """

@@ -77,7 +77,8 @@ def topk_split_index(
         :class:`TopkIndex` for :func:`split_frames`. No gradient flows through the choice.
 
     Raises:
-        ValueError: a shape, odd T or grid that does not fit. TypeError: x is not floating point.
+        ValueError: a shape, odd T or grid that does not fit.
+        TypeError: x is not floating point.
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (hard split, ablation).
     """

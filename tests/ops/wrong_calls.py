@@ -446,14 +446,14 @@ def wrong_number(call: Call, results: tuple[Any, ...]) -> str:
         if not spread and (actual.isfinite() & ~finite & ~right.isfinite()).any():
             return f"result {place} is finite where it should not be"
         kept.append((actual[finite], right[finite]))
-    roundings = 4 * max(16, REGISTRY[call.op].roundings)
+    ulps = 4 * max(16, REGISTRY[call.op].ulps)
     given = [v.dtype for n, v in call.arguments.items() if n.startswith("grad_") and isinstance(v, Tensor)]
     coarsest = max((d for d in given if d.is_floating_point), key=lambda d: torch.finfo(d).eps, default=None)
     try:
         check_against_float64(
             [actual for actual, _ in kept],
             [right for _, right in kept],
-            lambda dtype: precision_error_bound(dtype, roundings),
+            lambda dtype: precision_error_bound(dtype, ulps),
             results=0 if backward else len(kept),
             dtypes=[actual.dtype for actual, _ in kept],
             result_dtype=coarsest,

@@ -233,7 +233,7 @@ def _op_problem(entry: Any, device: str) -> str | None:
         expected = _tensors((entry.reference if entry.operator else entry.overload)(*wide))
         for place, (a, e) in enumerate(zip(actual, expected, strict=True)):
             error = relative_error(a, e)
-            bound = precision_error_bound(torch.float32, entry.roundings) if a.is_floating_point() else 0.0
+            bound = precision_error_bound(torch.float32, entry.ulps) if a.is_floating_point() else 0.0
             if not error <= bound:
                 found = f"relative error {error:.1e}, allowed {bound:.1e}"
                 return f"sample '{sample.label}', result {place}: {found}"
