@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.gpu.cuda_resources`` reads the built library with ``cuobjdump`` and writes
 ``results/cuda_resources.csv``; ``--check`` compares instead. No GPU is needed: threads and shared memory of
-launches are told by the launchers themselves, in the tests' emulator. The file carries a hash of the sources
+launches come from the launchers themselves, in the tests' emulator. The file carries a hash of the sources
 it belongs to, which a test compares, so it is renewed with every change of a kernel.
 """
 

@@ -277,7 +277,7 @@ def _named_apart(calls: Any) -> tuple[Instance, ...]:
 def ragged() -> tuple[Instance, ...]:
     """One call of each op at sizes that no tile divides: those of the table of resources.
 
-    Not of augment_clips, whose crops and steps are no values that a layout could be filled with.
+    Not of augment_clips, whose crops and steps are not values that could fill a layout.
     """
     return tuple(
         instance(op, label, args, args[0].shape[0])

@@ -25,7 +25,7 @@ class Result:
 
 
 class _Worker:
-    """A process that does what it is told to, one at a time."""
+    """A process that runs tasks, one at a time."""
 
     def __init__(self, work: Callable[[int], Any]) -> None:
         context = multiprocessing.get_context("fork")  # has imported what this process has

@@ -81,7 +81,7 @@ def measure_rates(
 ) -> Rates:
     """Best of a few readings each: what the machine can do, not what it does on average.
 
-    By the clock of the benchmarks: rates by one clock are no roof for times by another. ``small`` is quick
+    By the clock of the benchmarks: rates by one clock do not bound times by another. ``small`` is quick
     and too low, to try a run. Products grow from small ones to 2048 (on a GPU 8192) rows as far as the budget
     allows: on a CPU that multiplies a precision at a hundredth of another's rate the large ones take minutes.
     """

@@ -104,7 +104,7 @@ def augment_clips(
         flip: bool (B,): horizontally.
         strengths: (B, 4): a_0 to a_3; float16, bfloat16, float32 or float64. Its dtype is the result's.
         steps: int64 (B, 4): the steps in their order, 0 brightness, 1 contrast, 2 saturation, 3 hue, each at
-            most once; -1 is no step.
+            most once; -1 means no step.
         size: S, the side of the result.
         backend: see :mod:`ifdd_kernels.backends`.
 

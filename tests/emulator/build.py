@@ -39,7 +39,7 @@ SANITIZE = os.environ.get("IFDD_EMULATOR_SANITIZE", "")
 #: What a block may use on sm_86 and sm_89, sm_80 and sm_90.
 SHARED_BYTES = (99 * 1024, 163 * 1024, 227 * 1024)
 
-#: Builds that count accesses: the emulator is told so, and kernels call it at each access.
+#: Builds that count accesses: the emulator receives a flag, and kernels call it at each access.
 COUNT = "-DIFDD_EMULATOR_COUNT"
 COUNT_KERNELS = (COUNT, "-fsanitize=thread")
 

@@ -323,7 +323,7 @@ def read_video(
     Raises:
         VideoError: nothing there, empty, not a video, no video stream, no frame, damaged or cut off (by an
             error of the decoder, a damaged frame, or bytes that are proved to be missing; a header that
-            merely disagrees with the frames is no damage), no face found, a crop outside the image, too
+            merely disagrees with the frames is not damage), no face found, a crop outside the image, too
             large, or an index beyond the end.
         ValueError: `size`, `indices` or `max_frames` is not usable.
     """
