@@ -127,7 +127,7 @@ def read_list(path: str) -> list[str]:
         if not name.lstrip().startswith("#") or os.path.lexists(name)
     ]
     if not names:
-        raise InputError(f"{printable(path)}: names no video, expected one path a line")
+        raise InputError(f"{printable(path)}: names no video, expected one path per line")
     return names
 
 

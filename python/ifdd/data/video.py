@@ -166,7 +166,7 @@ class VideoStream:
 
     @property
     def remarks(self) -> list[str]:
-        """Remarks about the file that cost no frames, a line each. Complete after the iteration."""
+        """Remarks about the file that cost no frames, one per line. Complete after the iteration."""
         return self._source.remarks
 
     def __iter__(self) -> Iterator[Frame]:
