@@ -109,7 +109,7 @@ def _folders(folder: Path) -> Iterator[str]:
 def read_list(path: str) -> list[str]:
     """The lines of a list of videos, ``-`` for standard input, but for empty ones and those that begin with
     #, unless they are the name of something that exists. Encodings and line ends may be those of lists of
-    data sets; bytes that are not UTF-8 are kept as they are. Blanks or quotes around a name are left away
+    data sets; bytes that are not UTF-8 are kept as they are. Blanks or quotes around a name are removed
     where only the name without them exists.
 
     Raises:

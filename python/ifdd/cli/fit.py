@@ -93,7 +93,7 @@ def run(options: Namespace) -> int:
     if started and not options.resume:
         raise UsageError(f"--out: {out} already holds a training; choose another folder or add --resume")
     if options.resume and not started:
-        raise UsageError(f"--resume: {out} holds no training to go on with (no {LAST}); leave --resume away")
+        raise UsageError(f"--resume: {out} holds no training to go on with (no {LAST}); omit --resume")
     config = training_config(options)
     require_data(config.data)
     if config.init is not None and not options.resume:

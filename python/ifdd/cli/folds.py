@@ -87,7 +87,7 @@ def run(options: Namespace) -> int:
     if options.at_once < 1:
         raise UsageError(f"--at_once: expected at least 1, got {options.at_once}")
     if options.at_once > 1 and launch.world_size > 1:
-        raise UsageError("--at_once: a fold trains on one device then; leave it or --devices away")
+        raise UsageError("--at_once: each fold then trains on one device; omit --at_once or --devices")
     try:
         with setting_errors():
             left = [fold for fold in wanted if not finished(config, out, fold)]

@@ -102,7 +102,7 @@ def started_by(variables: Mapping[str, str]) -> Launch:
 
 def _agree(name: str, wanted: int | None, found: int, starter: Starter) -> None:
     if starter != "ifdd" and wanted not in (None, found):
-        raise SettingError(name, f"must be the {found} that {starter} started, or left away; got {wanted}")
+        raise SettingError(name, f"must be the {found} that {starter} started, or omitted; got {wanted}")
 
 
 def check_batch(config: TrainingConfig, launch: Launch, train_clips: int) -> None:
