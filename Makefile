@@ -106,7 +106,8 @@ docs: $(VENV)/.installed
 
 # Without isolation: the wheel is compiled against the torch that is installed. The wheel is then tested in an environment
 # of its own, outside of the checkout, on the lowest instruction set too. The checkout itself need not be installed, which
-# would compile everything once more.
+# would compile everything once more. tests/triton is removed from the copy: where no Triton is installed, PyTorch would take
+# that folder for it.
 dist: $(VENV)/.torch
 	$(PIP) install $(DIST_TOOLS)
 	rm -rf dist build/dist && mkdir -p build/dist
@@ -118,7 +119,7 @@ dist: $(VENV)/.torch
 	$(BIN)/python -m venv build/dist/venv
 	build/dist/venv/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) "$(TORCH)"
 	build/dist/venv/bin/python -m pip --disable-pip-version-check install "$$(echo dist/*.whl)[cli]" pytest pytest-timeout
-	cp -r tests build/dist/tests
+	cp -r tests build/dist/tests && rm -r build/dist/tests/triton
 	cd build/dist && venv/bin/ifdd doctor --self_test false && for isa in x86-64 x86-64-v3 ""; do \
 	  env $${isa:+IFDD_CPU_ISA=$$isa} venv/bin/python -m pytest -q -c /dev/null --rootdir tests \
 	    --import-mode=importlib -o pythonpath=$(CURDIR)/build/dist/tests -o markers="instruction_sets slow nightly gpu" -p no:cacheprovider \
