@@ -57,7 +57,7 @@ class Launch:
 
 @dataclass
 class Trace:
-    """What ran, in order, and the memory that its tensors took."""
+    """The calls that ran, in order, and the memory of their tensors."""
 
     launches: list[Launch] = field(default_factory=list)
     #: Bytes of tensors alive now, at most so far, and at marked moments.

@@ -1,4 +1,4 @@
-"""What is counted: a training step and an inference of the network."""
+"""The workloads that are counted: a training step and an inference of the network."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def _device_for_autograd() -> Iterator[None]:
 
 @dataclass
 class Machine:
-    """What happened on a fake GPU."""
+    """The record of a run on a fake GPU."""
 
     #: Calls of ops by the name they are registered under.
     calls: list[str] = field(default_factory=list)

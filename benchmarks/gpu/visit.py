@@ -1,4 +1,4 @@
-"""What two calls of the check do on a GPU, the most important first, and the seconds that should take."""
+"""Tasks of two calls of the check on a GPU, the most important first, with their estimated seconds."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def first_call(machine: Machine) -> list[Step]:
 
 
 def second_call(machine: Machine) -> list[Step]:
-    """What a second call adds: before what the first one did not reach, and after it."""
+    """The tasks of a second call: those before the rest of the first one, and those after it."""
     first, rest = first_call(machine)[0], first_call(machine)[1:]
     # Times of the same plan in other precisions; what is there is passed over.
     which = ("--ops", ",".join(WIDE), "--batch", "16")

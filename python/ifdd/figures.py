@@ -28,7 +28,7 @@ DPI = 130
 def read_history(logs: str | Path) -> dict[str, list[tuple[int, float]]]:
     """The curves in ``logs/version_*/metrics.csv``: name -> (epoch, value) in order of epochs.
 
-    A resumed training writes a new version; where two versions tell of one epoch the later one holds.
+    A resumed training writes a new version; if two versions have the same epoch, the later one counts.
 
     Raises:
         ValueError: no such file, or nothing in it.

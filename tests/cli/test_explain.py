@@ -107,7 +107,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def texts(figure: Figure) -> dict[str, Bbox]:
-    """What the figure says, and where."""
+    """The texts of the figure, and their places."""
     shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
     return {text.get_text().replace(r"\$", "$"): text.get_window_extent() for text in shown}
 

@@ -1,4 +1,4 @@
-"""What a run reads is never written over, and outputs land where their names say."""
+"""No run overwrites its inputs, and outputs land where their names say."""
 
 from __future__ import annotations
 

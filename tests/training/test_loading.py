@@ -1,4 +1,4 @@
-"""What workers report: errors as they are, videos left out, and batches where shared memory is short."""
+"""Reports of the workers: errors as they are, skipped videos, and batches when shared memory is short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said before a training starts."""
+"""The messages before a training starts."""
 
 from __future__ import annotations
 

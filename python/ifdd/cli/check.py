@@ -1,9 +1,9 @@
-"""Read a data set in advance: which videos are missing, broken or odd, and how many there are of each class.
+"""Check a data set before training: find videos that are missing, damaged or unusual, and count each class.
 
-Every video is decoded once, all of it. Faults are videos that are missing, unreadable or damaged, that are
-twice in a list or in the training and the test list, lists that cannot be read, and classes without training
-videos; what else is odd is noted. Reports are written while reading. Exit code 0: no fault, 1: faults, 2: a
-wrong call.
+Every video is decoded once, from beginning to end. These are faults: a video that is missing, unreadable or
+damaged, or that is listed twice (in one list, or for training and for testing); a list that cannot be read; a
+class without training videos. Anything else that is unusual is only noted. The reports grow while videos are
+read. Exit code 0: no faults, 1: faults, 2: a wrong call.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ifdd.data.inspection import Finding, Listed
     from ifdd.training.config import DataConfig
 
-SUMMARY = "read a data set in advance and say what is wrong with it"
+SUMMARY = "find faults in a data set before training"
 USAGE = "--data DATA [options]"
 UNUSED = TRAINING_ONLY - {"soft_labels"} | {
     *(
@@ -62,14 +62,14 @@ def configure(parser: ArgumentParser) -> None:
         type=str | None,
         default=None,
         metavar="FILE",
-        help="write a line for each video to this CSV file",
+        help="CSV file to write, one line per video",
     )
     parser.add_argument(
         "--json",
         type=str | None,
         default=None,
         metavar="FILE",
-        help="write a JSON object for each video, a line each, and one with the counts at the end",
+        help="JSON Lines file to write: one object per video, and the counts at the end",
     )
     add_test_options(parser, UNUSED)
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
@@ -118,7 +118,7 @@ def run(options: Namespace) -> int:
 
 
 class Report:
-    """What was found, counted.
+    """Counts of the findings.
 
     Args:
         data: the data set that is looked at.

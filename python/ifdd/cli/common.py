@@ -1,4 +1,4 @@
-"""What the commands share: the options of data and model, short error lines."""
+"""Shared by the commands: the options of data and model, short error lines."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def add_data_options(parser: ArgumentParser) -> None:
 
 def add_training_options(parser: ArgumentParser) -> None:
     """All of :class:`TrainingConfig`, flat but for `--model.*`."""
-    _add_config_option(parser, "YAML file with any of the options below; options beside it win")
+    _add_config_option(parser, "YAML file with options of this command; the command line overrides it")
     add_data_options(parser)
     _add_recipe_options(parser)
     add_device_option(parser)
@@ -93,7 +93,9 @@ def add_test_options(parser: ArgumentParser, unused: Collection[str]) -> None:
     """Data and device. The options of a training are accepted, so that one YAML file serves all commands, but
     help shows neither those of the recipe nor the `unused` ones among the others.
     """
-    _add_config_option(parser, "YAML file, the one of `ifdd fit` (OUT/config.yaml) or with options below")
+    _add_config_option(
+        parser, "YAML file with options, such as OUT/config.yaml of `ifdd fit`; the command line overrides it"
+    )
     add_data_options(parser)
     add_device_option(parser)
     add_launch_options(parser)
@@ -113,7 +115,7 @@ def add_network_options(parser: ArgumentParser) -> None:
 
 def _add_config_option(parser: ArgumentParser, text: str) -> None:
     parser.add_argument("--config", action="config", help=text)
-    parser._option_string_actions["--print_config"].help = "print all options as such a YAML file and exit"
+    parser._option_string_actions["--print_config"].help = "print all options as such a YAML file, and exit"
 
 
 def _add_recipe_options(parser: ArgumentParser) -> None:
@@ -122,7 +124,7 @@ def _add_recipe_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("Running")
     group.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     group.add_argument(
-        "--precision", type=Precision, default="32", help="arithmetic: 32, bf16-mixed or 16-mixed bits"
+        "--precision", type=Precision, default="32", help="precision of the arithmetic, as Lightning names it"
     )
     group.add_argument(
         "--cuda_graph",
@@ -133,20 +135,20 @@ def _add_recipe_options(parser: ArgumentParser) -> None:
         "--init",
         type=str | None,
         default=None,
-        help="file of weights to start from (a checkpoint, last.ckpt of another run, torchvision's "
-        "mvit_v2_s); its classifier is kept if it is for the same classes",
+        help="weights to start from: a checkpoint, last.ckpt of another run, or torchvision's mvit_v2_s; the "
+        "classifier is kept if the classes are the same",
     )
     group.add_argument(
         "--init_part",
         type=InitPart,
         default="all",
-        help="what to take of it: all, or backbone (embedding, backbone and pyramid)",
+        help="part of --init to use: all, or backbone (embedding, backbone and pyramid)",
     )
 
 
 def add_device_option(parser: ArgumentParser) -> None:
     """`--device`."""
-    parser.add_argument("--device", type=Device, default="auto", help="auto takes the GPU if there is one")
+    parser.add_argument("--device", type=Device, default="auto", help="auto uses the GPU if there is one")
 
 
 def add_launch_options(parser: ArgumentParser) -> None:
@@ -155,20 +157,20 @@ def add_launch_options(parser: ArgumentParser) -> None:
         "--devices",
         type=int | None,
         default=None,
-        help="GPUs (on a CPU: processes) of each machine that work together; default: what torchrun or SLURM "
-        "started, else 1",
+        help="GPUs per machine that train together (on a CPU: processes); default: as many as torchrun or "
+        "SLURM started, else 1",
     )
     parser.add_argument(
         "--num_nodes",
         type=int | None,
         default=None,
-        help="machines that work together; default: what torchrun or SLURM started, else 1",
+        help="machines that train together; default: as many as torchrun or SLURM started, else 1",
     )
     parser.add_argument(
         "--strategy",
         type=Strategy,
         default="auto",
-        help="how Lightning trains on them: auto is ddp for more than one process",
+        help="Lightning's strategy for several processes; auto: ddp if there are several",
     )
 
 

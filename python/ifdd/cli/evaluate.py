@@ -1,7 +1,7 @@
-"""Measure a checkpoint on a test set: WAR (accuracy), UAR (mean recall of the classes) and the table of
-classes.
+"""Measure a checkpoint on a test set: WAR (accuracy), UAR (mean recall of the classes) and the recall of each
+class.
 
-A video of several windows counts once, by the mean of its windows' logits.
+A video with several windows counts once: the logits of its windows are averaged.
 """
 
 from __future__ import annotations

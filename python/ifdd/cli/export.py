@@ -1,10 +1,10 @@
 """Write a checkpoint's network as a file for other programs.
 
-onnx: for ONNX Runtime and others, plain ONNX operators. pt2: a program of torch.export, loaded in Python
-where ifdd_kernels is imported. aoti: a compiled AOTInductor package, run from Python or C++ with the kernels
-of ifdd_kernels on CPUs of the kind that wrote it. All take float32 clips (B, 3, T, S, S) of RGB in [0, 1],
-any B, and hold the class names and the sampling of the checkpoint. The file is run and compared with the
-network before it is put in place. See docs/deploy.md.
+onnx: standard ONNX operators, for ONNX Runtime and other programs. pt2: a torch.export program; import
+ifdd_kernels in Python before loading it. aoti: a compiled AOTInductor package for Python or C++; it needs the
+kernels of ifdd_kernels, and a CPU of the same kind as this one. All read float32 clips (B, 3, T, S, S) of RGB
+in [0, 1], for any B, and hold the class names and the sampling of the checkpoint. Before the file appears it
+is run and compared with the network. See docs/deploy.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ifdd.cli._commands import UsageError
 from ifdd.cli.paths import require_file, require_writable_file
 
-SUMMARY = "write the network as ONNX, torch.export program or AOTInductor package"
+SUMMARY = "write the network as an ONNX, torch.export or AOTInductor file"
 USAGE = "CHECKPOINT --format FORMAT [--out FILE]"
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".aoti.pt2"}
 """Ends of the default names; the last part is the format's."""

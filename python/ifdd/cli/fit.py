@@ -1,5 +1,7 @@
-"""Train a network. OUT receives the best weights with the class list (model.safetensors), the training's
-state (last.ckpt, best.ckpt), its settings (config.yaml), and loss, scores and learning rate of each epoch
+"""Train a network.
+
+The folder OUT receives the best weights with the class list (model.safetensors), the state of the training
+(last.ckpt, best.ckpt), its settings (config.yaml), and the loss, scores and learning rate of every epoch
 (metrics.csv, curves.png). See docs/training.md.
 """
 
@@ -45,30 +47,30 @@ USAGE = "--data DATA --out OUT [options]\n       ifdd fit --out OUT --resume [--
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("--out", required=True, help="folder of this run")
+    parser.add_argument("--out", required=True, help="folder for the files of this training")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the training in OUT; its settings are taken from there, and --epochs may be raised",
+        help="continue the training in OUT, with its settings; --epochs may be raised",
     )
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
     parser.add_argument(
         "--max_time",
         type=str | None,
         default=None,
-        help="end this run in DD:HH:MM:SS, after the last whole epoch that fits; --resume goes on",
+        help="stop after the last whole epoch that fits into DD:HH:MM:SS; --resume continues",
     )
     parser.add_argument(
         "--limit_steps",
         type=int | None,
         default=None,
-        help="end this run after so many steps; an epoch that is cut short is lost",
+        help="stop after this many steps; an unfinished epoch is lost",
     )
     parser.add_argument(
         "--logger",
         type=str | None,
         default=None,
-        help="a further logger of Lightning, by its class or as YAML, as LightningCLI takes it: "
+        help="an additional Lightning logger: its class, or YAML as for LightningCLI: "
         "'{class_path: WandbLogger, init_args: {project: faces}}'",
     )
     add_training_options(parser)
@@ -91,7 +93,7 @@ def run(options: Namespace) -> int:
     if started and not options.resume:
         raise UsageError(f"--out: {out} already holds a training; choose another folder or add --resume")
     if options.resume and not started:
-        raise UsageError(f"--resume: {out} holds no training to go on with (no {LAST}); leave --resume away")
+        raise UsageError(f"--resume: {out} holds no training to go on with (no {LAST}); omit --resume")
     config = training_config(options)
     require_data(config.data)
     if config.init is not None and not options.resume:
@@ -196,7 +198,7 @@ def announce(plan: TrainingPlan) -> None:
 
 
 def _kept(last: Path, options: Namespace) -> str:
-    """What a stopped training leaves, and how it goes on."""
+    """The state that a stopped training left, and the way to continue it."""
     from ifdd.training.storage import load_training_checkpoint, training_record
 
     if not last.exists():
@@ -215,7 +217,7 @@ def _again(options: Namespace) -> str:
 
 
 def changes(error: ResumeError) -> str:
-    """What differs from the training to resume, in the words of the command."""
+    """The settings that differ from the training to resume, in the words of the command."""
     return ", ".join(
         f"{option_of(name)} {_shown(before)} (now {_shown(now)})"
         for name, (before, now) in error.changes.items()

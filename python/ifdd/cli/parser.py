@@ -129,7 +129,7 @@ class Parser(ArgumentParser):
 
 
 def describe_type(hint: Any) -> str:
-    """What an option of a type takes, in words; empty for a type that has none."""
+    """The values that an option of a type accepts, in words; empty if there are no words for the type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"

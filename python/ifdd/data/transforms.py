@@ -20,7 +20,7 @@ from ifdd_kernels import augment_clips, reference
 
 
 class Augmentation(NamedTuple):
-    """What `ClipAugment` drew for one clip: plain numbers, which travel with it to where it is augmented.
+    """The random numbers of `ClipAugment` for one clip; they travel with it to the place of augmentation.
 
     ``flip`` comes first, then the crop (``top``, ``left``, ``height``, ``width``) is resized, then ``steps``
     are taken in order: 0 brightness, 1 contrast, 2 saturation, 3 hue, with their ``strengths`` by number

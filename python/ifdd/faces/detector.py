@@ -119,7 +119,7 @@ class RetinaFace:
         searched: tuple[int, int],
         scale: tuple[float, float],
     ) -> Boxes:
-        """What the network says of its anchors (offsets (a, 4), scores (a, 2), points (a, 10)), as boxes."""
+        """Boxes from the network's output for its anchors (offsets (a, 4), scores (a, 2), points (a, 10))."""
         scores = scores[:, 1]
         sure = np.flatnonzero(scores > self.least_score)
         sure = sure[np.argsort(-scores[sure], kind="stable")]

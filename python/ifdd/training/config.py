@@ -60,14 +60,14 @@ def _check(condition: bool, name: str, rule: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which videos are read, and how they are fed."""
+    """Videos and how they are read."""
 
     name: DatasetName = "synthetic"
     """dataset: dfew, ferv39k, mafw, list (your own list files), folder (a folder of videos for each class) or
     synthetic (drawn faces, needs no files)"""
     root: str | None = None
-    """folder of the dataset; for `list` the folder that the paths in the list files start from (default: that
-    of the list)"""
+    """folder of the dataset; for `list`, the folder that the paths in the list files are relative to
+    (default: the folder of the list)"""
     fold: int = 1
     """cross-validation fold, 1 to 5 (dfew and mafw)"""
     train_list: str | None = None
@@ -75,49 +75,51 @@ class DataConfig:
     test_list: str | None = None
     """list file of test videos (only for `list`)"""
     classes: list[str] | str | None = None
-    """class names in label order: A,B,C, or dfew, ferv39k or mafw for theirs; default: those of the dataset,
-    in a test on list files or folders those of the checkpoint"""
+    """class names in label order: A,B,C, or dfew, ferv39k or mafw for those of that data set; default: those
+    of the dataset; `ifdd test` on list files or folders uses those of the checkpoint"""
     format: ListFormat = "auto"
-    """form of the list files: folder_label, folder_count_label (white space), csv, or auto (only for
-    `list`)"""
+    """format of the list files: folder_label or folder_count_label (columns separated by white space), csv,
+    or auto (only for `list`)"""
     path_column: str | None = None
-    """column of the videos in the list files, by name or number from 1 (only for `list`)"""
+    """column of the list files that holds the videos: its name, or its number from 1 (only for `list`)"""
     label_column: str | None = None
-    """column of the labels, likewise; -1 is the last (only for `list`)"""
+    """column that holds the labels: its name, or its number from 1; -1 is the last (only for `list`)"""
     first_label: FirstLabel = "auto"
-    """number of the first class in the list files, 0 or 1; auto finds out, or says that it cannot (list and
-    dfew)"""
+    """number of the first class in the list files, 0 or 1; auto finds out, or stops with an error if it
+    cannot (list and dfew)"""
     strip_prefix: str = ""
-    """beginning of the names in the list files that is to be left away (only for `list`)"""
+    """prefix to remove from the paths in the list files (only for `list`)"""
     path_map: list[str] | str | None = None
-    """OLD=NEW: names in the list files that begin with the folder OLD begin with NEW instead (only for
+    """OLD=NEW: replace the folder OLD at the beginning of the paths in the list files by NEW (only for
     `list`)"""
     stride: int | None = None
-    """step between the frames of a window; default: what the dataset's recipe uses"""
+    """a window takes every STRIDE-th frame; default: that of the dataset's recipe"""
     short: Short | None = None
-    """how videos shorter than a window are stretched: repeat_last or repeat_each; default: as published"""
+    """way to stretch a video shorter than a window: repeat_last or repeat_each; default: as published"""
     sampling: str | None = None
-    """windows of a test video: centre, consecutive, segments, uniform or dense; default: as published"""
+    """choice of the windows of a test video: centre, consecutive, segments, uniform or dense; default: as
+    published"""
     clips: str | None = None
-    """which copy of the clips: 16f, native or original (dfew); frames or original (mafw)"""
+    """which form of the clips to read: 16f, native or original (dfew); frames or original (mafw)"""
     crop: str | None = None
-    """the face in each frame: x,y,w,h, or auto to find it; default: the whole frame"""
+    """cut the same box out of all frames of a video: x,y,w,h in pixels, or auto for the box of a face;
+    default: the whole frame"""
     soft_labels: bool = False
     """train on the annotators' votes (only dfew)"""
     on_error: OnError = "raise"
-    """a training video that is missing or cannot be read stops the training (raise) or is left out with a
-    warning (skip); test sets always stop"""
+    """a training video that is missing or cannot be read: raise stops the training, skip leaves the video out
+    with a warning; in a test set it always stops"""
     validation: float = 0.1
-    """part of the training set held out to choose the best epoch (never the test fold): of all clips, each
-    class in proportion and with at least one clip if it has two; 0 holds out none"""
+    """share of each class's training clips that is held out to choose the best epoch; 0: none. The test set
+    is never used for it"""
     batch_size: int = 32
-    """clips per step, over all devices and machines together"""
+    """clips per step, the sum over all devices and machines"""
     eval_batch_size: int = 16
-    """videos per step and device when testing"""
+    """videos per step and device in a test"""
     workers: int = 4
-    """processes that read videos, for each device"""
+    """processes per device that read videos"""
     one_frame: bool = False
-    """replace every clip by one of its frames, repeated: a control that cannot see motion"""
+    """replace every clip by one of its frames, repeated: a control experiment without motion"""
     augment: bool = True
     """flip, random crop and colour jitter of training clips"""
     train_size: int = 700
@@ -125,7 +127,7 @@ class DataConfig:
     test_size: int = 350
     """number of drawn test clips (only for `synthetic`)"""
     posed: bool = False
-    """draw undiluted training clips: a still, frontal face at full intensity (only for `synthetic`)"""
+    """draw easy training clips: a still, frontal face at full intensity (only for `synthetic`)"""
 
     def __post_init__(self) -> None:
         _check(self.name in get_args(DatasetName), "data.name", f"one of {get_args(DatasetName)}", self.name)
@@ -194,29 +196,29 @@ class OptimConfig:
     weight_decay: float = 1e-3
     """AdamW weight decay, on all parameters"""
     warmup_epochs: int = 10
-    """epochs in which the learning rate climbs, before it falls along a cosine"""
+    """epochs in which the learning rate rises; afterwards it falls along a cosine"""
     warmup: Warmup = "original"
-    """original: as published, climbs to 9.8e-5 even where the learning rate is another one, and then
-    jumps to the learning rate; standard: climbs to the learning rate; none: starts at the learning rate"""
+    """original: as published, rises to 9.8e-5 for any learning rate, and then jumps to the learning rate;
+    standard: rises to the learning rate; none: starts at the learning rate"""
     mixup: float = 0.8
     """strength (alpha) of MixUp, which blends two clips; 0: off"""
     cutmix: float = 1.0
     """strength (alpha) of CutMix, which pastes a part of another clip; 0: off"""
     label_smoothing: float = 0.1
-    """part of the target that is spread over all classes, from 0 to below 1"""
+    """share of the target that is spread over all classes, at least 0 and below 1"""
     lifting_weight: float = 0.1
-    """factor of the lifting loss"""
+    """weight of the lifting loss"""
     lifting_reduction: LiftingReduction = "sum"
-    """lifting loss over the clips of a batch: sum as published, or mean"""
+    """reduction of the lifting loss over the clips of a batch: sum, as published, or mean"""
     accumulate: int = 1
-    """batches whose gradients are added before a step"""
+    """batches whose gradients are accumulated for one step"""
     gradient_clip: float | None = None
-    """largest norm of the gradient; default: no limit, as published"""
+    """clip the norm of the gradient at this value; default: no clipping, as published"""
     select: Select = "best"
-    """weights written at the end: those of the best epoch (highest UAR on the held-out clips, of equal ones
-    the latest, which has trained longest), or of the last epoch"""
+    """weights written at the end: best, of the epoch with the highest UAR on the held-out clips (of equal
+    ones the latest), or last, of the last epoch"""
     ema_decay: float | None = None
-    """keep a moving average of the weights with this decay, e.g. 0.999, and evaluate that; default: off"""
+    """keep a moving average of the weights with this decay, e.g. 0.999, and evaluate it; default: off"""
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
@@ -324,7 +326,7 @@ class TrainingConfig:
         }
 
     def _settings(self) -> dict[str, Any]:
-        """What decides the weights of an epoch, flat, with the network's defaults filled in."""
+        """The settings that decide the weights of an epoch, flat, with the network's defaults filled in."""
         network = IFDDConfig.from_dict(self.model).to_dict()
         del network["num_classes"]
         flat = _flatten({**self.to_dict(), "model": network})

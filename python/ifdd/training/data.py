@@ -40,7 +40,7 @@ SYNTHETIC_VALIDATION_STREAM = 1
 
 
 class ClipDataset(Protocol):
-    """What the loaders need of a data set."""
+    """The interface of a data set for the loaders."""
 
     class_names: tuple[str, ...]
 

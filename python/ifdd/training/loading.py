@@ -49,7 +49,7 @@ class _Failure(NamedTuple):
 
 
 class _Parcel(NamedTuple):
-    """What comes back for one batch; `batch` is None where nothing was left of it."""
+    """The reply of a worker for one batch; `batch` is None if no clip of it is left."""
 
     batch: Any
     left_out: list[LeftOut]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scores:
-    """What a test reports.
+    """The scores of a test.
 
     ``war`` = accuracy = trace / total. ``uar`` = mean over the classes that occur of recall_k =
     confusion[k, k] / sum_j confusion[k, j]; a class without any clip has no recall (``None``) and does not

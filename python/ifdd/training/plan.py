@@ -1,4 +1,4 @@
-"""What a training is going to do, known before it starts, and what is odd about it."""
+"""The plan of a training, known before it starts, and warnings about it."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class TrainingPlan:
         return [f"{heading:<14} {text}" for heading, text in rows]
 
     def warnings(self) -> list[str]:
-        """What will probably not go as its author thinks, in the words of `ifdd fit`."""
+        """Warnings about settings that will probably disappoint, in the words of `ifdd fit`."""
         data, optim, clips = self.config.data, self.config.optim, self.train_clips
         found: list[str] = []
         if not self.rates():
@@ -141,7 +141,7 @@ class TrainingPlan:
         return found
 
     def _better_choice(self) -> str:
-        """What to do about a held-out part of a few clips; a larger one where there are clips for it."""
+        """Advice on a held-out part of a few clips: a larger one, if there are clips for it."""
         clips = self.train_clips + self.held_out_clips
         last = "take the last epoch (--select last), or hold out none (--validation 0)"
         # A third is more than anybody gives away.

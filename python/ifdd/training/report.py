@@ -1,4 +1,4 @@
-"""What a test leaves in a folder: the scores as JSON and the confusion matrix as a figure."""
+"""Writes the results of a test: the scores as JSON and the confusion matrix as a figure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_report(out: Path, scores: Scores, path: Path, checkpoint: Checkpoint, 
     """
     out.mkdir(parents=True, exist_ok=True)
     place = Path(data.test_list).name if data.test_list else data.name
-    # The name of a checkpoint is told apart by the folder of its run.
+    # Checkpoints of the same name are distinguished by the folders of their runs.
     title = f"{place}: {Path(*path.absolute().parts[-2:])}"
     confusion_matrix(scores, out / FIGURE, title=title)
     report = {

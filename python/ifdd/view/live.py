@@ -31,7 +31,7 @@ from ifdd.view.screens import Closed, Screen
 from ifdd.view.sources import Feed, LiveFrame
 
 VIEW_SECONDS = 20.0
-"""What the time axis below the picture shows."""
+"""Length of the time axis below the picture."""
 
 BUSY_SHARE = 0.5
 """The network begins no sooner again than leaves it this share of the time, while no frame is missed for it:
@@ -46,7 +46,7 @@ UNSEEN_SHARE = 0.05
 
 @dataclass(frozen=True)
 class LiveResult:
-    """What the network said of one face: ``probabilities`` (K,) of the window from frame ``first`` to frame
+    """The result for one face: ``probabilities`` (K,) of the window from frame ``first`` to frame
     ``last`` (counted from 0), shown from ``start`` to ``stop`` seconds.
     """
 

@@ -1,4 +1,4 @@
-"""What is drawn on the frames of a video: boxes with their classes, and probabilities over time below."""
+"""Draws on the frames of a video: boxes with their classes, and probabilities over time below."""
 
 from __future__ import annotations
 

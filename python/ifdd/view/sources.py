@@ -71,7 +71,7 @@ def read_source(source: str) -> Iterator[_Late]:
 
 
 def _camera(number: int) -> tuple[str, str]:
-    """What FFmpeg calls a camera, and the driver."""
+    """FFmpeg's name of a camera, and the driver."""
     if sys.platform == "darwin":
         return f"{number}:none", "avfoundation"
     if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""What the data sets with a training and a test list share: their folders, names and parts."""
+"""Layout of the data sets with a training and a test list: their folders, names and parts."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         return bool(self._skipped[index])
 
     def take_news(self) -> list[LeftOut]:
-        """What this process left out since the last call."""
+        """The videos that this process skipped since the last call."""
         news, self._news = self._news, []
         return news
 
