@@ -140,6 +140,9 @@ class Predictor:
         self.model: IFDD = loaded.model.to(device).eval()
         self.config: IFDDConfig = loaded.config
         self.class_names = tuple(loaded.class_names)
+        crop = loaded.extra.get("crop")
+        #: What `--crop` cut out of the training videos; None for whole frames, or where nothing is known.
+        self.trained_crop = crop if isinstance(crop, str) else None
         try:
             self.policy = SamplingPolicy.of_checkpoint(loaded.extra)
         except ValueError as error:

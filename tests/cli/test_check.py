@@ -58,6 +58,7 @@ def test_nothing_wrong(ifdd: Run, videos: Path) -> None:
     result = check(ifdd, videos, "good.mp4 0\nshort.mp4 1\n", "other.mp4 0\n")
     assert result.code == 0, result.out
     assert "3 videos, no fault" in result.out
+    assert "note: short: fewer frames than the 16 of a window, stretched to it (--short repeat_" in result.out
     assert "fault:" not in result.out
     assert result.err == ""
 
@@ -121,6 +122,13 @@ def test_class_folders_and_drawn_clips(ifdd: Run, tmp_path: Path) -> None:
     result = ifdd("check", "--data", "synthetic", "--train_size", "14", "--test_size", "7")
     assert result.code == 0
     assert "21 videos, no fault" in result.out
+
+
+def test_a_fault_of_both_parts_is_told_once(ifdd: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    result = ifdd("check", "--data", "folder", "--root", tmp_path, "--workers", "0")
+    assert (result.code, result.out.count("fault: ")) == (1, 1)
+    assert result.out.endswith("is the folder above meant?\n0 videos, 1 fault\n")
 
 
 def test_more_processes_read_the_same(videos: Path) -> None:

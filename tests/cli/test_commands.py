@@ -17,7 +17,9 @@ from ifdd import cli
 from ifdd.checkpoint import load_checkpoint
 from ifdd.cli import COMMANDS, main
 from ifdd.cli.common import Parser, add_training_options, training_config
+from ifdd.cli.evaluate import print_scores
 from ifdd.training.config import OptimConfig, TrainingConfig
+from ifdd.training.metrics import scores_from_confusion
 
 from .conftest import CLASSES, TINY, make_checkpoint, write_video
 
@@ -145,7 +147,7 @@ def test_a_package_that_cannot_be_imported_is_named(
             ("fit", "--out", "x", "--data", "synthetic", "--model.backbone", "resnet"),
             "error: --model.backbone must be one of",
         ),
-        (("fit", "--out", "x", "--resume"), "holds no training to go on with"),
+        (("fit", "--out", "x", "--resume"), "--resume: x: no such folder"),
         (("test", "--checkpoint", "/no/such.safetensors"), "/no/such.safetensors does not exist"),
         (("convert", "a.pth", "b.pth", "--classes", "dfew"), "ends in .safetensors"),
         (("convert", "a.pth", "b.safetensors", "--classes", "one"), "distinct names"),
@@ -221,6 +223,11 @@ def test_fit_and_test_on_a_list_of_videos(ifdd: Run, tmp_path: Path) -> None:
     assert scores["uar"] == pytest.approx((diagonal[0] / 2 + diagonal[1] / 1) / 2)
     assert f"{100 * scores['war']:.2f} %" in result.out
     assert (out / "confusion.png").stat().st_size > 10_000
+
+
+def test_the_headline_of_a_test_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_scores(scores_from_confusion(torch.tensor([[1, 1], [2, 2]]), ("a", "b")))
+    assert capsys.readouterr().out.splitlines()[0] == "WAR 50.00 %   UAR 50.00 %   of 6 clips"
 
 
 def test_a_checkpoint_of_other_classes_is_refused(ifdd: Run, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ Run = Callable[..., Any]
 def test_a_program_is_written_beside_the_checkpoint(ifdd: Run, checkpoint: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copy(checkpoint, tmp_path / "face.v2.safetensors"))
     result = ifdd("export", copy, "--format", "pt2")
+    steps = ("tracing the network", "writing face.v2.pt2", "comparing it with the network")
+    assert result.err == "".join(f"ifdd export: {step} ...\n" for step in steps)
     assert result.code == 0, result.err
     target = tmp_path / "face.v2.pt2"
     assert result.out.startswith(f"written: {target} (")

@@ -5,11 +5,18 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from ifdd.checkpoint import load_checkpoint, save_checkpoint
 from ifdd.inputs import InputError, find_videos, read_list
+
+Run = Callable[..., Any]
 
 
 @pytest.fixture
@@ -107,3 +114,61 @@ def test_comments_in_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_name_that_no_file_can_have_is_one_video(tmp_path: Path) -> None:
     ((name, error),) = find_videos(["n" * 5000])
     assert (name, str(error)) == ("n" * 5000, f"{'n' * 5000}: File name too long")
+
+
+@pytest.mark.parametrize("arguments", [("explain", "--out", "e.png"), ("annotate", "--out", "a.mp4")])
+def test_commands_of_one_video_say_what_else_a_folder_holds(
+    ifdd: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("set/happy/a.mp4", "set/happy/b.mp4", "set/sad/c.mp4", "set/notes/x.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    command, *rest = arguments
+    for folder, says in (
+        ("set", "holds 3 folders and no frames: name a video in it"),
+        ("set/happy", "holds 2 videos and no frames: name a file in it"),
+        ("set/notes", "no images in this folder"),
+    ):
+        result = ifdd(command, folder, "--checkpoint", checkpoint, *rest)
+        assert (result.code, result.err) == (1, f"ifdd: error: {folder}: {says}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "out"),
+    [("predict", "--json={}.json"), ("explain", "--out={}.png"), ("annotate", "--out={}.mp4")],
+)
+def test_a_network_trained_on_a_region_warns_of_whole_frames(
+    ifdd: Run,
+    checkpoint: Path,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    out: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded = load_checkpoint(checkpoint)
+    save_checkpoint("w.safetensors", loaded.model, loaded.class_names, {"stride": 1, "crop": "auto"})
+    call = (command, video, "--checkpoint", "w.safetensors")
+    says = "ifdd: warning: the network was trained with --crop auto and reads whole frames now: "
+    assert ifdd(*call, out.format("whole")).err.startswith(says)
+    assert ifdd(*call, out.format("part"), "--crop", "0,0,40,40").err == ""
+
+
+@pytest.mark.parametrize("command", ["predict", "explain", "annotate"])
+def test_a_still_picture_is_read_with_a_warning(
+    ifdd: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 48, 48, 3), np.uint8)
+    (tmp_path / "frames").mkdir()
+    for number in (0, 1):
+        Image.fromarray(pixels[number]).save(tmp_path / "frames" / f"{number}.png")
+    (tmp_path / "p.png").symlink_to("frames/0.png")
+    out = {"predict": ("--quiet",), "explain": ("--out", "e.png"), "annotate": ("--out", "a.mp4")}[command]
+    result = ifdd(command, "p.png", "--checkpoint", checkpoint, *out)
+    says = "ifdd: warning: p.png: a still picture: one frame, and the network reads motion\n"
+    assert (result.code, result.err) == (0, says)
+    again = [argument.replace(".", "2.") for argument in out]
+    assert ifdd(command, "frames", "--checkpoint", checkpoint, *again).err == ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ifdd.cli import paths
 
@@ -92,6 +93,11 @@ def test_a_folder_that_is_locked_is_refused_first(
         ((*FIT[:5], "--out", "o", "--train_list", "no.csv"), "--train_list: no.csv does not exist"),
         ((*TEST[:-1], "no.csv"), "--test_list: no.csv does not exist"),
         ((*CHECK, "--root", "no"), "--root: no: no such folder"),
+        ((*CHECK, "--root", "l.csv"), "--root: l.csv: is a file, expected a folder"),
+        (
+            ("prepare", "--list", "l.csv", "--root", "v.mp4", "--out", "o"),
+            "--root: v.mp4: is a file, expected a folder",
+        ),
         (
             ("test", "--checkpoint", "run", *LIST),
             "--checkpoint: run is a folder; name a file in it, such as run/last.ckpt",
@@ -109,3 +115,41 @@ def test_a_file_that_is_not_there_is_a_wrong_call(
     before = contents(place)
     assert ifdd(*call) == (2, "", f"ifdd: error: {says}\n")
     assert contents(place) == before
+
+
+RESUME = ("fit", "--resume", "--out")
+
+
+def test_nothing_to_resume_names_the_trainings_that_are_near(ifdd: Run, place: Path) -> None:
+    def says(out: str) -> str:
+        result = ifdd(*RESUME, out)
+        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+        return result.err.removeprefix("ifdd: error: --resume: ").strip()
+
+    assert says("rum") == "rum: no such folder; . holds run"
+    assert says("elsewhere/rum") == "elsewhere/rum: no such folder"
+    assert says(".") == ". is not a training but holds run; name one with --out"
+    assert says("a_folder").startswith("a_folder holds no training to go on with (no last.ckpt)")
+
+
+def test_a_saved_path_that_is_not_there_is_said_to_be_saved(ifdd: Run, place: Path) -> None:
+    settings = {"data": "list", "classes": ["x", "y"], "train_list": "old/l.csv", "root": "old"}
+    (place / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+
+    def says(*more: str) -> str:
+        result = ifdd(*RESUME, "run", *more)
+        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+        return result.err.removeprefix("ifdd: error: ").strip()
+
+    from_there = (
+        "(from run/config.yaml, seen from the folder that the training was started in: resume from there"
+    )
+    assert says() == f"--root: old: no such folder {from_there}, or give --root and --train_list anew)"
+    assert says("--root", ".") == (
+        f"--train_list: old/l.csv does not exist {from_there}, or give --train_list anew)"
+    )
+    assert says("--root", "typo", "--train_list", "l.csv") == "--root: typo: no such folder"
+    (place / "run" / "config.yaml").write_text(yaml.safe_dump({**settings, "root": "/no/such"}))
+    assert says("--train_list", "l.csv") == (
+        "--root: /no/such: no such folder (from run/config.yaml: give --root anew)"
+    )

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -104,6 +105,20 @@ def test_broken_videos_cost_one_line_each_and_the_others_still_run(
     assert len(target.read_text().splitlines()) == 5
     assert "1 predicted, 4 failed" in result.out
     assert "Traceback" not in result.err
+
+
+def test_many_videos_have_one_line_each(
+    ifdd: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "a.mp4", 20)
+    write_video(tmp_path / "b.mp4", 5)
+    monkeypatch.setattr("ifdd.cli.predict.TABLE_VIDEOS", 1)
+    result = ifdd("predict", ".", "--checkpoint", checkpoint)
+    first, second, last = result.out.splitlines()
+    assert re.fullmatch(r"a\.mp4: \w+ [01]\.\d{3}, whole video", first)
+    assert second.endswith(", whole video (short: 5 frames, stretched)")
+    assert last == "2 predicted, 0 failed"
 
 
 def test_a_short_video_still_gives_one_window(checkpoint: Path, tmp_path: Path) -> None:

@@ -74,11 +74,11 @@ def test_folders_without_frames_say_what_they_hold(tmp_path: Path) -> None:
             read_video(tmp_path)
         return str(info.value)
 
-    assert message().startswith(f"{tmp_path}: no .jpg/.jpeg/")
+    assert message() == f"{tmp_path}: no images in this folder"
     (tmp_path / "x").mkdir()
-    assert message().endswith("images in this folder, only 1 folder")
+    assert message().endswith("holds 1 folder and no frames: name a video in it")
     (tmp_path / "a.MP4").write_bytes(b"x")
-    assert message().startswith(f"{tmp_path}: holds 1 video and no frames (.jpg/")
+    assert message().startswith(f"{tmp_path}: holds 1 video and no frames: name a file in it")
     (tmp_path / "b.webm").write_bytes(b"x")
     assert "holds 2 videos and no frames" in message()
 

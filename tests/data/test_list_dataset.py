@@ -87,6 +87,29 @@ def test_the_error_says_how_missing_videos_would_be_found(tmp_path: Path) -> Non
         listed(tmp_path, "d/a/../../list.txt 0\n".replace("d/a/../../", ""))
 
 
+def test_the_advice_is_what_finds_most_and_loses_none(tmp_path: Path) -> None:
+    """A folder too deep is the commonest mistake; cutting names off would find the videos of one class."""
+    names = [f"{name}/{number}" for name in NAMES for number in range(3)]
+    for name in names:
+        (tmp_path / "videos" / name).mkdir(parents=True)
+    lines = "".join(f"{name} {NAMES.index(name[0])}\n" for name in names)
+    (tmp_path / "list.txt").write_text(lines)
+    for root in ("videos/a", "videos/a/0"):
+        with pytest.raises(DatasetError, match=rf"; 9 of 9 are found with --root {tmp_path / 'videos'}$"):
+            ListDataset(tmp_path / "list.txt", NAMES, tmp_path / root, **small())
+    (tmp_path / "videos/list.txt").write_text(lines + "a/x/9 0\n")
+    # Only "a/9" is missing "x/", and what finds it would lose the others.
+    (tmp_path / "videos/x/9").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"1 of 10 videos is missing: [^;]*$"):
+        ListDataset(tmp_path / "videos/list.txt", NAMES, **small())
+    # The beginning of a list is often of one class, and says nothing about the rest.
+    for number in range(3):
+        (tmp_path / "only" / str(number)).mkdir(parents=True)
+    (tmp_path / "list.txt").write_text("".join(f"b/{n % 3} 0\n" for n in range(200)) + "c/9 0\n" * 300)
+    with pytest.raises(DatasetError, match=r"missing: [^;]*$"):
+        ListDataset(tmp_path / "list.txt", NAMES, tmp_path / "only", **small(), first_label=0)
+
+
 def test_names_that_no_file_system_takes_are_missing(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     with pytest.raises(DatasetError, match="2 of 2 videos are missing"):
@@ -109,6 +132,18 @@ def test_folders_of_classes(tmp_path: Path, write_folder, write_video) -> None:
         assert len(FolderDataset(tmp_path, "test", **small())) == 3
     with pytest.raises(DatasetError, match="folder 'sad' is none of the classes happy, angry"):
         FolderDataset(tmp_path, class_names=("happy", "angry"), **small())
+
+
+@pytest.mark.parametrize("names", [None, ("happy", "sad")])
+def test_a_folder_without_folders_of_classes(tmp_path: Path, names: tuple[str, ...] | None) -> None:
+    def says() -> str:
+        with pytest.raises(DatasetError) as info:
+            FolderDataset(tmp_path, "test", class_names=names, **small())
+        return str(info.value).removeprefix(f"{tmp_path}: expected a folder of videos for each class, found ")
+
+    assert says() == "0 folders, it is empty"
+    (tmp_path / "a.mp4").touch()
+    assert says() == "0 folders and 1 video: is the folder above meant?"
 
 
 def test_folders_of_classes_in_two_parts(tmp_path: Path, write_folder) -> None:

@@ -13,7 +13,7 @@ import pytest
 from ifdd.data.ffmpeg import to_rgb
 from ifdd.data.timing import Clock
 from ifdd.data.truncation import missing_bytes
-from ifdd.data.video import VideoError, VideoStream, count_frames, open_video, read_video
+from ifdd.data.video import STILL, VideoError, VideoStream, count_frames, open_video, read_video
 
 av = pytest.importorskip("av")
 VideoReformatter = pytest.importorskip("av.video.reformatter").VideoReformatter
@@ -162,7 +162,7 @@ def test_an_animation_is_no_frame_of_a_folder(tmp_path: Path) -> None:
     first.save(tmp_path / "1.tif", save_all=True, append_images=[second])
     with open_video(tmp_path / "1.tif") as stream:
         assert len(drain(stream)) == 1
-    assert stream.remarks == ["holds 2 pages; the first is read"]
+    assert stream.remarks == ["holds 2 pages; the first is read", STILL]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,8 @@ def record(config: TrainingConfig) -> dict[str, Any]:
 def training_checkpoint(model: IFDD, path: Path, **optim: Any) -> Path:
     network = model.config.to_dict()
     del network["num_classes"]
-    config = TrainingConfig(optim=OptimConfig(epochs=9, **optim), model=network)
+    data = DataConfig(crop="auto")
+    config = TrainingConfig(data=data, optim=OptimConfig(epochs=9, **optim), model=network)
     content: dict[str, Any] = {
         "ifdd": record(config),
         "epoch": 4,
@@ -154,6 +156,7 @@ def test_a_training_checkpoint_is_a_checkpoint(
     assert loaded.config == model.config
     assert loaded.origin == origin
     assert (loaded.extra["stride"], loaded.extra["short"], loaded.extra["epoch"]) == (2, "repeat_each", 4)
+    assert loaded.extra["crop"] == "auto"
     for key, tensor in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[key], tensor), key
     report = load_pretrained(IFDD(small_config()), path)
@@ -217,7 +220,12 @@ def test_unknown_weights_are_named(tmp_path: Path) -> None:
         (b"", "the file is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "a Git LFS pointer"),
         (b"\n<!DOCTYPE html><html></html>", "a web page"),
-        (b"PK\x03\x04" + b"x" * 99, "not a readable weights file"),
+        (b"PK\x03\x04" + b"x" * 99, "not a readable weights file: its end is missing"),
+        (b"happy/a.mp4 0\n\xc3\xa4.mp4 1\n", "not a readable weights file: it is a text file"),
+        ("7,happy/ä.mp4\n".encode() * 400, "not a readable weights file: it is a text file"),
+        (b"\xff\xd8\xff\xe0" + bytes(60), "not a readable weights file: it is a picture"),
+        (bytes(3) + b"\x20ftypisom" + bytes(60), "not a readable weights file: it is a video"),
+        (b"\x1f\x8b\x08" + bytes(60), "not a readable weights file: it is a compressed file"),
     ],
 )
 def test_files_that_are_something_else(content: bytes, message: str, tmp_path: Path) -> None:
@@ -226,6 +234,23 @@ def test_files_that_are_something_else(content: bytes, message: str, tmp_path: P
         with pytest.raises(CheckpointError, match=rf"{name}: {message}") as error:
             load_checkpoint(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def test_weights_without_their_end_and_other_archives(tmp_path: Path) -> None:
+    weights = {"w": torch.zeros(999)}
+    torch.save(weights, tmp_path / "new.pth")
+    torch.save(weights, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    save_file(weights, tmp_path / "w.safetensors")
+    for name in ("new.pth", "old.pth", "w.safetensors"):
+        whole = (tmp_path / name).read_bytes()
+        for length in (60, len(whole) // 2, len(whole) - 1):
+            (tmp_path / name).write_bytes(whole[:length])
+            with pytest.raises(CheckpointError, match=rf"{name}: not a readable .*: its end is missing"):
+                read_weights(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("a.txt", "x")
+    with pytest.raises(CheckpointError, match=r"it is a zip archive that torch.save did not write"):
+        read_weights(tmp_path / "w.pth")
 
 
 def test_a_checkpoint_of_this_package_says_which_weights_it_holds(model: IFDD, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ifdd.checkpoint.not_weights import what_it_is
 from ifdd.checkpoint.wrappers import Weights as Weights
 from ifdd.checkpoint.wrappers import describe_entries, unwrap
 from ifdd.training.folder import BEST, EXPORTED, LAST
@@ -99,7 +100,8 @@ def read_pickle(path: PathLike) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Whatever a damaged file makes the unpickler raise.
-        raise CheckpointError(f"{path}: not a readable weights file: {_reason(error)}") from error
+        reason = what_it_is(path) or _reason(error)
+        raise CheckpointError(f"{path}: not a readable weights file: {reason}") from error
 
 
 def load_weights(
@@ -146,7 +148,8 @@ def _read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged or not a safetensors file: {error}") from error
+        reason = what_it_is(path) or f"damaged or not a safetensors file: {error}"
+        raise CheckpointError(f"{path}: not a readable weights file: {reason}") from error
 
 
 def _what_instead(path: Path) -> str:
@@ -180,13 +183,15 @@ def _first_bytes(path: Path, count: int = 64) -> bytes:
 
 def _reason(error: Exception) -> str:
     text = str(error).strip()
+    if isinstance(error, EOFError) or text.startswith("unexpected EOF"):
+        return "its end is missing; copy or download it anew"
     if "Unsupported global" in text or "TorchScript" in text:
         # Training scripts save their own objects beside the weights, or the network itself.
         return (
             "it holds Python objects beside tensors, which are not unpickled; if you trust it, save "
             'its weights alone: torch.save(torch.load(FILE, weights_only=False)["state_dict"], NEW_FILE)'
         )
-    if isinstance(error, (KeyError, pickle.UnpicklingError)) or not text:
-        # Their text is a byte of the file, or advice on loading that does not help here.
+    if isinstance(error, (LookupError, pickle.UnpicklingError)) or not text:
+        # Their text is a byte of the file, the unpickler's trouble, or advice that does not help here.
         return f"damaged, or not written by torch.save ({type(error).__name__})"
     return text.splitlines()[0]

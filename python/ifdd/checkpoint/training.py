@@ -68,6 +68,7 @@ class TrainingRecord:
             "dataset": data.name,
             "fold": data.fold,
             **self.sampling,
+            "crop": data.crop,
             "epoch": self.epoch,
             "validation": self.validation,
             "weights": self.origin,

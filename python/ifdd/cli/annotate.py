@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ifdd.cli.common import add_device_option, choose_device
 from ifdd.cli.film import check_film
 from ifdd.cli.paths import require_file
-from ifdd.cli.predict import add_crop_option, check_crop
+from ifdd.cli.predict import add_crop_option, check_crop, remark_on_crop
 from ifdd.cli.signals import stoppable
 from ifdd.text import one_line, printable
 
@@ -45,6 +45,7 @@ def run(options: Namespace) -> int:
     from ifdd.view.annotate import annotate
 
     predictor = Predictor(options.checkpoint, device)
+    remark_on_crop(predictor, options)
     with stoppable() as check:
         written = annotate(predictor, options.video, out, options.crop, face=face, check=check)
     for remark in written.remarks:

@@ -97,7 +97,9 @@ def run(options: Namespace) -> int:
         [(f"--{name}", Path(options[name])) for name in ("csv", "json") if options[name] is not None],
         [*lists, *(("a video", video.path) for video in videos)],
     )
-    window = network.clip_frames * sampling_policy(data).stride
+    policy = sampling_policy(data)
+    window = network.clip_frames * policy.stride
+    report.short = f"fewer frames than the {window} of a window, stretched to it (--short {policy.short})"
     with ExitStack() as stack:
         writers = [
             writer(stack.enter_context(Path(path).open("w", newline="", encoding="utf-8")))
@@ -127,6 +129,7 @@ class Report:
     def __init__(self, data: DataConfig) -> None:
         self.data = data
         self.class_names: tuple[str, ...] = ()
+        self.short = ""
         self.list_faults: list[str] = []
         self.list_notes: list[str] = []
         self.findings: list[Finding] = []
@@ -218,6 +221,8 @@ class Report:
             print(line)
 
     def _lines(self) -> Iterator[str]:
+        if any(kind == "short" for counts in self.counts.values() for _, kind in counts):
+            yield f"note: short: {self.short}"
         for note in self.list_notes:
             yield f"note: {one_line(note)}"
         for fault in self.list_faults:
@@ -262,7 +267,8 @@ def _listed(data: DataConfig, network: IFDDConfig, report: Report) -> Iterator[L
                 warnings.simplefilter("ignore", DatasetWarning)  # remarks are printed with the rest
                 clips = make_dataset(replace(data, validation=0.0), split, network, 0, must_exist=False)
         except DatasetError as error:
-            report.list_faults.append(str(error))
+            if str(error) not in report.list_faults:  # both parts may be read from the same folder
+                report.list_faults.append(str(error))
             continue
         if split == "test" and isinstance(clips, FolderDataset) and not clips.divided:
             continue

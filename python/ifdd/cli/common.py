@@ -11,16 +11,15 @@ import re
 import sys
 import warnings
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from ifdd.cli._commands import EXIT_FAILED, UsageError
 from ifdd.cli.parser import Parser
-from ifdd.cli.paths import require_file
+from ifdd.cli.paths import require_file, require_folder
 from ifdd.config import IFDDConfig
-from ifdd.text import one_line, printable
+from ifdd.text import one_line
 from ifdd.training.config import (
     DataConfig,
     DatasetName,
@@ -192,8 +191,8 @@ def require_data(data: DataConfig) -> None:
     Raises:
         UsageError: one is not there.
     """
-    if data.root is not None and not Path(data.root).is_dir():
-        raise UsageError(f"--root: {printable(data.root)}: no such folder")
+    if data.root is not None:
+        require_folder("--root", data.root)
     for option, path in (("--train_list", data.train_list), ("--test_list", data.test_list)):
         if path is not None:
             require_file(option, path)

@@ -123,9 +123,12 @@ def print_scores(scores: Scores) -> None:
 
     clips = scores.confusion.sum(1).tolist()
     title = f"WAR {100 * scores.war:.2f} %   UAR {100 * scores.uar:.2f} %   of {counted(sum(clips), 'clip')}"
-    table = Table(title=title)
+    console = wide_console()
+    # Not the title of the table, which would be broken to its width.
+    console.print(title, style="bold", highlight=False, soft_wrap=True)
+    table = Table()
     for heading, side in (("class", "left"), ("clips", "right"), ("recall", "right")):
         table.add_column(heading, justify=side)  # type: ignore[arg-type]
     for name, recall, count in zip(scores.class_names, scores.recall, clips, strict=True):
         table.add_row(cell(name), str(count), "no clip" if recall is None else f"{100 * recall:.2f} %")
-    wide_console().print(table)
+    console.print(table)

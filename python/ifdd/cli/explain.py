@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ifdd.cli._commands import UsageError
 from ifdd.cli.common import add_device_option, choose_device
 from ifdd.cli.paths import require_file, require_writable_file
-from ifdd.cli.predict import add_crop_option, check_crop
+from ifdd.cli.predict import add_crop_option, check_crop, remark_on_crop
 from ifdd.cli.spare import spare
 from ifdd.text import one_line, printable
 
@@ -54,6 +54,7 @@ def run(options: Namespace) -> int:
     from pathlib import Path
 
     from ifdd import explanation
+    from ifdd.data.video import STILL
 
     face = check_crop(options)
     try:
@@ -77,17 +78,18 @@ def run(options: Namespace) -> int:
     from ifdd.prediction import Predictor
 
     predictor = Predictor(options.checkpoint, device)
+    remark_on_crop(predictor, options)
     if whole:
         strips, footage = predictor.strips(options.video, options.crop, face=face)
         name = Path(options.video).name
         written = explanation.draw_strip(name, predictor.class_names, strips, options.out, dpi=options.dpi)
-        if footage.damage:
-            print(
-                f"ifdd: warning: {printable(options.video)}: {one_line(footage.damage)}",
-                file=sys.stderr,
-            )
+        remarks = [*([footage.damage] if footage.damage else []), *(r for r in footage.remarks if r == STILL)]
     else:
         shown = predictor.explain(options.video, options.window, options.crop, face=face)
         written = explanation.draw_explanation(shown, options.out, panels=panels, dpi=options.dpi)
+        # All frames of the window are the same one.
+        remarks = [STILL] if shown.frame_seconds[0] == shown.frame_seconds[-1] else []
+    for remark in remarks:
+        print(f"ifdd: warning: {printable(options.video)}: {one_line(remark)}", file=sys.stderr)
     print(f"written: {printable(written)}")
     return 0

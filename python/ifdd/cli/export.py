@@ -9,6 +9,7 @@ is run and compared with the network. See docs/deploy.md.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
 from ifdd.cli.paths import require_file, require_writable_file
+from ifdd.text import one_line
 
 SUMMARY = "write the network as an ONNX, torch.export or AOTInductor file"
 USAGE = "CHECKPOINT --format FORMAT [--out FILE]"
@@ -46,6 +48,10 @@ def configure(parser: ArgumentParser) -> None:
     )
 
 
+def _say(step: str) -> None:
+    print(f"ifdd export: {one_line(step)} ...", file=sys.stderr, flush=True)
+
+
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
     out = options.out
@@ -59,7 +65,8 @@ def run(options: Namespace) -> int:
 
     from ifdd.export import export_checkpoint
 
-    exported = export_checkpoint(options.checkpoint, out, options.format)
+    announce = (lambda step: None) if options.quiet else _say
+    exported = export_checkpoint(options.checkpoint, out, options.format, announce=announce)
     difference = f"{exported.difference:.1e} of the largest value"
     print(
         f"written: {' and '.join(map(str, exported.files))} ({exported.bytes / 1e6:.1f} MB); "

@@ -7,13 +7,16 @@ The folder OUT receives the best weights with the class list (model.safetensors)
 
 from __future__ import annotations
 
+import difflib
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
@@ -38,6 +41,7 @@ from ifdd.training.launch import current_launch
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
+    from ifdd.training.config import DataConfig
     from ifdd.training.plan import TrainingPlan
     from ifdd.training.resume import ResumeError
 
@@ -93,9 +97,13 @@ def run(options: Namespace) -> int:
     if started and not options.resume:
         raise UsageError(f"--out: {out} already holds a training; choose another folder or add --resume")
     if options.resume and not started:
-        raise UsageError(f"--resume: {out} holds no training to go on with (no {LAST}); omit --resume")
+        raise UsageError(_nothing_to_resume(out))
     config = training_config(options)
-    require_data(config.data)
+    try:
+        require_data(config.data)
+    except UsageError as error:
+        saved = _saved_places(out / SETTINGS, config.data) if options.resume else ""
+        raise UsageError(f"{error}{saved}") from None
     if config.init is not None and not options.resume:
         require_file("--init", config.init)
     max_time = _duration(options.max_time)
@@ -149,6 +157,46 @@ def run(options: Namespace) -> int:
     print(f"weights: {result.checkpoint}")
     print(f"curves: {out / 'curves.png'}")
     return 0
+
+
+def _nothing_to_resume(out: Path) -> str:
+    """Why no training can go on in a folder, and which are near."""
+    inside = _trainings(out)
+    if inside:
+        return (
+            f"--resume: {printable(out)} is no training, but {', '.join(inside)} in it; name one with --out"
+        )
+    if out.is_dir():
+        return f"--resume: {printable(out)} holds no training to go on with (no {LAST}); omit --resume"
+    beside = _trainings(out.absolute().parent)
+    near = difflib.get_close_matches(out.name, beside, 1) or beside
+    there = f"; {printable(out.parent)} holds {', '.join(near)}" if near else ""
+    return f"--resume: {printable(out)}: no such folder{there}"
+
+
+def _trainings(folder: Path) -> list[str]:
+    """Names of the folders in `folder` that a training can go on in, at most five."""
+    if not folder.is_dir():
+        return []
+    return [printable(last.parent.name) for last in islice(sorted(folder.glob(f"*/{LAST}")), 5)]
+
+
+def _saved_places(settings: Path, data: DataConfig) -> str:
+    """Where a path that nobody typed comes from: words to follow on the error that it is not there."""
+    saved = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    gone = [
+        name
+        for name in ("root", "train_list", "test_list")
+        if (path := getattr(data, name)) is not None and path == saved.get(name) and not Path(path).exists()
+    ]
+    if not gone:
+        return ""
+    relative = any(not Path(getattr(data, name)).is_absolute() for name in gone)
+    began = (
+        ", seen from the folder that the training was started in: resume from there, or" if relative else ":"
+    )
+    anew = " and ".join(f"--{name}" for name in gone)
+    return f" (from {printable(settings)}{began} give {anew} anew)"
 
 
 def _duration(text: str | None) -> timedelta | None:

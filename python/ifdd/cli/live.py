@@ -54,8 +54,8 @@ def configure(parser: ArgumentParser) -> None:
         "--stride",
         type=int | None,
         default=None,
-        help="smallest number of frames from one window to the next; default: as many as leave the network idle half of "
-        "the time; 1 with --realtime false",
+        help="smallest number of frames from one window to the next; default: as many as leave the network "
+        "idle half of the time; 1 with --realtime false",
     )
     parser.add_argument(
         "--realtime",

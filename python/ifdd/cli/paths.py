@@ -34,6 +34,19 @@ def require_file(option: str, path: str | os.PathLike[str]) -> Path:
     return file
 
 
+def require_folder(option: str, path: str | os.PathLike[str]) -> Path:
+    """A folder that is read.
+
+    Raises:
+        UsageError: it is not there, or is a file.
+    """
+    folder = Path(path)
+    if not _is_dir(option, folder):
+        what = "is a file, expected a folder" if folder.exists() else "no such folder"
+        raise UsageError(f"{option}: {printable(folder)}: {what}")
+    return folder
+
+
 def require_writable_file(option: str, path: str | os.PathLike[str]) -> None:
     """A file that will be written, or replaced as a whole.
 

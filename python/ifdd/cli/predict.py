@@ -31,6 +31,9 @@ from ifdd.text import cell, counted, one_line, printable
 from ifdd.training.config import Precision
 
 if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
     from ifdd.cli.outputs import Outputs
     from ifdd.cli.progress import Progress
     from ifdd.faces.tracks import FaceChoice
@@ -43,6 +46,9 @@ USAGE = "INPUT [INPUT ...] --checkpoint CHECKPOINT [options]"
 
 #: A table shows that many windows of a video, half of them from its beginning and half from its end.
 TABLE_WINDOWS = 40
+
+#: Of more videos than that, each has one line in place of a table, between which no warning is lost.
+TABLE_VIDEOS = 10
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -174,6 +180,17 @@ def check_crop(options: Namespace) -> FaceChoice | None:
     return face
 
 
+def remark_on_crop(predictor: Predictor, options: Namespace) -> None:
+    """Warns where whole frames are read by a network that was trained on a region of them."""
+    trained = predictor.trained_crop
+    if trained is not None and options.crop is None and options.face is None:
+        print(
+            f"ifdd: warning: the network was trained with --crop {printable(trained)} and reads whole frames "
+            "now: give --crop or --face, unless these are face crops",
+            file=sys.stderr,
+        )
+
+
 def run(options: Namespace) -> int:
     """Runs the command; returns the exit code."""
     from ifdd.cli.outputs import Outputs, OutputTargets
@@ -204,6 +221,7 @@ def run(options: Namespace) -> int:
     predictor = Predictor(
         options.checkpoint, device, options.batch, options.precision, cuda_graph=options.cuda_graph
     )
+    remark_on_crop(predictor, options)
     reading = predictor.reading(
         options.crop, options.windows, tail=options.tail, strict=options.strict, face=face
     )
@@ -241,6 +259,7 @@ def _predict(
     progress: Progress,
     check: Callable[[], None],
 ) -> None:
+    from ifdd.data.video import STILL
     from ifdd.outcomes import VideoFailure, VideoPrediction
 
     begun = outputs.begin(videos)
@@ -254,8 +273,10 @@ def _predict(
         elif isinstance(outcome, VideoPrediction):
             if outcome.footage.damage is not None:
                 print(f"ifdd: warning: {_damage(outcome)}", file=sys.stderr)
+            if STILL in outcome.footage.remarks:
+                print(f"ifdd: warning: {printable(outcome.path)}: {STILL}", file=sys.stderr)
             if outputs.tables:
-                print_prediction(outcome)
+                print_prediction(outcome, table=len(videos) <= TABLE_VIDEOS)
 
 
 def _damage(prediction: VideoPrediction) -> str:
@@ -263,12 +284,34 @@ def _damage(prediction: VideoPrediction) -> str:
     return damage if damage.startswith(path) else f"{path}: {damage}"
 
 
-def print_prediction(prediction: VideoPrediction) -> None:
-    """A table: one line per window, then the whole video. Of many windows the middle ones are left out."""
+def print_prediction(prediction: VideoPrediction, *, table: bool = True) -> None:
+    """One line of the whole video, and if asked for a table with a row for each window. Of many windows the
+    middle ones are left out.
+    """
+    console = wide_console()
+    heading = _heading(prediction)
+    if table:
+        console.print(heading, soft_wrap=True)
+        console.print(_table(prediction))
+        return
+    heading.append(f" {max(prediction.probabilities):.3f}")
+    console.print(heading if prediction.faces else heading.append(f", {_extent(prediction)}"), soft_wrap=True)
+
+
+def _heading(prediction: VideoPrediction) -> Text:
+    from ifdd.outcomes import best
+
+    heading = cell(prediction.path).append(": ").append(cell(prediction.label, "bold"))
+    if len(prediction.faces) > 1:
+        others = [best(prediction.class_names, face.probabilities) for face in prediction.faces[1:]]
+        heading.append(f" (face {prediction.faces[0].face}; the others: ")
+        heading.append(cell(", ".join(others))).append(")")
+    return heading
+
+
+def _table(prediction: VideoPrediction) -> Table:
     from rich.table import Table
     from rich.text import Text
-
-    from ifdd.outcomes import best
 
     table = Table()
     table.add_column("seconds", no_wrap=True)
@@ -297,14 +340,7 @@ def print_prediction(prediction: VideoPrediction) -> None:
         row(_windows(len(face.windows)), face.face, "", face.probabilities)
     if not prediction.faces:
         row(_extent(prediction), None, "", prediction.probabilities)
-    console = wide_console()
-    heading = cell(prediction.path).append(": ").append(cell(prediction.label, "bold"))
-    if len(prediction.faces) > 1:
-        others = [best(prediction.class_names, face.probabilities) for face in prediction.faces[1:]]
-        heading.append(f" (face {prediction.faces[0].face}; the others: ")
-        heading.append(cell(", ".join(others))).append(")")
-    console.print(heading, soft_wrap=True)
-    console.print(table)
+    return table
 
 
 def _windows(count: int) -> str:

@@ -23,7 +23,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import EXIT_FAILED, UsageError
 from ifdd.cli.common import add_device_option, choose_device
-from ifdd.cli.paths import require_file, require_writable_folder
+from ifdd.cli.paths import require_file, require_folder, require_writable_folder
 from ifdd.cli.signals import stoppable
 from ifdd.cli.spare import spare
 from ifdd.text import counted, one_line, printable
@@ -204,8 +204,8 @@ def _check_inputs(options: Namespace) -> tuple[str, ...]:
     if options.list is None:
         return ()
     require_file("--list", options.list)
-    if options.root is not None and not Path(options.root).is_dir():
-        raise UsageError(f"--root: {printable(options.root)}: no such folder")
+    if options.root is not None:
+        require_folder("--root", options.root)
     if options.classes is None:
         raise UsageError("--list needs --classes, the names of the classes in label order")
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ifdd.text import printable
+from ifdd.text import counted, printable
 
 from .errors import VideoError, reason
 from .jpeg import JPEG_SUFFIXES, read_jpeg
@@ -203,10 +203,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _what_instead(videos: int, folders: int) -> str:
-    kinds = "/".join(IMAGE_SUFFIXES)
     if videos:
-        plural = "videos" if videos > 1 else "video"
-        return f"holds {videos} {plural} and no frames ({kinds})"
+        return f"holds {counted(videos, 'video')} and no frames: name a file in it"
     if folders:
-        return f"no {kinds} images in this folder, only {folders} folder{'s' * (folders > 1)}"
-    return f"no {kinds} images in this folder"
+        return f"holds {counted(folders, 'folder')} and no frames: name a video in it"
+    return "no images in this folder"

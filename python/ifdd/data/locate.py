@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ifdd.text import printable
@@ -14,7 +14,7 @@ from .folder import VIDEO_SUFFIXES
 from .foreign_lists import Entry
 
 _SAMPLE = 200
-"""Missing videos looked at for advice."""
+"""Videos looked at for advice."""
 
 
 def exists(path: Path) -> bool:
@@ -65,13 +65,37 @@ class Locator:
         assert first is not None
         return first
 
-    def advice(self, entries: Sequence[Entry]) -> str:
+    def advice(self, missing: Sequence[Entry], found: Sequence[Entry] = ()) -> str:
         """How the missing ones would be found, or what was tried: words to follow on "missing", or
         nothing.
+
+        Advised is what finds most of those looked at, more than half of them, without losing those that are
+        `found` already; of equals another folder comes before other names.
         """
-        sample = entries[:_SAMPLE]
+        sample, kept = _spread(missing), _spread(found)
         if self.strip_prefix and not any(self._stripped(name) != name for name, *_ in sample):
             return f"; --strip_prefix {printable(self.strip_prefix)} is the beginning of none of their names"
+        most, words = len(sample) // 2, ""
+        for count, way, other in (*self._other_folders(sample), *self._shorter_names(sample)):
+            if count > most and (other is None or all(exists(other.find(entry)) for entry in kept)):
+                most, words = count, way
+        if not words:
+            return ""
+        looked_for = " looked for" if len(sample) < len(missing) else ""
+        return f"; {most} of {len(sample)}{looked_for} are found {words}"
+
+    def _other_folders(self, sample: Sequence[Entry]) -> Iterator[tuple[int, str, Locator]]:
+        """Other folders that names could start from: how many they find, advice, and the locator."""
+        for folder in dict.fromkeys((self.list_folder, *self.base.parents, Path())):
+            if folder != self.base:
+                other = replace(self, base=folder)
+                count = sum(exists(other.find(entry)) for entry in sample)
+                yield count, f"with --root {printable(folder)}", other
+
+    def _shorter_names(self, sample: Sequence[Entry]) -> Iterator[tuple[int, str, Locator | None]]:
+        """Names without their first folders: how many are found, advice, and the locator if one option does
+        it.
+        """
         cuts: Counter[int] = Counter()
         prefixes: dict[int, Counter[str]] = {}
         for entry in sample:
@@ -83,21 +107,16 @@ class Locator:
                     prefix = separator.join(parts[:count]) + separator
                     prefixes.setdefault(count, Counter())[prefix] += 1
                     break
-        if cuts:
-            count, found = cuts.most_common(1)[0]
-            prefix, same = prefixes[count].most_common(1)[0]
-            of = f"{found} of {len(sample)}" + (" looked for" if len(sample) < len(entries) else "")
-            if same == found and not self.strip_prefix and not self.path_map:
-                return f"; {of} are found with --strip_prefix {printable(prefix)}"
-            new = "" if self.base == Path() else f"{self.base}/"
-            below = f"{of} are found below {printable(self.base)} without their first {count} folders"
-            return f"; {below}: --path_map {printable(prefix)}={printable(new)}"
-        for folder in dict.fromkeys((self.list_folder, Path())):
-            other = Locator(folder, folder, self.strip_prefix, self.path_map)
-            found = sum(exists(other.find(entry)) for entry in sample)
-            if found and folder != self.base:
-                return f"; {found} of {len(sample)} are found with --root {printable(folder)}"
-        return ""
+        if not cuts:
+            return
+        count, found = cuts.most_common(1)[0]
+        prefix, same = prefixes[count].most_common(1)[0]
+        if same == found and not self.strip_prefix and not self.path_map:
+            yield found, f"with --strip_prefix {printable(prefix)}", replace(self, strip_prefix=prefix)
+            return
+        new = "" if self.base == Path() else f"{self.base}/"
+        below = f"below {printable(self.base)} without their first {count} folders"
+        yield found, f"{below}: --path_map {printable(prefix)}={printable(new)}", None
 
     def _rewritten(self, name: str) -> str:
         for old, new in self.path_map:
@@ -134,6 +153,11 @@ class Locator:
             elif path.suffix.lower() in VIDEO_SUFFIXES:
                 # The frames of a video in a folder of its name.
                 yield path.with_suffix("")
+
+
+def _spread(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """A sample from all over a list: its beginning is often of one class, in one folder."""
+    return entries[:: max(1, -(-len(entries) // _SAMPLE))]
 
 
 def _behind(name: str, folder: str) -> str | None:

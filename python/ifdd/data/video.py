@@ -32,6 +32,7 @@ from .source import Picture, PictureError, Source, special_file
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "STILL",
     "VIDEO_SUFFIXES",
     "Frame",
     "VideoError",
@@ -47,6 +48,9 @@ __all__ = [
 
 FACE_SAMPLES = 16
 """Most frames looked at to find the face of a video (`crop="auto"`)."""
+
+STILL = "a still picture: one frame, and the network reads motion"
+"""The remark on a video of a single frame."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,8 @@ class VideoStream:
         if self.frames_read == 0:
             problem = "holds no frame" if loss is None else f"no frame could be decoded ({loss})"
             raise VideoError(f"{printable(self.path)}: {problem}")
+        if loss is None and self.frames_read == 1:
+            self.remarks.append(STILL)
         if loss is not None:
             self.damage = self._describe(loss)
         elif self.frames_announced not in (None, self.frames_read):

@@ -47,7 +47,11 @@ class Exported:
 
 
 def export_checkpoint(
-    checkpoint: Checkpoint | str | os.PathLike[str], path: str | os.PathLike[str], format: str
+    checkpoint: Checkpoint | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    format: str,
+    *,
+    announce: Callable[[str], None] = lambda step: None,
 ) -> Exported:
     """Writes a checkpoint's network as a file of another format, float32 and for the CPU, of any batch.
 
@@ -58,6 +62,7 @@ def export_checkpoint(
         checkpoint: loaded, or the path of one.
         path: the file; its folder must exist, its suffix must be the format's.
         format: one of :data:`ifdd.export.FORMATS`.
+        announce: called with a few words before each step, which may take minutes.
 
     Returns:
         :class:`Exported`.
@@ -78,12 +83,15 @@ def export_checkpoint(
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     metadata = metadata_of(loaded)
     expected = _expected(loaded.model)
+    announce("tracing the network")
     program = trace(loaded.model)
     # On the target's file system: the file appears in one step. Under its own name, which it may hold.
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
     try:
         made = folder / target.name
+        announce(f"writing {target.name}")
         _written(found.write, program, made, metadata)
+        announce("comparing it with the network")
         difference = _difference(run_of(found, made), expected, target)
         files = _move(folder, target)
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ifdd.data.face import CropBox, parse_crop
-from ifdd.data.video import locate_face, open_video
+from ifdd.data.video import STILL, locate_face, open_video
 from ifdd.prediction import Predictor
 from ifdd.streaming import Window
 from ifdd.view.film import Film, film_format
@@ -158,6 +158,8 @@ def draw_windows(
     remarks = [film.remark] if film is not None and film.remark else []
     if video.damage:
         remarks.append(video.damage)
+    if STILL in video.remarks:
+        remarks.append(STILL)
     return video.frames_read, remarks
 
 

@@ -11,7 +11,7 @@ from ifdd.data.datasets.layout import Split, SplitDataset
 from ifdd.data.datasets.videos import ClipOptions, Video
 from ifdd.data.errors import DatasetError, VideoError
 from ifdd.data.folder import VIDEO_SUFFIXES, holds_frames, list_videos
-from ifdd.text import printable
+from ifdd.text import counted, printable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -72,12 +72,14 @@ class FolderDataset(SplitDataset):
             raise DatasetError(
                 f"{printable(root)}: folder {unknown[0]!r} is none of the classes {', '.join(names)}"
             )
-        if len(names) < 2:
+        if len(names) < 2 or not found:
             here = len(list_videos(root))
-            instead = f" and {here} videos: is the folder above meant?" if here else ""
+            instead = "" if any(root.iterdir()) else ", it is empty"
+            if here:
+                instead = f" and {counted(here, 'video')}: is the folder above meant?"
             raise DatasetError(
-                f"{printable(root)}: expected a folder of videos for each class, found {len(names)} "
-                f"{'folder' if len(names) == 1 else 'folders'}{instead}"
+                f"{printable(root)}: expected a folder of videos for each class, found "
+                f"{counted(len(found), 'folder')}{instead}"
             )
         videos = []
         remarks = [f"{printable(top)}: both splits are all of its videos (no folders train and test)"]

@@ -86,7 +86,8 @@ def folder(root: str | Path) -> Path:
     """The root of a data set, which must exist."""
     root = Path(root)
     if not root.is_dir():
-        raise DatasetError(f"{printable(root)}: no such folder")
+        what = "is a file, expected a folder" if root.exists() else "no such folder"
+        raise DatasetError(f"{printable(root)}: {what}")
     return root
 
 

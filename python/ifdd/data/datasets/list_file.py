@@ -80,8 +80,9 @@ class ListDataset(SplitDataset):
     def _called(self) -> str:
         return printable(self._file)
 
-    def _advice(self, missing: Sequence[Video]) -> str:
-        return self._locator.advice([self._entries[video.path] for video in missing])
+    def _advice(self, missing: Sequence[Video], found: Sequence[Video]) -> str:
+        entries = ([self._entries[video.path] for video in videos] for videos in (missing, found))
+        return self._locator.advice(*entries)
 
 
 def _pairs(values: str | Sequence[str] | None) -> tuple[tuple[str, str], ...]:

@@ -278,7 +278,7 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         text = f"{name}: {which} missing: {names}{more}"
         if not self.skips or not there:
             hint = f"; {TEST_IS_WHOLE}" if self.on_error == "skip" and not self.skips else ""
-            raise DatasetError(text + self._advice(missing) + hint)
+            raise DatasetError(text + self._advice(missing, [videos[place] for place in there]) + hint)
         warnings.warn(text.replace("missing:", "missing and left out:", 1), DatasetWarning, stacklevel=4)
         self.left_out = [LeftOut(video, "missing") for video in missing]
         return there
@@ -287,8 +287,8 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         """The data set in messages."""
         return type(self).__name__
 
-    def _advice(self, missing: Sequence[Video]) -> str:
-        """How missing videos might be found: words to follow on the error."""
+    def _advice(self, missing: Sequence[Video], found: Sequence[Video]) -> str:
+        """How missing videos might be found, and the others still: words to follow on the error."""
         return ""
 
     def _load(self, place: int, index: int) -> RawClip:
