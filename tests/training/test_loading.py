@@ -254,7 +254,7 @@ def test_settings_of_lists() -> None:
         ({"name": "list", "classes": "a,b", "path_map": "x"}, "data.path_map must be OLD=NEW, got 'x'"),
         (
             {"name": "mafw", "root": "r", "first_label": 0},
-            "data.first_label must be unset but for list, dfew",
+            "data.first_label is for data set list or dfew, not for mafw",
         ),
         ({"name": "folder"}, "data.root is missing: the folder that holds a folder of videos for each class"),
         ({"short": "stretch"}, "data.short must be one of"),

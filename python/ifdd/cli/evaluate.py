@@ -6,13 +6,16 @@ A video of several windows counts once, by the mean of its windows' logits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ifdd.cli._commands import UsageError
 from ifdd.cli.common import (
+    Parser,
     add_test_options,
     choose_device,
     data_config,
@@ -56,6 +59,17 @@ def configure(parser: ArgumentParser) -> None:
     )
     add_test_options(parser, TRAINING_ONLY)
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
+
+
+def parse(parser: Parser, arguments: Sequence[str]) -> Namespace:
+    """Options of a command line. Those of a training may stand in a file that is meant for both, but typed
+    here they would be ignored.
+    """
+    options = parser.parse_args(arguments)
+    for name in options.typed:
+        if parser.is_hidden(name):
+            raise UsageError(f"--{name} is for training, a test does not use it: leave it away")
+    return options
 
 
 def run(options: Namespace) -> int:
@@ -129,3 +143,7 @@ def print_scores(scores: Scores) -> None:
     for name, recall, count in zip(scores.class_names, scores.recall, clips, strict=True):
         table.add_row(cell(name), str(count), "no clip" if recall is None else f"{100 * recall:.2f} %")
     wide_console().print(table)
+    if scores.missing:
+        counting = len(scores.class_names) - len(scores.missing)
+        names = ", ".join(map(printable, scores.missing))
+        print(f"UAR is the mean of {counting} of {len(scores.class_names)} classes: no clip of {names}")
