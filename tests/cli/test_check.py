@@ -103,6 +103,8 @@ def test_a_class_without_videos_and_a_list_that_cannot_be_read(ifdd: Run, videos
     assert "fault: class y has no training video that can be read" in result.out
     assert f"fault: {videos}/test.txt, line 1: label 'z' is none of x, y" in result.out
     assert "2 videos, 3 faults" in result.out
+    result = check(ifdd, videos, "good.mp4 x\nshort.mp4 y\n", "other.mp4 x\n")
+    assert "note: no test video of y: UAR would be the mean of 1 of 2 classes" in result.out
 
 
 def test_a_wrong_call(ifdd: Run) -> None:

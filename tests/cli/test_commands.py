@@ -17,7 +17,9 @@ from ifdd import cli
 from ifdd.checkpoint import load_checkpoint
 from ifdd.cli import COMMANDS, main
 from ifdd.cli.common import Parser, add_training_options, training_config
+from ifdd.cli.evaluate import print_scores
 from ifdd.training.config import OptimConfig, TrainingConfig
+from ifdd.training.metrics import scores_from_confusion
 
 from .conftest import CLASSES, TINY, make_checkpoint, write_video
 
@@ -215,12 +217,19 @@ def test_fit_and_test_on_a_list_of_videos(ifdd: Run, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     scores = json.loads((out / "scores.json").read_text())
     assert scores["clips"] == 3, "a video of several windows counts once"
-    assert scores["classes"] == ["calm", "moved"]
+    assert (scores["classes"], scores["classes_in_uar"]) == (["calm", "moved"], 2)
     diagonal = [scores["confusion"][i][i] for i in range(2)]
     assert scores["war"] == pytest.approx(sum(diagonal) / 3)
     assert scores["uar"] == pytest.approx((diagonal[0] / 2 + diagonal[1] / 1) / 2)
     assert f"{100 * scores['war']:.2f} %" in result.out
     assert (out / "confusion.png").stat().st_size > 10_000
+
+
+def test_uar_without_a_clip_of_a_class_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = scores_from_confusion(torch.tensor([[1, 1, 0], [0, 2, 0], [0, 0, 0]]), ("x", "y", "z"))
+    assert scores.to_dict()["classes_in_uar"] == 2
+    print_scores(scores)
+    assert "UAR is the mean of 2 of 3 classes: no clip of z\n" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_other_classes_is_refused(ifdd: Run, tmp_path: Path) -> None:

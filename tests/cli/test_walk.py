@@ -77,8 +77,10 @@ def test_train(trained: Trained, videos: Path) -> None:
     run = trained.folder
     said = {line[:14].strip(): line[15:] for line in trained.out.splitlines()}
     assert said["data set"] == f"list, {videos}, {videos / 'train.csv'}"
-    assert said["classes"] == "3: calm, glad, cross"
     held_out = int(said["clips"].split("; ")[1].split()[0])
+    counts = re.fullmatch(r"3, with training clips: calm (\d), glad (\d), cross (\d)", said["classes"])
+    assert counts is not None
+    assert sum(map(int, counts.groups())) == 14 - held_out
     steps = (14 - held_out) // 4
     assert said["clips"].startswith(f"{14 - held_out} for training")
     assert said["network"].endswith("8 frames of 32 x 32 pixels")

@@ -274,6 +274,13 @@ def _listed(data: DataConfig, network: IFDDConfig, report: Report) -> Iterator[L
             report.list_notes.append(f"{split}: drawn while training, there are no files to read")
             continue
         report.list_notes += [note for note in getattr(clips, "remarks", ()) if note not in report.list_notes]
+        if split == "test" and (missing := getattr(clips, "missing_classes", ())):
+            names = ", ".join(map(printable, missing))
+            counting = len(clips.class_names) - len(missing)
+            report.list_notes.append(
+                f"no test video of {names}: UAR would be the mean of {counting} of {len(clips.class_names)} "
+                "classes"
+            )
         yield from (
             Listed(split, number + 1, video.path, video.label)
             for number, video in zip(clips.numbers, clips.videos, strict=True)

@@ -238,6 +238,13 @@ class RecognitionData(pl.LightningDataModule):
         held_out = len(self.dataset("validation")) if self.config.data.validation > 0 else 0
         return {"train": len(self.dataset("train")), "validation": held_out}
 
+    def class_clips(self) -> tuple[int, ...] | None:
+        """Training clips of each class, in label order; None for drawn ones, which are in equal parts."""
+        videos = self._videos("train")
+        if videos is None:
+            return None
+        return tuple(videos.labels.count(label) for label in range(len(videos.class_names)))
+
     def digests(self) -> dict[str, str]:
         """`VideoDataset.digest` of the training and of the held-out part; drawn clips have none."""
         parts = ("train", "validation") if self.config.data.validation > 0 else ("train",)

@@ -31,7 +31,8 @@ class TrainingPlan:
 
     ``train_clips``, ``held_out_clips``: clips of both parts; ``parameters``: of the network; ``device``:
     ``cpu`` or the name of the GPU; ``done``: epochs that a resumed training has behind it, else 0;
-    ``planned``: epochs it was last planned for, else None; ``launch``: the processes that train together.
+    ``planned``: epochs it was last planned for, else None; ``launch``: the processes that train together;
+    ``class_clips``: training clips of each class, None for drawn ones.
     """
 
     config: TrainingConfig
@@ -44,6 +45,7 @@ class TrainingPlan:
     done: int = 0
     planned: int | None = None
     launch: Launch = ALONE
+    class_clips: tuple[int, ...] | None = None
 
     @property
     def batches(self) -> int:
@@ -88,7 +90,7 @@ class TrainingPlan:
         rows = [
             ("data set", f"{data.name}{self._source()}"),
             ("clips", f"{self.train_clips} for training{left_out}; {held_out}"),
-            ("classes", f"{len(self.class_names)}: {', '.join(map(printable, self.class_names))}"),
+            ("classes", self._classes()),
             ("network", f"{network.backbone}, {self.parameters / 1e6:.2f} million parameters, {size}"),
             ("start", self._start()),
             ("device", f"{self._devices()}, precision {self.config.precision}"),
@@ -153,6 +155,13 @@ class TrainingPlan:
             return " (drawn faces)"
         parts = [data.root, data.train_list]
         return "".join(f", {part}" for part in parts if part is not None)
+
+    def _classes(self) -> str:
+        names = [printable(name) for name in self.class_names]
+        if self.class_clips is None:
+            return f"{len(names)}: {', '.join(names)}"
+        counts = [f"{name} {count}" for name, count in zip(names, self.class_clips, strict=True)]
+        return f"{len(names)}, with training clips: {', '.join(counts)}"
 
     def _devices(self) -> str:
         ranks = self.launch.world_size
