@@ -136,7 +136,7 @@ def test_a_package_that_cannot_be_imported_is_named(
         (("convert",), "missing IN, OUT"),
         (("completion", "dos"), "SHELL must be one of bash, zsh, fish, got 'dos'"),
         (("fit", "--out", "x", "--data", "list"), "error: --classes is missing: the class names"),
-        (("fit", "--out", "x", "--posed", "true", "--data", "dfew"), "error: --posed must be off but for"),
+        (("fit", "--out", "x", "--posed", "true", "--data", "dfew", "--root", "."), "error: --posed is for"),
         (("fit", "--out", "x", "--epochs", "many"), "ifdd fit: error: "),
         (
             ("fit", "--out", "x", "--data", "synthetic", "--epochs", "0"),

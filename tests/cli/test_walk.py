@@ -122,6 +122,28 @@ def test_test(ifdd: Run, videos: Path, run: Path, tmp_path: Path, name: str) -> 
     assert (scores["clips"], scores["classes"], scores["fold"]) == (6, list(CLASSES), None)
 
 
+def test_the_scores_of_another_test_are_kept(
+    ifdd: Run, videos: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(run / "model.safetensors", "w.safetensors")
+    shutil.copytree(videos, "v")
+    call = ("test", "--checkpoint", "w.safetensors", "--data", "list", "--root", "v", *QUIET, "--test_list")
+    assert "\nwritten: " in ifdd(*call, "v/test.csv").out
+    assert "\nreplaced: " in ifdd(*call, tmp_path / "v/test.csv").out, "the same test"
+    before = (tmp_path / "scores.json").read_bytes()
+    for other in (("v/train.csv",), ("v/test.csv", "--stride", "2")):
+        result = ifdd(*call, *other)
+        assert (result.code, result.out) == (2, "")
+        assert result.err == (
+            f"ifdd: error: --out: {tmp_path / 'scores.json'} holds the scores of another test; "
+            "name another folder with --out, or --overwrite replaces them\n"
+        )
+    assert (tmp_path / "scores.json").read_bytes() == before
+    assert "\nreplaced: " in ifdd(*call, "v/train.csv", "--overwrite").out
+    assert json.loads((tmp_path / "scores.json").read_text())["clips"] == 14
+
+
 def test_other_commands_take_the_training_checkpoint(
     ifdd: Run, videos: Path, run: Path, tmp_path: Path
 ) -> None:

@@ -57,6 +57,11 @@ def configure(parser: ArgumentParser) -> None:
         default=None,
         help="folder for scores.json and confusion.png; default: the folder of the checkpoint",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the scores of another test that are there; those of the same test are replaced anyway",
+    )
     add_test_options(parser, TRAINING_ONLY)
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
 
@@ -92,7 +97,7 @@ def run(options: Namespace) -> int:
         first = current_launch(config).is_first
     quiet_lightning(first)
     from ifdd.checkpoint import load_checkpoint
-    from ifdd.training.report import FIGURE, SCORES, write_report
+    from ifdd.training.report import FIGURE, SCORES, holds_this_test, write_report
     from ifdd.training.run import evaluate
     from ifdd.training.watch import ReportedError
 
@@ -105,6 +110,12 @@ def run(options: Namespace) -> int:
         options.classes = list(checkpoint.class_names)
     data = data_config(options)
     require_data(data)
+    there = (out / SCORES).exists()
+    if there and not options.overwrite and not holds_this_test(out, checkpoint_path, data):
+        raise UsageError(
+            f"--out: {printable(out / SCORES)} holds the scores of another test; name another folder with "
+            "--out, or --overwrite replaces them"
+        )
     if first:
         print(f"data set     {_data_set(data)}")
         print(f"checkpoint   {printable(str(checkpoint_path))} ({checkpoint.origin})", flush=True)
@@ -119,7 +130,7 @@ def run(options: Namespace) -> int:
         return 0
     print_scores(scores)
     write_report(out, scores, checkpoint_path, checkpoint, data)
-    print(f"written: {out / SCORES}, {out / FIGURE}")
+    print(f"{'written' if not there else 'replaced'}: {out / SCORES}, {out / FIGURE}")
     return 0
 
 
