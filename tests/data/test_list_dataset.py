@@ -149,7 +149,9 @@ def test_folders_without_videos(tmp_path: Path, write_folder) -> None:
         FolderDataset(tmp_path)
     write_folder(tmp_path / "a", ["1.jpg"])
     (tmp_path / "b").mkdir()
-    with pytest.raises(DatasetError, match=r"found 0 folders \(.*/a: images, and no folder of .*/b: no video in"):
+    with pytest.raises(
+        DatasetError, match=r"found 0 folders \(.*/a: images, and no folder of .*/b: no video in"
+    ):
         FolderDataset(tmp_path)
     with pytest.raises(DatasetError, match=r"no videos of a, b; .*/a: images, and no folder of frames"):
         FolderDataset(tmp_path, class_names=("a", "b"))

@@ -36,7 +36,7 @@ CHANGEABLE = frozenset(
 """Settings that a resumed training may have otherwise than the one it goes on with."""
 
 
-_VIDEOS = ("dfew", "ferv39k", "mafw", "list", "folder")
+_VIDEOS: tuple[DatasetName, ...] = ("dfew", "ferv39k", "mafw", "list", "folder")
 
 ONLY_FOR: dict[str, tuple[DatasetName, ...]] = {
     **dict.fromkeys(("root", "classes", "sampling", "crop", "on_error", "augment"), _VIDEOS),
@@ -161,7 +161,9 @@ class DataConfig:
         for name in ONLY_FOR:
             if getattr(self, name) != DEFAULTS[name] and not uses(self.name, name):
                 wanted = _or(ONLY_FOR[name])
-                raise SettingError(f"data.{name}", f"is for data set {wanted}, not for {self.name}: leave it away")
+                raise SettingError(
+                    f"data.{name}", f"is for data set {wanted}, not for {self.name}: leave it away"
+                )
 
     def _check_list_options(self) -> None:
         """Those of `list`, for which strings become lists."""

@@ -64,9 +64,9 @@ class FolderDataset(SplitDataset):
         present = sorted({folder.name for folders in tops.values() for folder in folders})
         if not divided and present and {name.lower() for name in present} <= _PART_NAMES:
             raise DatasetError(
-                f"{printable(root)}: holds the folders {', '.join(map(printable, present))}; the two parts are "
-                "called train and test, and each holds a folder for each class (--validation takes a part of "
-                "train)"
+                f"{printable(root)}: holds the folders {', '.join(map(printable, present))}; the two parts "
+                "are called train and test, and each holds a folder for each class (--validation takes a part "
+                "of train)"
             )
         by_name = {name: _by_name(folders) for name, folders in tops.items()}
         # Of all parts together: a label must mean the same in each.
@@ -121,8 +121,8 @@ def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
         other = found.setdefault(folder.name.lower(), folder)
         if other is not folder:
             raise DatasetError(
-                f"{printable(folder.parent)}: folders {other.name!r} and {folder.name!r} differ in case only; "
-                "a class has one folder"
+                f"{printable(folder.parent)}: folders {other.name!r} and {folder.name!r} differ in case "
+                "only; a class has one folder"
             )
     return found
 
