@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shlex
 from dataclasses import dataclass
 
 import torch
 
 from ifdd.config import IFDDConfig
 from ifdd.text import counted, printable
-from ifdd.training.config import TrainingConfig
+from ifdd.training.config import DEFAULTS, DataConfig, TrainingConfig
 from ifdd.training.launch import ALONE, Launch
 
+_LOCATING = (
+    *("root", "fold", "train_list", "test_list", "classes", "format", "path_column", "label_column"),
+    *("first_label", "strip_prefix", "path_map", "stride", "clips", "soft_labels"),
+)
+"""Settings of the data that decide which videos there are, and how many frames a window needs."""
 FEW_HELD_OUT = 30
 """Below this many held-out clips a score is mostly chance: one clip moves it by more than 3 points."""
 LARGE_DROP = 0.05
@@ -98,6 +105,10 @@ class TrainingPlan:
         ]
         if self.rates():
             rows.append(("learning rate", self._rate()))
+            if data.name != "synthetic":
+                rows.append(
+                    ("videos", f"read as they are drawn; to read all in advance: {check_command(data)}")
+                )
         return [f"{heading:<14} {text}" for heading, text in rows]
 
     def warnings(self) -> list[str]:
@@ -204,6 +215,23 @@ class TrainingPlan:
         batch = self.config.data.batch_size * optim.accumulate
         scaled = f" (--learning_rate {stated:g} for a batch of 32 is {base:.3g} for {batch})"
         return ", ".join(course) + ("" if base == stated else scaled)
+
+
+def check_command(data: DataConfig) -> str:
+    """The command that looks through the data set of a training."""
+    words = ["ifdd", "check", "--data", data.name]
+    for name in _LOCATING:
+        value = getattr(data, name)
+        if value == DEFAULTS[name]:
+            continue
+        if name == "classes" and not any("," in part for part in value):
+            text = ",".join(value)
+        elif isinstance(value, (list, bool)):
+            text = json.dumps(value, ensure_ascii=False)
+        else:
+            text = str(value)
+        words += [f"--{name}", text]
+    return printable(shlex.join(words))
 
 
 def device_name(config: TrainingConfig) -> str:
