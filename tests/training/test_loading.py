@@ -270,7 +270,8 @@ def test_the_list_of_skipped_videos_waits_for_its_folder(tmp_path: Path) -> None
     skipped.add("train", [LeftOut(Video(tmp_path / "a,\n\udcff", 0), "missing")])
     file.parent.mkdir()
     assert skipped.summary() == f"1 video was left out, listed in {file}"
-    skipped.add("train", [LeftOut(Video(tmp_path / "b", 1), "missing")])
+    skipped.add("train", [LeftOut(Video(tmp_path / "b", 1), "missing")], 1)
     rows = list(csv.DictReader(file.open(encoding="utf-8")))
     assert [row["path"] for row in rows] == [f"{tmp_path}/a,\\n\\xff", f"{tmp_path}/b"]
+    assert [row["label"] for row in rows] == ["0", "2"], "as the list counts them"
     assert skipped.summary() == f"2 videos were left out, listed in {file}"

@@ -131,6 +131,7 @@ class Report:
     def __init__(self, data: DataConfig) -> None:
         self.data = data
         self.class_names: tuple[str, ...] = ()
+        self.first_label = 0
         self.list_faults: list[str] = []
         self.list_notes: list[str] = []
         self.findings: list[Finding] = []
@@ -170,7 +171,7 @@ class Report:
             video.split,
             video.place,
             os.fspath(video.path),
-            video.label,
+            self.first_label + video.label,
             self.class_names[video.label],
             reading.frames,
             width,
@@ -213,7 +214,9 @@ class Report:
             for kind in kinds:
                 table.add_column(kind, justify="right")
             for label, name in enumerate(self.class_names):
-                table.add_row(str(label), cell(name), *(str(counts[label, kind]) for kind in kinds))
+                table.add_row(
+                    str(self.first_label + label), cell(name), *(str(counts[label, kind]) for kind in kinds)
+                )
             table.add_section()
             totals = [sum(n for (_, at), n in counts.items() if at == kind) for kind in kinds]
             table.add_row("", "all", *map(str, totals))
@@ -261,13 +264,17 @@ def _listed(data: DataConfig, network: IFDDConfig, report: Report) -> Iterator[L
     for split in ("train", "test"):
         if data.name == "list" and given[split] is None:
             continue
+        faults: list[str] = []
+        whole = replace(data, validation=0.0)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DatasetWarning)  # remarks are printed with the rest
-                clips = make_dataset(replace(data, validation=0.0), split, network, 0, must_exist=False)
+                clips = make_dataset(whole, split, network, 0, must_exist=False, faults=faults)
         except DatasetError as error:
-            report.list_faults.append(str(error))
+            report.list_faults += [*faults, str(error)]
             continue
+        report.list_faults += faults
+        report.first_label = max(report.first_label, getattr(clips, "first_label", 0))
         if split == "test" and isinstance(clips, FolderDataset) and not clips.divided:
             continue
         report.class_names = clips.class_names

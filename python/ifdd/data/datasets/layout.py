@@ -38,6 +38,8 @@ class SplitDataset(VideoDataset):
 
     #: How windows are taken in the published setting.
     policy = SamplingPolicy()
+    #: Number of the first class in the list.
+    first_label = 0
 
     def __init__(
         self,
