@@ -6,6 +6,7 @@ A video of several windows counts once, by the mean of its windows' logits.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Namespace:
     """Options of a command line. Those of a training may stand in a file that is meant for both, but typed
     here they would be ignored.
     """
-    options = parser.parse_args(arguments)
+    options: Namespace = parser.parse_args(arguments)
     for name in options.typed:
         if parser.is_hidden(name):
             raise UsageError(f"--{name} is for training, a test does not use it: leave it away")
@@ -97,6 +98,7 @@ def run(options: Namespace) -> int:
         first = current_launch(config).is_first
     quiet_lightning(first)
     from ifdd.checkpoint import load_checkpoint
+    from ifdd.training.overlap import overlap_warning
     from ifdd.training.report import FIGURE, SCORES, holds_this_test, write_report
     from ifdd.training.run import evaluate
     from ifdd.training.watch import ReportedError
@@ -110,6 +112,7 @@ def run(options: Namespace) -> int:
         options.classes = list(checkpoint.class_names)
     data = data_config(options)
     require_data(data)
+    _require_classes(data, checkpoint.class_names)
     there = (out / SCORES).exists()
     if there and not options.overwrite and not holds_this_test(out, checkpoint_path, data):
         raise UsageError(
@@ -119,6 +122,8 @@ def run(options: Namespace) -> int:
     if first:
         print(f"data set     {_data_set(data)}")
         print(f"checkpoint   {printable(str(checkpoint_path))} ({checkpoint.origin})", flush=True)
+        if (warning := overlap_warning(checkpoint_path, data)) is not None:
+            print(f"ifdd test: warning: {warning}", file=sys.stderr)
     try:
         with setting_errors(), stoppable():
             scores = evaluate(
@@ -132,6 +137,19 @@ def run(options: Namespace) -> int:
     write_report(out, scores, checkpoint_path, checkpoint, data)
     print(f"{'written' if not there else 'replaced'}: {out / SCORES}, {out / FIGURE}")
     return 0
+
+
+def _require_classes(data: DataConfig, class_names: Sequence[str]) -> None:
+    """Refuses named classes that are not those of the checkpoint.
+
+    Raises:
+        UsageError: others, or the same in another order.
+    """
+    if data.class_names in (None, tuple(class_names)):
+        return
+    inside = ", ".join(map(printable, class_names))
+    way = "leave --classes away" if data.name in ("list", "folder") else "name these, or leave --classes away"
+    raise UsageError(f"--classes: those of the checkpoint are {inside}, in that order; {way}")
 
 
 def _data_set(data: DataConfig) -> str:
