@@ -65,8 +65,8 @@ class FolderDataset(SplitDataset):
         if not divided and present and {name.lower() for name in present} <= _PART_NAMES:
             raise DatasetError(
                 f"{printable(root)}: holds the folders {', '.join(map(printable, present))}; the two parts "
-                "are called train and test, and each holds a folder for each class (--validation takes a part "
-                "of train)"
+                "are called train and test, and each holds a folder for each class (--validation takes a "
+                "part of train)"
             )
         by_name = {name: _by_name(folders) for name, folders in tops.items()}
         # Of all parts together: a label must mean the same in each.
