@@ -301,7 +301,7 @@ def test_settings_of_lists() -> None:
         ({"name": "list", "classes": "a,b", "path_map": "x"}, "data.path_map must be OLD=NEW, got 'x'"),
         (
             {"name": "mafw", "root": "r", "first_label": 0},
-            "data.first_label must be unset but for list, dfew",
+            "data.first_label is for data set list or dfew, not for mafw",
         ),
         ({"name": "folder"}, "data.root is missing: the folder that holds a folder of videos for each class"),
         ({"short": "stretch"}, "data.short must be one of"),
@@ -317,7 +317,8 @@ def test_the_list_of_skipped_videos_waits_for_its_folder(tmp_path: Path) -> None
     skipped.add("train", [LeftOut(Video(tmp_path / "a,\n\udcff", 0), "missing")])
     file.parent.mkdir()
     assert skipped.summary() == f"1 video was left out, listed in {file}"
-    skipped.add("train", [LeftOut(Video(tmp_path / "b", 1), "missing")])
+    skipped.add("train", [LeftOut(Video(tmp_path / "b", 1), "missing")], 1)
     rows = list(csv.DictReader(file.open(encoding="utf-8")))
     assert [row["path"] for row in rows] == [f"{tmp_path}/a,\\n\\xff", f"{tmp_path}/b"]
+    assert [row["label"] for row in rows] == ["0", "2"], "as the list counts them"
     assert skipped.summary() == f"2 videos were left out, listed in {file}"

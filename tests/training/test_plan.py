@@ -44,6 +44,10 @@ def test_a_usual_training_has_its_numbers_and_no_warning() -> None:
     assert row(found, "learning rate") == "1e-06, up to 0.0001 in epoch 5, down to 1.2e-06"
 
 
+def test_clips_of_each_class_are_counted() -> None:
+    assert row(plan(class_clips=(640, 0)), "classes") == r"2, with training clips: a 640, b[/]\n 0"
+
+
 def test_batches_that_are_added_make_fewer_and_larger_steps() -> None:
     found = plan(clips=650, batch=32, optim={"accumulate": 3})
     assert row(found, "clips").startswith("650 for training, 10 of them left out of each epoch; 64 held out")

@@ -30,6 +30,7 @@ from ifdd.training.config import (
     SettingError,
     Strategy,
     TrainingConfig,
+    uses,
 )
 
 if TYPE_CHECKING:
@@ -176,13 +177,19 @@ def add_launch_options(parser: ArgumentParser) -> None:
 def data_config(options: Namespace) -> DataConfig:
     """The checked :class:`DataConfig` of flat options.
 
+    A file of options may be about another data set than the one typed beside it, or have been written when
+    options of other data sets were ignored (that of a run to resume): there they still are.
+
     Raises:
-        UsageError: no data set was named, or an option cannot be used.
+        UsageError: no data set was named, an option cannot be used, or the data set does not use it.
     """
     if options.data is None:
         raise UsageError(f"--data is missing: name the data set, one of {', '.join(get_args(DatasetName))}")
+    values = {name: options[name] for name in _DATA_FIELDS}
+    if "data" in options.typed or options.get("resume"):
+        values = {name: v for name, v in values.items() if name in options.typed or uses(options.data, name)}
     with usage_errors():
-        return DataConfig(name=options.data, **{name: options[name] for name in _DATA_FIELDS})
+        return DataConfig(name=options.data, **values)
 
 
 def require_data(data: DataConfig) -> None:

@@ -41,7 +41,7 @@ from ifdd.training.launch import current_launch
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
-    from ifdd.training.config import DataConfig
+    from ifdd.training.config import DataConfig, TrainingConfig
     from ifdd.training.plan import TrainingPlan
     from ifdd.training.resume import ResumeError
 
@@ -150,7 +150,7 @@ def run(options: Namespace) -> int:
         return 0
     if result.limit is not None:
         print(f"ended by {result.limit}; go on with: {_again(options)}")
-    print(f"best epoch: {result.epoch + 1} of {config.optim.epochs}")
+    print(f"{_which_epoch(config)}: {result.epoch + 1} of {config.optim.epochs}")
     if result.validation is not None:
         war, uar = (100 * result.validation[name] for name in ("war", "uar"))
         print(f"held-out part of the training set: WAR {war:.2f} %, UAR {uar:.2f} %")
@@ -197,6 +197,13 @@ def _saved_places(settings: Path, data: DataConfig) -> str:
     )
     anew = " and ".join(f"--{name}" for name in gone)
     return f" (from {printable(settings)}{began} give {anew} anew)"
+
+
+def _which_epoch(config: TrainingConfig) -> str:
+    """How the epoch of the exported weights was chosen."""
+    if not config.data.validation:
+        return "last epoch (none of the clips is held out to choose the best)"
+    return "best epoch" if config.optim.select == "best" else "last epoch (--select last)"
 
 
 def _duration(text: str | None) -> timedelta | None:

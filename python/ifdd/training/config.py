@@ -5,7 +5,8 @@ Light on purpose: the command line reads these for its help without loading the 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from ifdd.config import IFDDConfig
@@ -34,6 +35,20 @@ CHANGEABLE = frozenset(
     }
 )
 """Settings that a resumed training may have otherwise than the one it goes on with."""
+
+
+_VIDEOS: tuple[DatasetName, ...] = ("dfew", "ferv39k", "mafw", "list", "folder")
+
+ONLY_FOR: dict[str, tuple[DatasetName, ...]] = {
+    **dict.fromkeys(("root", "classes", "sampling", "crop", "on_error", "augment"), _VIDEOS),
+    **dict.fromkeys(("train_list", "test_list", "format", "path_column", "label_column"), ("list",)),
+    **dict.fromkeys(("strip_prefix", "path_map"), ("list",)),
+    "first_label": ("list", "dfew"),
+    **dict.fromkeys(("fold", "clips"), ("dfew", "mafw")),
+    "soft_labels": ("dfew",),
+    **dict.fromkeys(("train_size", "test_size", "posed"), ("synthetic",)),
+}
+"""Settings of the data that only some data sets use. Set for another one, they would be ignored."""
 
 
 class SettingError(ValueError):
@@ -134,19 +149,11 @@ class DataConfig:
         _check(
             self.on_error in get_args(OnError), "data.on_error", f"one of {get_args(OnError)}", self.on_error
         )
-        _check(not self.soft_labels or self.name == "dfew", "data.soft_labels", "off but for dfew", True)
-        _check(
-            self.clips is None or self.name in ("dfew", "mafw"),
-            "data.clips",
-            "unset but for dfew, mafw",
-            self.clips,
-        )
         _check(0.0 <= self.validation < 1.0, "data.validation", "at least 0 and below 1", self.validation)
         _check(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
         _check(self.eval_batch_size >= 1, "data.eval_batch_size", "at least 1", self.eval_batch_size)
         _check(self.workers >= 0, "data.workers", "at least 0", self.workers)
         _check(self.stride is None or self.stride >= 1, "data.stride", "at least 1", self.stride)
-        _check(not self.posed or self.name == "synthetic", "data.posed", "off but for synthetic", self.posed)
         if self.name in ("dfew", "mafw"):
             _check(1 <= self.fold <= 5, "data.fold", "1 to 5", self.fold)
         if self.name in ("dfew", "ferv39k", "mafw"):
@@ -154,6 +161,12 @@ class DataConfig:
         if self.name == "folder":
             _need(self.root, "data.root", "the folder that holds a folder of videos for each class")
         self._check_list_options()
+        for name in ONLY_FOR:
+            if getattr(self, name) != DEFAULTS[name] and not uses(self.name, name):
+                wanted = _or(ONLY_FOR[name])
+                raise SettingError(
+                    f"data.{name}", f"is for data set {wanted}, not for {self.name}: leave it away"
+                )
 
     def _check_list_options(self) -> None:
         """Those of `list`, for which strings become lists."""
@@ -169,8 +182,6 @@ class DataConfig:
         )
         firsts = get_args(FirstLabel)
         _check(self.first_label in firsts, "data.first_label", f"one of {firsts}", self.first_label)
-        numbered = self.first_label == "auto" or self.name in ("list", "dfew")
-        _check(numbered, "data.first_label", "unset but for list, dfew", self.first_label)
         shorts = get_args(Short)
         _check(self.short in (None, *shorts), "data.short", f"one of {shorts}", self.short)
         try:
@@ -183,6 +194,19 @@ class DataConfig:
     def class_names(self) -> tuple[str, ...] | None:
         """`classes` as a tuple."""
         return None if self.classes is None else tuple(self.classes)
+
+
+DEFAULTS: dict[str, Any] = {part.name: part.default for part in fields(DataConfig)}
+"""Of the settings of the data."""
+
+
+def uses(dataset: str, setting: str) -> bool:
+    """Whether a data set uses a setting of the data."""
+    return dataset in ONLY_FOR.get(setting, (dataset,))
+
+
+def _or(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 @dataclass(frozen=True)
@@ -303,11 +327,14 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
-        """Inverse of :meth:`to_dict`; unknown names raise ``TypeError``."""
+        """Inverse of :meth:`to_dict`; unknown names raise ``TypeError``. Settings that the data set does not
+        use get their defaults: earlier versions accepted and ignored them.
+        """
         values = dict(values)
-        return cls(
-            data=DataConfig(**values.pop("data", {})), optim=OptimConfig(**values.pop("optim", {})), **values
-        )
+        data = dict(values.pop("data", {}))
+        name = data.get("name", DEFAULTS["name"])
+        data = {setting: value for setting, value in data.items() if uses(name, setting)}
+        return cls(data=DataConfig(**data), optim=OptimConfig(**values.pop("optim", {})), **values)
 
     def differences(self, before: TrainingConfig) -> dict[str, tuple[Any, Any]]:
         """Settings that differ and would change the weights: what a resume must not alter.

@@ -152,7 +152,7 @@ def fit(
         progress,
     )
     if announce is not None and launch.is_first:
-        announce(_plan(config, model, data.class_names, clips, record, launch))
+        announce(_plan(config, model, data, record, launch))
     with run_folder(out, kept=LAST) if launch.is_first else contextlib.nullcontext(), watch.guard():
         if launch.is_first:
             remove_partial_files(out)
@@ -179,15 +179,15 @@ def fit(
 def _plan(
     config: TrainingConfig,
     model: IFDD,
-    class_names: tuple[str, ...],
-    clips: dict[str, int],
+    data: RecognitionData,
     record: TrainingRecord | None,
     launch: Launch,
 ) -> TrainingPlan:
+    clips = data.clips()
     return TrainingPlan(
         config,
         model.config,
-        class_names,
+        data.class_names,
         clips["train"],
         clips["validation"],
         sum(parameter.numel() for parameter in model.parameters()),
@@ -195,6 +195,7 @@ def _plan(
         0 if record is None else record.epoch + 1,
         None if record is None else record.config.optim.epochs,
         launch,
+        data.class_clips(),
     )
 
 
