@@ -17,6 +17,7 @@ WORKERS ?= 2
 IFDD_CUDA ?= OFF
 export IFDD_CUDA
 PYTHON312 ?= python3.12
+DIST_TOOLS := "build>=1.2" "twine>=6" "auditwheel>=6" "torch-abi-audit>=0.3; python_version >= '3.11'"
 # An environment that is there already is used as it is: make rehearse-gpu REHEARSAL_VENV=folder
 REHEARSAL_VENV ?= build/rehearsal/venv
 
@@ -104,9 +105,11 @@ docs: $(VENV)/.installed
 	! grep -rlE '(src|href)="(https?:)?//[^"]*\.(js|css|woff2?)"|url\((https?:)?//' build/docs --include='*.html' --include='*.css'
 
 # Without isolation: the wheel is compiled against the torch that is installed. The wheel is then tested in an environment
-# of its own, outside of the checkout, on the lowest instruction set too.
-dist: $(VENV)/.installed
-	$(PIP) install --no-build-isolation -e ".[all,dist]"
+# of its own, outside of the checkout, on the lowest instruction set too. The checkout itself need not be installed, which
+# would compile everything once more. tests/triton is removed from the copy: where no Triton is installed, PyTorch would take
+# that folder for it.
+dist: $(VENV)/.torch
+	$(PIP) install $(DIST_TOOLS)
 	rm -rf dist build/dist && mkdir -p build/dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
@@ -116,7 +119,7 @@ dist: $(VENV)/.installed
 	$(BIN)/python -m venv build/dist/venv
 	build/dist/venv/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS) "$(TORCH)"
 	build/dist/venv/bin/python -m pip --disable-pip-version-check install "$$(echo dist/*.whl)[cli]" pytest pytest-timeout
-	cp -r tests build/dist/tests
+	cp -r tests build/dist/tests && rm -r build/dist/tests/triton
 	cd build/dist && venv/bin/ifdd doctor --self_test false && for isa in x86-64 x86-64-v3 ""; do \
 	  env $${isa:+IFDD_CPU_ISA=$$isa} venv/bin/python -m pytest -q -c /dev/null --rootdir tests \
 	    --import-mode=importlib -o pythonpath=$(CURDIR)/build/dist/tests -o markers="instruction_sets slow nightly gpu" -p no:cacheprovider \

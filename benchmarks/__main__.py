@@ -55,7 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _mistake(options: argparse.Namespace) -> str | None:
-    """What is asked for and cannot be measured here."""
+    """The requests that cannot be measured here."""
     tasks = list(_tasks(options))
     for option, choice, known in (
         ("--ops", options.ops, {task.case.name for task in tasks} | {"overhead"}),
@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _rates(
     writer: Writer, journal: Journal, options: argparse.Namespace, clock: str, tasks: list[Task]
 ) -> Rates:
-    """What bounds the times of these tasks: measured now, or by an earlier process of the same GPU check."""
+    """The rates that bound the times of these tasks: measured now, or by an earlier process of this check."""
     # What a case needs is estimated from float32, in which it is checked. A check of a GPU measures once.
     wanted = {"fp32"} | {task.precision for task in tasks}
     precisions = [

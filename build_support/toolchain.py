@@ -1,4 +1,4 @@
-"""What a native build is made with: whether there is one, its programs, and its folder, named after them."""
+"""Chooses the native build: whether there is one, its programs, and its folder, named after them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ NO_COMPILER = "no C++ compiler was found (c++, g++, clang++)"
 
 
 def native_choice() -> Choice:
-    """What ``IFDD_NATIVE`` asks for and the machine has.
+    """The choice between native and pure Python, from ``IFDD_NATIVE`` and the programs of the machine.
 
     Raises:
         BuildError: another value than 0, 1 or none; ``CXX`` names no program; 1 without a compiler.
@@ -125,7 +125,7 @@ def find_tool(name: str) -> str:
 
 
 def version_of(program: str) -> str:
-    """What a program answers to ``--version``; empty where it does not answer."""
+    """The answer of a program to ``--version``; empty if it does not answer."""
     try:
         ran = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
@@ -182,7 +182,7 @@ def oldest_torch() -> str:
 
 
 def requirements() -> list[str]:
-    """What an isolated build has to install: nothing for pure Python, torch only where there is none yet.
+    """Requirements of an isolated build: none for pure Python, torch only if there is none yet.
 
     Raises:
         BuildError: as :func:`native_choice`.

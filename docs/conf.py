@@ -27,6 +27,8 @@ root_doc = "index"
 default_role = "code"
 nitpicky = False
 
+highlight_language = "none"  # blocks without a language are commands and lists, not Python
+
 html_theme = "furo"
 html_title = f"ifdd-kernels {release}"
 html_math_renderer = "mathml"

@@ -1,4 +1,4 @@
-"""What is installed and what runs."""
+"""The installation: versions, the native library, the kernels in use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ifdd_kernels._version import __version__
 
 
 def build_info() -> dict[str, Any]:
-    """What is installed and what runs, for bug reports and for choosing a backend.
+    """Describes the installation, for bug reports and for choosing a backend.
 
     Returns:
         A dict with: ``version`` (of ifdd-kernels), ``folder`` (of the imported package), ``python``,

@@ -9,7 +9,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def constant_result(function: F) -> F:
-    """What ``torch.compiler.assume_constant_result`` does, without its import of the whole compiler.
+    """Does what ``torch.compiler.assume_constant_result`` does, without importing the whole compiler.
 
     That import takes longer than all others of this package together, and most processes never compile. The
     mark is TorchDynamo's own: a test compares the two.

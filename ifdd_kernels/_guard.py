@@ -1,4 +1,4 @@
-"""What every op refuses before PyTorch's dispatcher sees it: arguments of a wrong type, by name.
+"""Refuses arguments of a wrong type by name, before PyTorch's dispatcher sees them.
 
 The dispatcher converts what it can: a learned tensor to a float that has no gradient, True to 1. Of an
 integer of more than 64 bits it names neither op nor argument.

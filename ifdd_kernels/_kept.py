@@ -29,7 +29,7 @@ def file_for(kind: str, *key: object) -> Path | None:
 
 
 def read(path: Path | None) -> dict[str, Any] | None:
-    """What a file holds; None where there is none, or none that is whole."""
+    """The content of a file; None if it is missing or incomplete."""
     if path is None:
         return None
     try:

@@ -173,7 +173,7 @@ def failure() -> str:
 
 
 def problems(folder: Path) -> list[str]:
-    """What is not in order with the native library, for a user who starts Python in ``folder``.
+    """Faults of the native library that concern a user who starts Python in ``folder``.
 
     A missing library, unless pure Python was installed; one of other sources than those beside it; and a copy
     of the package without a library that Python would import in that folder in place of this one.
@@ -219,7 +219,7 @@ def c_function(name: str, result: Any, *arguments: Any) -> Any:
 
 
 def ask(function: str, answer: Any) -> Any:
-    """What a C function without arguments answers; None where there is none."""
+    """The result of a C function without arguments; None if the library has no such function."""
     ask = c_function(function, answer)
     return None if ask is None else ask()
 
@@ -245,7 +245,7 @@ def capability(index: int | None = None) -> Capability | None:
 
 @functools.cache
 def cuda_architectures() -> tuple[str, ...]:
-    """What the loaded library has CUDA code for, as CMake writes it; empty without CUDA kernels."""
+    """The CUDA architectures in the loaded library, as CMake writes them; empty without CUDA kernels."""
     answer = ask("ifdd_cuda_architectures", ctypes.c_char_p)
     return tuple(filter(None, answer.decode().split(","))) if answer is not None else ()
 
@@ -296,7 +296,7 @@ def has_code(architecture: str, capability: Capability) -> bool:
 
 
 def runtime_info() -> tuple[dict[str, Any], str]:
-    """What the compiled module ``_runtime`` says about the build; without it nothing, and why."""
+    """The build information in the compiled module ``_runtime``; without it nothing, and the reason."""
     path = _runtime_in(FOLDER)
     if path is None:
         others = ", ".join(sorted(other.name for other in FOLDER.glob("_runtime*.so"))) or "none"

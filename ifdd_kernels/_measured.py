@@ -24,7 +24,7 @@ NEAR = 2.0
 
 @dataclass(frozen=True)
 class Entry:
-    """What was the fastest at one shape."""
+    """The fastest backend at one shape."""
 
     backend: str
     #: Name of the activations' dtype, e.g. "bfloat16".

@@ -401,7 +401,7 @@ def _define(
 
 @dataclass(frozen=True)
 class _Casts:
-    """What autocast does to the arguments of an op, by their places."""
+    """The rule of autocast for the arguments of an op, by their places."""
 
     #: Cast to autocast's dtype.
     lowered: tuple[int, ...] = ()

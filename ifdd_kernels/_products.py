@@ -118,7 +118,7 @@ def choices() -> dict[str, str]:
 
 
 def asked_for(dtype: torch.dtype) -> bool | None:
-    """What ``IFDD_CPU_PRODUCTS`` says: ``float32``, ``library``, or one of them for a dtype.
+    """The value of ``IFDD_CPU_PRODUCTS``: ``float32``, ``library``, or one of them for a dtype.
 
     Such as ``bfloat16=library,float16=float32``. None where it says nothing of this dtype.
     """
@@ -192,7 +192,7 @@ def _described(content: dict[str, Any], origin: str) -> Choice | None:
 
 
 def _machine() -> list[str]:
-    """What the answer depends on: CPU, PyTorch, threads, and what tells either to use lower instructions."""
+    """Key of the answer: CPU, PyTorch, threads, and the variables that lower their instruction sets."""
     settings = [f"{name}={os.environ[name]}" for name in _LOWERING if name in os.environ]
     return [_cpu(), torch.__version__, f"threads={torch.get_num_threads()}", *settings]
 
@@ -247,7 +247,7 @@ def _layer(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _answer(place: int) -> int:
-    """What the library calls at its first product of a dtype. It must not raise: nobody would see it."""
+    """Called by the library at its first product of a dtype. Must not raise: nobody would see the error."""
     dtype = next(dtype for dtype, number in _PLACES.items() if number == place)
     try:
         return int(through_float32(dtype))

@@ -1,4 +1,4 @@
-"""What is registered with a part of PyTorch that most processes never import."""
+"""Registrations with parts of PyTorch that most processes never import."""
 
 from __future__ import annotations
 

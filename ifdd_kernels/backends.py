@@ -83,7 +83,7 @@ def can_run(op: str, backend: str, *args: Any, raise_error: bool = False) -> Sup
 
 
 def _op_support(op: str, backend: str, args: Sequence[Any]) -> Support:
-    """What :func:`can_run` says of a registered op."""
+    """:func:`can_run` for a registered op."""
     operator = OPERATORS[op]
     device = next((arg.device for arg in args if isinstance(arg, Tensor)), _CPU)
     if backend == "auto" and (meant := _preferred.meant(op, device.type)) != "auto":
@@ -121,7 +121,7 @@ def composed(operator: Operator, device: str, backend: str) -> bool:
 
 
 def _answer(operator: Operator, backend: str, device: torch.device, args: Sequence[Any]) -> Support:
-    """What :func:`can_run` says of an op of its own kernels."""
+    """:func:`can_run` for an op with kernels of its own."""
     support, whole = _looked_at(operator, backend, device, args)
     return support if whole else Support(True, f"{support.reason}; {_OPEN}")
 
@@ -184,7 +184,7 @@ def _composed_support(operator: Operator, backend: str, device: torch.device, ar
 
 
 class Situation(NamedTuple):
-    """What a choice depends on."""
+    """The key of a choice."""
 
     device: str = "cpu"
     #: Which of several GPUs.

@@ -1,4 +1,4 @@
-"""What ran: every call of an op with its backend, shapes and dtypes, while somebody asks for it."""
+"""Records every call of an op with its backend, shapes and dtypes, on request."""
 
 from __future__ import annotations
 

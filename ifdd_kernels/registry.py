@@ -23,7 +23,7 @@ from ifdd_kernels.ops.lifting_steps import STEP_SCHEMA
 
 @dataclass(frozen=True)
 class Entry:
-    """What the project knows of an op beside its code."""
+    """The facts about an op that are not in its code."""
 
     name: str
     #: The names of its arguments and results.
@@ -34,8 +34,8 @@ class Entry:
     samples: Callable[[Maker], Iterator[Sample]]
     #: Least bytes and FLOPs of the forward pass for the given arguments.
     cost: Callable[..., Cost]
-    #: Error bound in roundings of the result's dtype, relative to the largest value; ``why`` derives it.
-    roundings: float
+    #: Error bound in ulps of the result's dtype, relative to the largest value; ``why`` derives it.
+    ulps: float
     why: str
 
     @property
@@ -104,7 +104,7 @@ def _entry(
     samples: Callable[[Maker], Iterator[Sample]],
     cost: Callable[..., Cost],
     *,
-    roundings: float,
+    ulps: float,
     why: str,
 ) -> Entry:
     """An entry whose cost takes all arguments of the op, and reads each of its tensors once."""
@@ -115,7 +115,7 @@ def _entry(
         written: Cost = beside(*args)
         return Cost(_costs.size(*(arg for arg in args if isinstance(arg, Tensor))), 0) + written
 
-    return Entry(name, signature, function, samples, whole, roundings, why)
+    return Entry(name, signature, function, samples, whole, ulps, why)
 
 
 _ROUNDING = "arithmetic is in float32 or wider; "
@@ -128,7 +128,7 @@ REGISTRY: dict[str, Entry] = {
             ops.add_layer_norm,
             _samples.add_layer_norm,
             _costs.add_layer_norm,
-            roundings=32,
+            ulps=32,
             why=_ROUNDING + "the sum is rounded once, and the norm divides by the deviation of C of them",
         ),
         _entry(
@@ -136,7 +136,7 @@ REGISTRY: dict[str, Entry] = {
             ops.augment_clips,
             _samples.augment_clips,
             _costs.augment_clips,
-            roundings=16,
+            ulps=16,
             why=_ROUNDING + "two weighted means, then four steps that each multiply an error by 1.4 or so",
         ),
         _entry(
@@ -144,15 +144,15 @@ REGISTRY: dict[str, Entry] = {
             ops.frame_tokens,
             _samples.frame_tokens,
             _costs.frame_tokens,
-            roundings=16,
-            why="a sum of C products in float32 errs by about sqrt(C) roundings of its terms, then one GELU",
+            ulps=16,
+            why="a sum of C products in float32 errs by about sqrt(C) ulps of its terms, then one GELU",
         ),
         _entry(
             "frame_correlation",
             ops.frame_correlation,
             _samples.frame_correlation,
             _costs.frame_correlation,
-            roundings=8,
+            ulps=8,
             why="sums of D products in float32",
         ),
         _entry(
@@ -160,7 +160,7 @@ REGISTRY: dict[str, Entry] = {
             ops.split_index,
             _samples.split_index,
             _costs.split_index,
-            roundings=32,
+            ulps=32,
             why="tokens, correlation and two softmaxes in a row; tanh damps, T*T weights add up",
         ),
         _entry(
@@ -168,7 +168,7 @@ REGISTRY: dict[str, Entry] = {
             ops.topk_split_index,
             _samples.topk_split_index,
             _costs.topk_split_index,
-            roundings=0,
+            ulps=0,
             why="integers: exact wherever two scores differ by more than their own rounding",
         ),
         _entry(
@@ -176,8 +176,8 @@ REGISTRY: dict[str, Entry] = {
             ops.split_frames,
             _samples.split_frames,
             _costs.split_frames,
-            roundings=48,
-            why=_ROUNDING + "the position is a float32 number of up to T, so f carries T/2 roundings;"
+            ulps=48,
+            why=_ROUNDING + "the position is a float32 number of up to T, so f carries T/2 ulps;"
             " the norm divides by the group's deviation",
         ),
         _entry(
@@ -185,7 +185,7 @@ REGISTRY: dict[str, Entry] = {
             ops.static_dynamic_split,
             _samples.static_dynamic_split,
             _costs.static_dynamic_split,
-            roundings=64,
+            ulps=64,
             why="that of split_frames, at positions that carry the error of split_index",
         ),
         _entry(
@@ -193,7 +193,7 @@ REGISTRY: dict[str, Entry] = {
             ops.lifting_attention,
             _samples.lifting_attention,
             _costs.lifting_attention,
-            roundings=16,
+            ulps=16,
             why=_ROUNDING + "an error of a score (its size times a rounding) is one of its probability",
         ),
         _entry(
@@ -201,7 +201,7 @@ REGISTRY: dict[str, Entry] = {
             ops.lifting_update,
             _samples.lifting_step,
             _costs.lifting_step,
-            roundings=16,
+            ulps=16,
             why="three matrix products in the given precision around lifting_attention",
         ),
         _entry(
@@ -209,7 +209,7 @@ REGISTRY: dict[str, Entry] = {
             ops.lifting_predict,
             _samples.lifting_step,
             _costs.lifting_step,
-            roundings=16,
+            ulps=16,
             why="as lifting_update",
         ),
         _entry(
@@ -217,7 +217,7 @@ REGISTRY: dict[str, Entry] = {
             ops.lifting_residual,
             _samples.lifting_residual,
             _costs.lifting_residual,
-            roundings=16,
+            ulps=16,
             why="two means that nearly cancel: the bound is relative to a result of 1/sqrt(T*C) the inputs'",
         ),
         _entry(
@@ -225,7 +225,7 @@ REGISTRY: dict[str, Entry] = {
             ops.lifting_loss,
             _samples.lifting_loss,
             _costs.lifting_loss,
-            roundings=32,
+            ulps=32,
             why="one sum of non-negative terms in float32, of up to tens of thousands of cells",
         ),
         _entry(
@@ -233,7 +233,7 @@ REGISTRY: dict[str, Entry] = {
             ops.pool_tokens,
             _samples.pool_tokens,
             _costs.pool_tokens,
-            roundings=32,
+            ulps=32,
             why=_ROUNDING + "27 products a sum, then a division by the deviation of d values",
         ),
         _entry(
@@ -241,7 +241,7 @@ REGISTRY: dict[str, Entry] = {
             ops.max_pool_tokens,
             _samples.max_pool_tokens,
             _costs.max_pool_tokens,
-            roundings=1,
+            ulps=1,
             why="a result is one of the inputs; its gradient, one sum of a few, rounds once",
         ),
         _entry(
@@ -249,7 +249,7 @@ REGISTRY: dict[str, Entry] = {
             ops.gelu_linear,
             _samples.linear,
             _costs.gelu_linear,
-            roundings=16,
+            ulps=16,
             why="the activation is rounded to the given dtype before one matrix product in it",
         ),
         _entry(
@@ -257,7 +257,7 @@ REGISTRY: dict[str, Entry] = {
             ops.linear,
             _samples.linear,
             _costs.linear,
-            roundings=16,
+            ulps=16,
             why="one matrix product in the given dtype, or in float32 and rounded once",
         ),
         _entry(
@@ -265,7 +265,7 @@ REGISTRY: dict[str, Entry] = {
             ops.pooled_attention,
             _samples.pooled_attention,
             _costs.pooled_attention,
-            roundings=16,
+            ulps=16,
             why=_ROUNDING + "an error of a score (its size times a rounding) is one of its probability",
         ),
     )

@@ -21,7 +21,7 @@ from ifdd_kernels.reference.pooled_attention import relative_index
 
 
 class Layout(NamedTuple):
-    """What the grids alone decide."""
+    """Tables that depend on the grids alone."""
 
     #: Row of an axis' table for every (query, key) pair, for t, h and w: (Q, K) int64 each.
     rows: tuple[Tensor, Tensor, Tensor]

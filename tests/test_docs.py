@@ -102,7 +102,7 @@ def described(name: str, text: str) -> bool:
 
 
 def lacks(value: Any) -> list[str]:
-    """What the docstring of a function or a class does not say."""
+    """The gaps in the docstring of a function or a class."""
     text = inspect.getdoc(value) or ""
     if not text:
         return ["a docstring"]

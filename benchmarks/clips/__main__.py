@@ -28,7 +28,7 @@ from ifdd.data.resize import resize_frame
 from ifdd.data.synthetic import SyntheticExpressions
 from ifdd.data.transforms import ClipAugment
 from ifdd.data.video import read_video
-from ifdd.training.loading import share_memory
+from ifdd.training.pieces import Pieces
 
 FRAMES, SIZE = 16, 224
 NOISE = 3.0
@@ -82,10 +82,13 @@ def stages_of(path: Path) -> tuple[Stages, list[str]]:
     resized = published.resize(pictures, SIZE)
     floats = published.to_floats(resized)
     frames = torch.from_numpy(read_video(path, size=SIZE, indices=indices).frames)[None]
+    # Workers write into memory that they know.
+    pieces = Pieces(1, frames.nbytes)
+    piece = pieces.tensor(0, tuple(frames.shape), frames.dtype)
 
     def ours() -> Any:
         read = torch.from_numpy(read_video(path, size=SIZE, indices=indices).frames)
-        return torch.stack([read], out=share_memory((1, *read.shape), read.dtype))
+        return torch.stack([read], out=piece)
 
     def theirs() -> Any:
         floats = published.to_floats(published.resize(theirs_decoded(), SIZE))
@@ -99,7 +102,7 @@ def stages_of(path: Path) -> tuple[Stages, list[str]]:
             else (lambda: read_video(path, indices=indices))
         ),
         "ours: resize": lambda: [resize_frame(image, (SIZE, SIZE)) for image in images],
-        "ours: to shared memory": lambda: torch.cat([frames], out=share_memory(frames.shape, frames.dtype)),
+        "ours: to shared memory": lambda: torch.cat([frames], out=piece),
         "ours: augment": lambda: augment.apply(frames, [drawn]),
         "published: all": theirs,
         "published: decode": theirs_decoded,

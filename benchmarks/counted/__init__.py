@@ -1,4 +1,4 @@
-"""What a training step or an inference starts, moves, computes and keeps on a GPU, counted without one.
+"""Counts, without a GPU, what a training step or an inference launches, moves, computes and keeps on one.
 
 ``python -m benchmarks.counted``; docs/counted.md says what a count can tell.
 """

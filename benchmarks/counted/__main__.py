@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.counted import rows
+from benchmarks.counted import fused, rows
 from benchmarks.counted.rows import Total
 from benchmarks.counted.trace import Launch
 from benchmarks.counted.workloads import BACKENDS, PRECISIONS, WORKLOADS, Workload
@@ -29,6 +29,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--network", default="ifdd_xs", choices=list_models())
     parser.add_argument("--ema-decay", type=float, help="average the weights, as ifdd fit --ema_decay")
     parser.add_argument("--gradient-clip", type=float, help="clip gradients, as ifdd fit --gradient_clip")
+    parser.add_argument("--compile", action="store_true", help="estimate the launches left by torch.compile")
     parser.add_argument("--device", default="H200", help="whose rates predict times")
     parser.add_argument("--top", type=int, default=15, help="ops listed, by bytes")
     parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/counted.json)")
@@ -81,6 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
             f"{entry['kept_for_backward_bytes'] / 2**30:.2f} GiB kept for backward, "
             f"{entry['flops'] / 1e12:.2f} TFLOP, predicted {entry['predicted_ms']:.1f} ms"
         )
+        if options.compile:
+            left = fused.launches(trace.launches)
+            print(f"torch.compile: at least {left} launches if it fuses all it can (an estimate, no count)")
         keys: dict[str, Callable[[Launch], str]] = {
             "phase": lambda launch: launch.phase,
             "kind": lambda launch: launch.kind,

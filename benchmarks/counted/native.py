@@ -1,4 +1,4 @@
-"""What the CUDA C++ ops start: their host code is compiled and cannot be traced.
+"""Launches of the CUDA C++ ops: their host code is compiled and cannot be traced.
 
 tests/emulator/test_launch_table.py holds the table against the launchers themselves.
 """

@@ -25,6 +25,11 @@ from ifdd_kernels.triton._runtime import captured_launches
 
 KINDS = ("products", "attention", "our kernels", "everything else")
 _ATTENTION = ("pooled_attention", "lifting_attention")
+#: Ops of several kernels: a row sum, the gradients, and that of the queries in another dtype.
+_SEVERAL = {
+    "_scaled_dot_product_flash_attention_backward": 3,
+    "_scaled_dot_product_efficient_attention_backward": 3,
+}
 _PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"})
 
 
@@ -52,7 +57,7 @@ class Launch:
 
 @dataclass
 class Trace:
-    """What ran, in order, and the memory that its tensors took."""
+    """The calls that ran, in order, and the memory of their tensors."""
 
     launches: list[Launch] = field(default_factory=list)
     #: Bytes of tensors alive now, at most so far, and at marked moments.
@@ -194,7 +199,7 @@ class Counter(TorchDispatchMode):
         if "scaled_dot_product" in name or "flash_attention" in name:
             kind = "attention"
         within, op = self._op
-        started = foreach.launches(name, args) if foreach.is_on_lists(name) else 1
+        started = foreach.launches(name, args) if foreach.is_on_lists(name) else _SEVERAL.get(name, 1)
         moved = (_bytes(read), _bytes([*written, *fresh]))
         self._note(part, within or kind, f"{op}: {name}" if op else name, started, moved, flops)
 

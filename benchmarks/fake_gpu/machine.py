@@ -37,6 +37,7 @@ ROOT = Path(__file__).parents[2]
 #: As in CMakeLists.txt.
 ARCHITECTURES = ("80-real", "86-real", "89-real", "90a-real", "90-virtual")
 H200 = (9, 0)
+_sdpa = torch.nn.functional.scaled_dot_product_attention
 NAME = "NVIDIA imagined"
 
 
@@ -82,7 +83,7 @@ def _device_for_autograd() -> Iterator[None]:
 
 @dataclass
 class Machine:
-    """What happened on a fake GPU."""
+    """The record of a run on a fake GPU."""
 
     #: Calls of ops by the name they are registered under.
     calls: list[str] = field(default_factory=list)
@@ -148,10 +149,21 @@ def on_the_host(function: Any, *args: Any, **options: Any) -> Any:
         return function(*args, **options)
 
 
+def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
+    """``scaled_dot_product_attention`` by the kernel of a GPU, where there is neither mask nor dropout."""
+    plain = query.is_cuda and query.dim() == 4 and not rest and not options
+    if plain and query.dtype in (torch.float16, torch.bfloat16):
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]  # type: ignore[no-any-return]
+    if plain and query.dtype == torch.float32:
+        wanted = torch.is_grad_enabled()
+        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, wanted)[0]  # type: ignore[no-any-return]
+    return _sdpa(query, key, value, *rest, **options)
+
+
 def _apply(module: torch.nn.Module, function: Any, recurse: bool = True) -> torch.nn.Module:
     """``Module._apply``, which moves modules: a parameter that stays where it is stays the same object."""
     for child in module.children() if recurse else ():
-        _apply(child, function)
+        child._apply(function)  # some move more than their parameters
     for name, parameter in module._parameters.items():
         if parameter is not None:
             with torch.no_grad():
@@ -209,6 +221,8 @@ def _patches(capabilities: Sequence[tuple[int, int]], library: frozenset[str], b
     )
     # The original exchanges the insides of fake tensors, which fails where something else refers to them.
     yield mock.patch.object(torch.nn.Module, "_apply", _apply)
+    # A CPU build would take the plain one, which a GPU takes for neither dtype.
+    yield mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _attention)
     # Random numbers of a device have a generator there.
     make = torch.Generator
     yield mock.patch.object(torch, "Generator", side_effect=lambda *_: make())

@@ -32,7 +32,7 @@ class StandIn:
         self.architecture = architecture
 
     def get_current_target(self) -> GPUTarget:
-        """What to compile for."""
+        """The target of the compilation."""
         return GPUTarget("cuda", self.architecture, 32)
 
     def get_current_device(self) -> int:
@@ -61,7 +61,7 @@ class Compilation:
 
     @property
     def signature(self) -> str:
-        """What a compiler sees of the arguments: types, and values of compile-time constants."""
+        """The arguments as a compiler sees them: types, and values of compile-time constants."""
         constants = {p.name for p in self.kernel.function.params if p.is_constexpr}
         seen = {n: repr(v) if n in constants else _type(v) for n, v in self.arguments.items()}
         return ", ".join(f"{name}: {of}" for name, of in sorted(seen.items()))
@@ -142,7 +142,7 @@ def instructions(cubin: bytes) -> dict[str, int]:
 
 
 def spills(cubin: bytes) -> dict[str, int]:
-    """What :func:`instructions` finds in a kernel with memory of its own; of one without its registers.
+    """The result of :func:`instructions` for a kernel with memory of its own; of one without its registers.
 
     Reading the code takes a second, that there is no such memory a hundredth of it.
     """

@@ -1,8 +1,8 @@
-"""What the compiler made of the CUDA kernels: registers, shared memory, occupancy, instructions.
+"""Resources of the compiled CUDA kernels: registers, shared memory, occupancy, instructions.
 
 ``python -m benchmarks.gpu.cuda_resources`` reads the built library with ``cuobjdump`` and writes
 ``results/cuda_resources.csv``; ``--check`` compares instead. No GPU is needed: threads and shared memory of
-launches are told by the launchers themselves, in the tests' emulator. The file carries a hash of the sources
+launches come from the launchers themselves, in the tests' emulator. The file carries a hash of the sources
 it belongs to, which a test compares, so it is renewed with every change of a kernel.
 """
 
@@ -85,7 +85,7 @@ Launches = Mapping[tuple[str, str], tuple[int, int]]
 
 
 def network_launches() -> Launches:
-    """What launchers ask for at the network's shapes: of several launches the one with most shared memory.
+    """The launches at the network's shapes: of several of a kernel the one with most shared memory.
 
     The host emulator of the tests compiles the launchers, which tell it what they would start.
     """

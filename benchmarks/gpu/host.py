@@ -16,13 +16,13 @@ PACKAGES = (
     *("torch", "triton", "torchvision", "numpy", "pytest", "pytest-xdist", "pytest-timeout", "hypothesis"),
     *("safetensors", "timm", "cmake", "ninja", "pybind11", "setuptools"),
 )
-"""What the check or its tests use, by the name it is installed under."""
+"""Packages of the check and its tests, by the name they are installed under."""
 TOOLS = ("nvcc", "ncu", "compute-sanitizer", "git", "nvidia-smi")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the plan depends on; found out without importing torch."""
+    """The facts that the plan depends on; found without importing torch."""
 
     device: str = "cuda"
     name: str = "unknown"

@@ -1,4 +1,4 @@
-"""What the exit code and the log of a stage of the rehearsal mean: counts, and what failed by name."""
+"""Judges a stage of the rehearsal by its exit code and log: counts, and the failures by name."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class Instance:
 
 @functools.cache
 def roles(op: str) -> tuple[str | None, ...]:
-    """What each argument of an op is, by the dtype that the registry first gives it; None: no tensor."""
+    """The kind of each argument of an op: the dtype that the registry first gives it; None: no tensor."""
     found: list[str | None] = [None] * len(REGISTRY[op].signature.arguments)
     for sample in REGISTRY[op].samples(Maker(torch.bfloat16, "meta")):
         for place, arg in enumerate(sample.args):
@@ -277,7 +277,7 @@ def _named_apart(calls: Any) -> tuple[Instance, ...]:
 def ragged() -> tuple[Instance, ...]:
     """One call of each op at sizes that no tile divides: those of the table of resources.
 
-    Not of augment_clips, whose crops and steps are no values that a layout could be filled with.
+    Not of augment_clips, whose crops and steps are not values that could fill a layout.
     """
     return tuple(
         instance(op, label, args, args[0].shape[0])

@@ -16,7 +16,7 @@ LIMIT_S = 120.0
 
 @dataclass
 class Result:
-    """What came of one: what its process returned, or what went wrong."""
+    """The outcome of one: the result of its process, or the error."""
 
     name: str
     seconds: float
@@ -25,7 +25,7 @@ class Result:
 
 
 class _Worker:
-    """A process that does what it is told to, one at a time."""
+    """A process that runs tasks, one at a time."""
 
     def __init__(self, work: Callable[[int], Any]) -> None:
         context = multiprocessing.get_context("fork")  # has imported what this process has

@@ -164,12 +164,12 @@ def of_network() -> list[Question]:
 
 
 def of_rivals() -> list[Question]:
-    """What the first call of gpu-check measures."""
+    """The questions of the first call of gpu-check."""
     return _of_plan(lambda task: task.precision == "bf16" and task.case.batch == 16)
 
 
 def of_wide() -> list[Question]:
-    """What its second call adds."""
+    """The questions that its second call adds."""
     return _of_plan(
         lambda task: (
             task.precision in ("fp32", "tf32") and task.case.batch == 16 and task.case.name in visit.WIDE

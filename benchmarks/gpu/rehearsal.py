@@ -136,7 +136,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def stages(tree: Path, python: str, jobs: int) -> list[Stage]:
-    """What is rehearsed, in order, in a copy of the checkout."""
+    """The stages of the rehearsal, in order, in a copy of the checkout."""
     folder = tree.parent
     build = {"IFDD_NATIVE": "1", "IFDD_WERROR": "1", "IFDD_CUDA": "ON", "IFDD_CUDA_ARCHS": "90a-real"}
     versions = partial(judges.environment, versions=VERSIONS)

@@ -40,7 +40,7 @@ from ifdd_kernels.triton._tuning import Config
 
 
 class Pointer(MockTensor):  # type: ignore[misc]
-    """What the compiler sees of a tensor: its dtype, and the place of its first element among 16 bytes.
+    """A tensor as the compiler sees it: its dtype, and the place of its first element among 16 bytes.
 
     Memory that PyTorch allocates starts at a multiple of 512 bytes, so the offset in it decides. An empty
     tensor has no place: its address is 0.
@@ -72,7 +72,7 @@ class Specialisation:
 
     @property
     def function(self) -> Any:
-        """What Triton compiles."""
+        """The kernel that Triton compiles."""
         return getattr(importlib.import_module(self.module), self.attribute).function
 
     def compile(self, check: bool = False) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Specialisation:
 
 
 def specialisation(op: str, label: str, architecture: int, launch: Launch, config: Config) -> Specialisation:
-    """What a launch asks for in one of its configurations."""
+    """The specialisation of a launch in one of its configurations."""
     kernel, arguments = launch.kernel, launch.arguments
     module, attribute = _place(kernel)
     given = {n: Pointer(v) if isinstance(v, Tensor) else v for n, v in arguments.items()}
@@ -127,7 +127,7 @@ def has_libcuda() -> bool:
 
 
 def answer(question: Question, architecture: int) -> list[Specialisation]:
-    """What the launches of a question ask for, each once, in their order."""
+    """The specialisations that the launches of a question need, each once, in their order."""
     driver.set_active(StandIn(architecture))
     kept: dict[str, Specialisation] = {}
     for call in question(architecture):

@@ -43,7 +43,7 @@ class Stage:
     environment: Mapping[str, str] = field(default_factory=dict)
     #: Why it is left out; empty if it runs.
     skip: str = ""
-    #: Exit codes that are no failure, and what they mean.
+    #: Exit codes that do not mean failure, and their meaning.
     accepted: Mapping[int, str] = field(default_factory=dict)
     #: Whether it keeps a journal: then it is started again after an item that hung or crashed.
     items: bool = False

@@ -1,4 +1,4 @@
-"""What the Triton kernels need on a GPU, found out without one.
+"""Resources of the Triton kernels on a GPU, found without one.
 
     python -m benchmarks.gpu.triton_resources             compile what is new or changed, write the table
     python -m benchmarks.gpu.triton_resources --check     say what in the table is missing, stale or spills
@@ -29,7 +29,7 @@ ARCHITECTURES = (80, 90)
 
 
 def compilations(only: str | None = None) -> Iterator[Compilation]:
-    """What is launched, each configuration and type once an architecture.
+    """The launches, each configuration and type once per architecture.
 
     A kernel that ops share belongs to the first of them; ``only`` leaves out what belongs to others.
     """
@@ -49,7 +49,7 @@ def compilations(only: str | None = None) -> Iterator[Compilation]:
 
 
 def problems(rows: list[dict[str, Any]], declared: list[Compilation]) -> list[str]:
-    """What a table lacks, holds in vain, and forbids: spills, products off the tensor cores."""
+    """Faults of a table: missing and superfluous rows, spills, products that miss the tensor cores."""
     known = {row["digest"] for row in rows}
     wanted = {c.digest: c for c in declared}
     found = [f"{c.name} for sm_{c.architecture}: not in the table" for c in declared if c.digest not in known]

@@ -1,4 +1,4 @@
-"""What two calls of the check do on a GPU, the most important first, and the seconds that should take."""
+"""Tasks of two calls of the check on a GPU, the most important first, with their estimated seconds."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ RIVALS = {
 }
 NETWORK = {"cuda": "mvit_xs 16x224x224", "cpu": "mvit_nano 16x64x64"}
 """Label of the network that is measured; the plan has others, of more frames and other sizes, behind it."""
-NETWORK_TESTS = ("tests/gpu/test_network.py", "tests/gpu/test_batch.py")
-"""All instances that the network runs, and batches whose offsets need 64 bits."""
+NETWORK_TESTS = ("tests/gpu/test_network.py", "tests/gpu/test_batch.py", "tests/gpu/test_captured.py")
+"""All instances that the network runs, batches whose offsets need 64 bits, and the network as CUDA graphs."""
 AT_ONCE = 9
 """Processes that check native ops beside each other; the other cores compile Triton kernels."""
 TESTERS = 6
@@ -90,7 +90,7 @@ def first_call(machine: Machine) -> list[Step]:
             _tests(machine, "native tests", 25, ("-k", "native", "tests/gpu", *_ignored(NETWORK_TESTS))),
             background=[_compile_ahead(machine, "rivals", machine.cores - TESTERS - 1)],
         ),
-        _tests(machine, "network tests", 25, ("-k", "native", *NETWORK_TESTS), NETWORK_TESTS),
+        _tests(machine, "network tests", 30, ("-k", "native", *NETWORK_TESTS), NETWORK_TESTS),
         _counters(machine),
         *(
             # Beside one process that measures. The first rivals, the heaviest op's, stay alone.
@@ -107,7 +107,7 @@ def first_call(machine: Machine) -> list[Step]:
 
 
 def second_call(machine: Machine) -> list[Step]:
-    """What a second call adds: before what the first one did not reach, and after it."""
+    """The tasks of a second call: those before the rest of the first one, and those after it."""
     first, rest = first_call(machine)[0], first_call(machine)[1:]
     # Times of the same plan in other precisions; what is there is passed over.
     which = ("--ops", ",".join(WIDE), "--batch", "16")

@@ -15,7 +15,7 @@ from benchmarks.original.layers import DropPath, mlp
 
 
 class _Lifting(nn.Module):
-    """What the three liftings share: layouts, residual, and the weighted sum over tokens."""
+    """Base of the three liftings: layouts, residual, and the weighted sum over tokens."""
 
     project_compress: nn.Linear
 

@@ -1,1 +1,1 @@
-"""What result files say: tables and plots, changes between two of them, the fastest backend of each op."""
+"""Evaluates result files: tables and plots, changes between two of them, the fastest backend per op."""

@@ -84,7 +84,7 @@ def changes(old: Path, new: Path) -> Iterator[Change]:
 
 
 def missing(old: Path, new: Path) -> list[str]:
-    """What only the old file has."""
+    """The rows that only the old file has."""
     before, after = (latest(read(path, "time")) for path in (old, new))
     return [" ".join(map(str, key)) for key in before if key not in after]
 

@@ -1,4 +1,4 @@
-"""What ``backend="auto"`` should choose on a GPU: ``python -m benchmarks.report.fastest RESULT.jsonl...``.
+"""The choice of ``backend="auto"`` on a GPU: ``python -m benchmarks.report.fastest RESULT.jsonl...``.
 
 Reads the times of ops, prints the table that follows from them (see :mod:`ifdd_kernels._measured`), and
 writes it to a file or into the package. A backend is taken in place of the one that ``auto`` assumes if it is
@@ -22,7 +22,7 @@ from ifdd_kernels._operator import OPERATORS
 from ifdd_kernels.backends import BACKENDS
 
 ASSUMED = ("native", "triton", "reference")
-"""What ``auto`` takes without measurements: the first of these that runs."""
+"""Order of ``auto`` without measurements: the first of these that runs."""
 CALLS = ("graph", "eager")
 """Modes of the times, the preferred first: launches from Python differ from host to host."""
 

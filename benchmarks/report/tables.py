@@ -108,7 +108,7 @@ def _sum(rows: list[Row]) -> Row:
 
 
 def bars(found: list[Quantity]) -> list[Quantity]:
-    """What a reader asks for first: modules, ops over all blocks, and the whole network, in float32."""
+    """The first table of a reader: modules, ops over all blocks, and the whole network, in float32."""
     wanted: list[Quantity | None] = []
     for precision in ("fp32", "tf32", "bf16"):
         for case in NAMES:

@@ -1,4 +1,4 @@
-"""What takes part in a benchmark: inputs, and the implementations that turn them into outputs."""
+"""Participants of a benchmark: inputs, and the implementations that turn them into outputs."""
 
 from __future__ import annotations
 

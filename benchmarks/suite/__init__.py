@@ -1,1 +1,1 @@
-"""What is measured and how: cases, cost model, the gate before the clock, clocks, plans, result files."""
+"""The measurements: cases, cost model, the check before the clock, clocks, plans, result files."""

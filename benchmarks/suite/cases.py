@@ -54,7 +54,7 @@ class Case:
     anchor: str = "original"
 
     def identity(self, precision: str, pass_name: str) -> dict[str, Any]:
-        """What a row says of what was measured."""
+        """The fields of a row that name the measurement."""
         names = ("label", "batch", "frames", "image_size", "count")
         sizes = {name: getattr(self, name) for name in names}
         return {"case": self.name, **sizes, "precision": precision, "pass": pass_name}

@@ -15,7 +15,7 @@ from ifdd_kernels.testing import relative_error
 SLACK = 8.0
 """Times the eager original's error that is allowed: sums in another order, not another result."""
 FLOOR = 32.0
-"""Roundings that are always allowed: the original may be exact by chance (a copy, a small sum)."""
+"""Ulps that are always allowed: the original may be exact by chance (a copy, a small sum)."""
 
 
 class WrongResultError(AssertionError):
@@ -75,7 +75,7 @@ class Gate:
 
     - The eager original is the yardstick. In float32 it must keep half of the digits; in 16 bits what PyTorch
       makes of it counts (its sums of gradients can be off by half there), as long as it is finite.
-    - Everybody else may err :data:`SLACK` times as much as the original, or :data:`FLOOR` roundings.
+    - Everybody else may err :data:`SLACK` times as much as the original, or :data:`FLOOR` ulps.
     - This library's kernels must keep half of the digits even where the original does not.
     - Where a maximum is pooled (``discontinuous``), a rounding can send a gradient to another element: a
       quarter of the digits of a gradient is all that can be asked there (the original itself was seen to lose

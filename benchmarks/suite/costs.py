@@ -1,4 +1,4 @@
-"""What the network must move, compute and store: its layers, from the shapes and the registry's costs."""
+"""Memory traffic, FLOPs and storage of the network's layers, from the shapes and the registry's costs."""
 
 from __future__ import annotations
 

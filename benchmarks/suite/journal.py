@@ -1,4 +1,4 @@
-"""What a process of the GPU check is doing, item by item, in the common log.
+"""Logs the work of a process of the GPU check, item by item, in the common log.
 
 A process that hangs or dies cannot say what it was at. So it says it before: a row ``started`` with the item
 (a case, a test) and the part of it (a contender), and a row ``finished`` when the item is over. Whoever

@@ -1,4 +1,4 @@
-"""What the Triton kernels of an op launch, found without a GPU."""
+"""The launches of an op's Triton kernels, found without a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ifdd_kernels.triton._runtime import Launch, captured_launches
 
 
 def launches_of(operator: Operator, arguments: tuple[Any, ...], architecture: int) -> list[Launch]:
-    """What an op's Triton kernels launch for these arguments, forward and backward."""
+    """The launches of an op's Triton kernels for these arguments, forward and backward."""
     module = importlib.import_module(f"ifdd_kernels.triton.{operator.name}")
     with captured_launches(architecture) as launches:
         outputs = outputs_of(module.forward(*arguments))

@@ -30,7 +30,7 @@ def results_folder(device: str) -> Path:
 
 
 def describe(device: str, threads: int) -> dict[str, Any]:
-    """What a row says of where it was measured."""
+    """The fields of a row that name the machine."""
     facts: dict[str, Any] = {
         "device": device_name(device),
         "driver": place.output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or None
@@ -81,7 +81,7 @@ def measure_rates(
 ) -> Rates:
     """Best of a few readings each: what the machine can do, not what it does on average.
 
-    By the clock of the benchmarks: rates by one clock are no roof for times by another. ``small`` is quick
+    By the clock of the benchmarks: rates by one clock do not bound times by another. ``small`` is quick
     and too low, to try a run. Products grow from small ones to 2048 (on a GPU 8192) rows as far as the budget
     allows: on a CPU that multiplies a precision at a hundredth of another's rate the large ones take minutes.
     """

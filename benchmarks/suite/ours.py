@@ -85,7 +85,7 @@ def meta_arguments(op: str, inputs: Inputs) -> tuple[Any, ...]:
 
 
 def choice_fields(op: str, inputs: Inputs, activations: torch.dtype) -> dict[str, object]:
-    """What ``auto`` looks a measurement up by, for a row: dtype (autocast's where it casts) and sizes."""
+    """The key by which ``auto`` finds a row's measurement: dtype (autocast's where it casts) and sizes."""
     operator = OPERATORS.get(op)
     if operator is None:
         return {}

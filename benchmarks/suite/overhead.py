@@ -1,4 +1,4 @@
-"""What calling an op costs, beside what it computes: microseconds per call on the smallest inputs."""
+"""Overhead of calling an op: microseconds per call on the smallest inputs."""
 
 from __future__ import annotations
 

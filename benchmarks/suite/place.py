@@ -13,7 +13,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def output(*command: str, timeout_s: float = 30) -> str:
-    """What a command prints; empty where it fails or does not exist."""
+    """The output of a command; empty if it fails or does not exist."""
     try:
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=True

@@ -1,4 +1,4 @@
-"""What a run measures, in order of importance: it is cut off from behind when the budget ends."""
+"""The plan of a run, in order of importance: the budget cuts off its end."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ KINDS = (
     *("machine", "time", "checked", "skipped", "failed", "overhead", "profile"),
     *("start", "library", "stage", "started", "finished"),
 )
-"""What a row can be: the machine's rates, a measurement, a result that was compared and not timed, one that
+"""The kinds of rows: the machine's rates, a measurement, a result that was compared and not timed, one that
 was left out, one that was wrong or broke, calling overhead, a part's share of a profile; of the GPU check:
 where it runs, the native library, a stage, an item of a stage that begins, one that ended."""
 
@@ -23,7 +23,7 @@ KEY = ("case", "label", "batch", "precision", "pass", "contender", "mode")
 
 
 def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a row measured."""
+    """The measurement of a row."""
     return tuple(row.get(name) for name in KEY)
 
 

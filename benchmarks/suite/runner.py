@@ -41,7 +41,7 @@ def device_answers() -> bool:
 
 @dataclass
 class Session:
-    """What all measurements of a run share."""
+    """State shared by all measurements of a run."""
 
     device: str
     writer: Writer

@@ -55,7 +55,7 @@ def live_pooling(make: Maker, block: BlockShape, batch: int = 1) -> Arguments:
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """What of a network the cases need."""
+    """The parts of a network that the cases need."""
 
     config: IFDDConfig
     blocks: tuple[BlockShape, ...]

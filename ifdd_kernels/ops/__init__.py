@@ -1,4 +1,4 @@
-"""The ops: schema, shape rules, gradients and public function of each, one file an op."""
+"""The ops: schema, shape rules, gradients and public function of each, one file per op."""
 
 from ifdd_kernels.ops.add_layer_norm import add_layer_norm
 from ifdd_kernels.ops.augment_clips import augment_clips

@@ -114,7 +114,8 @@ def add_layer_norm(
     row, not x or the branch.
 
     Raises:
-        ValueError: a shape, device or probability that does not fit. TypeError: a dtype that does not.
+        ValueError: a shape, device or probability that does not fit.
+        TypeError: a dtype that does not.
 
     Source: Ba et al., "Layer Normalization", arXiv:1607.06450; Huang et al., "Deep Networks with Stochastic
     Depth", arXiv:1603.09382.

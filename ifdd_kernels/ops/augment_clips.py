@@ -91,12 +91,10 @@ def augment_clips(
     Then up to four steps are taken, in any order, with the result of each clamped to [0, 1]:
 
     .. math::
-        \mathrm{brightness:}\ & a_0\,x \qquad
-        \mathrm{contrast:}\ a_1\,x + (1 - a_1)\,\overline{y} \qquad
-        \mathrm{saturation:}\ a_2\,x + (1 - a_2)\,y \\
-        \mathrm{hue:}\ & \text{turned by } a_3 \text{ of the circle, in HSV}
+        a_0\,x, \qquad a_1\,x + (1 - a_1)\,\overline{y}, \qquad a_2\,x + (1 - a_2)\,y
 
-    with the luma y = 0.299 R + 0.587 G + 0.114 B of a pixel and its mean over a frame. These are the
+    for brightness, contrast and saturation, with the luma y = 0.299 R + 0.587 G + 0.114 B of a pixel and its
+    mean over a frame. The fourth step turns the hue by a_3 of the circle, in HSV. These are the
     definitions of torchvision's ``ColorJitter`` (and of kornia's ``adjust_contrast``,
     ``adjust_contrast_with_mean_subtraction``, ``adjust_saturation_with_gray_subtraction``, ``adjust_hue``).
 
@@ -106,7 +104,7 @@ def augment_clips(
         flip: bool (B,): horizontally.
         strengths: (B, 4): a_0 to a_3; float16, bfloat16, float32 or float64. Its dtype is the result's.
         steps: int64 (B, 4): the steps in their order, 0 brightness, 1 contrast, 2 saturation, 3 hue, each at
-            most once; -1 is no step.
+            most once; -1 means no step.
         size: S, the side of the result.
         backend: see :mod:`ifdd_kernels.backends`.
 
@@ -117,8 +115,10 @@ def augment_clips(
     are not finite or whose steps are not such numbers is NaN; the native CPU kernel raises instead.
 
     Raises:
-        ValueError: a shape, size or device that does not fit. TypeError: a dtype that does not.
-        NotImplementedError: strengths require a gradient. RuntimeError: values as above (native, on a CPU).
+        ValueError: a shape, size or device that does not fit.
+        TypeError: a dtype that does not.
+        NotImplementedError: strengths require a gradient.
+        RuntimeError: values as above (native, on a CPU).
 
     Source: the recipe of Wang & Chai, AAAI 2025, arXiv:2412.13168.
     """

@@ -57,7 +57,8 @@ def frame_correlation(tokens: Tensor, scale: float, *, backend: str = "auto") ->
     The gradient of tokens is s (G + G^T) z. Deterministic.
 
     Raises:
-        ValueError: tokens are not (B, T, D). TypeError: they are not floating point.
+        ValueError: tokens are not (B, T, D).
+        TypeError: they are not floating point.
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (ISSM).
     """

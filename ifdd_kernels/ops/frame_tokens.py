@@ -66,7 +66,8 @@ def frame_tokens(
     Gradients flow to x, weight and bias. Deterministic. The activation's input is recomputed in backward.
 
     Raises:
-        ValueError: a shape, grid or device that does not fit. TypeError: a dtype that does not.
+        ValueError: a shape, grid or device that does not fit.
+        TypeError: a dtype that does not.
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (ISSM).
     """

@@ -55,7 +55,8 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto
     Gradients flow to all three. As deterministic as PyTorch's matrix products.
 
     Raises:
-        ValueError: a shape or device that does not fit. TypeError: a dtype that does not.
+        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not.
 
     Source: Hendrycks & Gimpel, "Gaussian Error Linear Units", arXiv:1606.08415.
     """

@@ -81,7 +81,8 @@ def lifting_attention(
     Gradients flow to query, key and value; the probabilities are recomputed in backward. Deterministic.
 
     Raises:
-        ValueError: a shape or device that does not fit. TypeError: a dtype that does not.
+        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not.
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (LADM).
     """

@@ -72,7 +72,8 @@ def lifting_loss(
     The gradient of residual is w clamp(r / beta, -1, 1) over the number of cells. Deterministic.
 
     Raises:
-        ValueError: a scalar residual, beta <= 0 or an unknown reduction. TypeError: not floating point.
+        ValueError: a scalar residual, beta <= 0 or an unknown reduction.
+        TypeError: not floating point.
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (lifting loss).
     """

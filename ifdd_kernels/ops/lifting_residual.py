@@ -67,7 +67,8 @@ def lifting_residual(x: Tensor, approximation: Tensor, *, backend: str = "auto")
     Gradients flow to both. Deterministic.
 
     Raises:
-        ValueError: a shape or device that does not fit. TypeError: a dtype that does not.
+        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not.
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (lifting loss).
     """

@@ -80,7 +80,7 @@ OPERATOR = register(
 
 
 def _check_bias(x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """What ``F.linear`` takes though it is not a bias of this weight: another rank, integers."""
+    """Refuses biases that ``F.linear`` accepts but that do not fit this weight: another rank, integers."""
     if bias.dim() != 1 or not bias.is_floating_point() or product_dtype(x) == x.dtype:
         OPERATOR.check(x, weight, bias)
 
@@ -123,7 +123,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     Gradients flow to all three and are all computed. As deterministic as PyTorch's matrix products.
 
     Raises:
-        ValueError: a shape or device that does not fit. TypeError: a dtype that does not. Where ``auto`` is
+        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not. Where ``auto`` is
             ``F.linear``, its errors.
     """
     if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):

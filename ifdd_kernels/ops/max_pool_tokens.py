@@ -85,7 +85,8 @@ def max_pool_tokens(
     for it is one int32 a result, not x. Deterministic on the CPU.
 
     Raises:
-        ValueError: a shape, grid or stride that does not fit. TypeError: a dtype that does not.
+        ValueError: a shape, grid or stride that does not fit.
+        TypeError: a dtype that does not.
 
     Source: Li et al., "MViTv2", CVPR 2022, arXiv:2112.01526 (pooled shortcut).
     """

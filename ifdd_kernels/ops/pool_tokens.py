@@ -243,7 +243,8 @@ def pool_tokens(
     as deterministic as PyTorch's convolution.
 
     Raises:
-        ValueError: a shape, grid, stride or device that does not fit. TypeError: a dtype that does not.
+        ValueError: a shape, grid, stride or device that does not fit.
+        TypeError: a dtype that does not.
 
     Source: Li et al., "MViTv2", CVPR 2022, arXiv:2112.01526 (pooling attention).
     """

@@ -155,7 +155,8 @@ def pooled_attention(
     (``"sdpa"``: as PyTorch's attention is).
 
     Raises:
-        ValueError: a shape, grid or device that does not fit. TypeError: a dtype that does not.
+        ValueError: a shape, grid or device that does not fit.
+        TypeError: a dtype that does not.
         RuntimeError: a backend that cannot run the call.
 
     Source: Li et al., "MViTv2", CVPR 2022, arXiv:2112.01526 (decomposed relative position, residual

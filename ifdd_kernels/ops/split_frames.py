@@ -200,7 +200,8 @@ def split_frames(
     Gradients flow to x, to floating indexes (zero where p is clamped) and to the norms. Deterministic.
 
     Raises:
-        ValueError: a shape, device or set of norms that does not fit. TypeError: a dtype that does not.
+        ValueError: a shape, device or set of norms that does not fit.
+        TypeError: a dtype that does not.
         RuntimeError, IndexError: an integer index outside 0..T-1 (on the CPU).
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (ISSM, LADM).

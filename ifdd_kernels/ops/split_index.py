@@ -18,7 +18,7 @@ from ifdd_kernels.triton import twin
 
 @serialisable
 class SplitIndex(NamedTuple):
-    """What :func:`split_index` returns."""
+    """The result of :func:`split_index`."""
 
     #: (B, T/2): frame positions of the static group, unclamped.
     static_index: Tensor
@@ -135,7 +135,8 @@ def split_index(
     Gradients flow from all three outputs to x and the four parameters. Deterministic.
 
     Raises:
-        ValueError: a shape, odd T, grid or device that does not fit. TypeError: a dtype that does not.
+        ValueError: a shape, odd T, grid or device that does not fit.
+        TypeError: a dtype that does not.
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (ISSM).
     """

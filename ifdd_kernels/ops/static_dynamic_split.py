@@ -21,7 +21,7 @@ OP = "static_dynamic_split"
 
 @serialisable
 class StaticDynamicSplit(NamedTuple):
-    """What :func:`static_dynamic_split` returns."""
+    """The result of :func:`static_dynamic_split`."""
 
     #: (B, T/2, N, C): the static group, normalised where norms are given.
     static: Tensor
@@ -174,7 +174,8 @@ def static_dynamic_split(
     Gradients flow from all five outputs to x and to all parameters. Deterministic.
 
     Raises:
-        ValueError: a shape, odd T, grid, device or set of norms that does not fit. TypeError: a dtype that
+        ValueError: a shape, odd T, grid, device or set of norms that does not fit.
+        TypeError: a dtype that
         does not.
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (ISSM, LADM).

@@ -17,7 +17,7 @@ from ifdd_kernels.triton import twin
 
 @serialisable
 class TopkIndex(NamedTuple):
-    """What :func:`topk_split_index` returns, both int64 and ascending."""
+    """The result of :func:`topk_split_index`, both int64 and ascending."""
 
     #: (B, T/2): the frames most like the clip.
     static_index: Tensor
@@ -77,7 +77,8 @@ def topk_split_index(
         :class:`TopkIndex` for :func:`split_frames`. No gradient flows through the choice.
 
     Raises:
-        ValueError: a shape, odd T or grid that does not fit. TypeError: x is not floating point.
+        ValueError: a shape, odd T or grid that does not fit.
+        TypeError: x is not floating point.
 
     Source: Wang & Chai, AAAI 2025, arXiv:2412.13168 (hard split, ablation).
     """

@@ -19,6 +19,8 @@ def gelu_linear_backward(grad_out: Tensor, x: Tensor, weight: Tensor) -> tuple[T
     grad_rows, rows = grad_out.reshape(-1, grad_out.shape[-1]), x.reshape(-1, x.shape[-1])
     # PyTorch's kernel computes both in float32 and writes in x's dtype: no wide copy of the hidden values.
     grad_hidden = torch.ops.aten.gelu_backward(grad_rows @ weight.to(x.dtype), rows)
-    grad_bias = grad_rows.sum(0, dtype=accumulator(x.dtype)).to(weight.dtype)
+    # A GPU sums 16-bit values in float32 and writes either dtype in the same pass.
+    wide = weight.dtype if x.is_cuda else accumulator(x.dtype)
+    grad_bias = grad_rows.sum(0, dtype=wide).to(weight.dtype)
     grad_weight = (grad_rows.T @ F.gelu(rows)).to(weight.dtype)
     return grad_hidden.reshape(x.shape), grad_weight, grad_bias

@@ -23,7 +23,7 @@ def _sampling(index: Tensor, frames: int, aligned: bool, dtype: torch.dtype) -> 
     """P = clamp(i T/(T-1) - 1/2, 0, T-1), or clamp(i, 0, T-1) when ``aligned``; rows of two non-zeros.
 
     P = whole + rest with a whole frame number split off first: what is added to it is small, and so are
-    its roundings. As one product P would carry those of a number of the size of T.
+    its rounding error. As one product P would carry that of a number of the size of T.
     """
     last = frames - 1
     excess, shift = (0.0, 0.0) if aligned else (1 / last, 0.5)

@@ -51,21 +51,21 @@ class IFDDConfig:
         embed_dim: width of the first stage (4 stages: x1, x2, x4, x8); default: the backbone's.
         depths: blocks of each of the 4 stages; default: the backbone's.
         embedding: `conv` (one 3-D convolution) or `s3d` (separable convolution stem with batch norm).
-        stages: backbone stages the pyramid merges, ascending, from 0 to 3 and ending with 3.
+        stages: backbone stages that the pyramid merges, ascending, from 0 to 3; the last is 3.
         split: how frames become a static and a dynamic group: `interpolate` (ISSM, learned fractional
             indexes), `topk` (hard selection by correlation) or `even_odd` (lazy wavelet).
-        split_pool: side of the grid frames are pooled to before they are compared (`interpolate`, `topk`).
-        split_norm: LayerNorm on both groups before lifting. Only LADM (`update_first`, `predict_first`) has
-            it.
-        topk_order_prior: adds 1 to the score of even frames (only with split `topk`).
+        split_pool: frames are pooled to a grid with this side before they are compared (`interpolate`,
+            `topk`).
+        split_norm: LayerNorm on both groups before lifting (only LADM: `update_first`, `predict_first`).
+        topk_order_prior: add 1 to the score of even frames (only with split `topk`).
         index_sampling: `original` samples frame i at i*T/(T-1) - 1/2 as the authors' implementation does,
             `aligned` at i (only with split `interpolate`).
         lifting: `update_first` or `predict_first` (LADM), `conv` (separable convolutions, even and odd
-            frames) or `none` (the dynamic group is compressed as it is).
-        self_conditioned: takes the queries of both lifting steps from the source group (LADM only).
+            frames) or `none` (only compresses the dynamic group).
+        self_conditioned: take the queries of both lifting steps from the source group (only LADM).
         lifting_heads: attention heads of LADM; must divide 8 * embed_dim.
         dropout: dropout rate before the classifier.
-        drop_path: stochastic depth; rises from 0 to this rate over the backbone, and is this rate in LADM.
+        drop_path: rate of stochastic depth: rises from 0 to this over the backbone, and is this in LADM.
         attention_dropout: dropout rate on the attention outputs and in the MLP of LADM.
         activation_checkpointing: recompute backbone blocks in the backward pass to save memory.
         initialisation: `published` (truncated normal 0.02 in the backbone, for pretrained starts and wide

@@ -19,7 +19,7 @@ COLUMNS = {
     "val/uar": "held_out_uar",
     "lr": "learning_rate",
 }
-"""What the training logs -> its column in ``metrics.csv``."""
+"""Name of a logged value -> its column in ``metrics.csv``."""
 
 Row = Mapping[str, float]
 """Values of an epoch by column; ``epoch`` counts from 1."""

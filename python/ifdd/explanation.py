@@ -28,7 +28,7 @@ from ifdd.whole import part_of
 __all__ = ["DPI", "PANELS", "draw_explanation", "draw_strip", "parse_panels"]
 
 PANELS = ("frames", "samples", "maps", "correlation", "probabilities")
-"""What a figure of one window can show, from top to bottom."""
+"""Panels of the figure of one window, from top to bottom."""
 
 DPI = 300
 """Default dots per inch, what journals ask of pictures."""

@@ -28,7 +28,7 @@ DPI = 130
 def read_history(logs: str | Path) -> dict[str, list[tuple[int, float]]]:
     """The curves in ``logs/version_*/metrics.csv``: name -> (epoch, value) in order of epochs.
 
-    A resumed training writes a new version; where two versions tell of one epoch the later one holds.
+    A resumed training writes a new version; if two versions have the same epoch, the later one counts.
 
     Raises:
         ValueError: no such file, or nothing in it.
@@ -117,7 +117,8 @@ def confusion_matrix(scores: Scores, path: str | Path, title: str = "") -> Path:
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     head = f"{figure_label(title)}\n" if title else ""
-    axis.set_title(f"{head}WAR {100 * scores.war:.1f} %, UAR {100 * scores.uar:.1f} %", fontsize=11)
+    of = f" of {k - len(scores.missing)} of {k} classes" if scores.missing else ""
+    axis.set_title(f"{head}WAR {100 * scores.war:.1f} %, UAR {100 * scores.uar:.1f} %{of}", fontsize=11)
     figure.colorbar(image, ax=axis, shrink=0.8, label="share of the true class")
     return _save(figure, path)
 

@@ -1,4 +1,4 @@
-"""What a user names on the command line as the videos it stands for."""
+"""Finds the videos that the names on the command line stand for."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _folders(folder: Path) -> Iterator[str]:
 def read_list(path: str) -> list[str]:
     """The lines of a list of videos, ``-`` for standard input, but for empty ones and those that begin with
     #, unless they are the name of something that exists. Encodings and line ends may be those of lists of
-    data sets; bytes that are not UTF-8 are kept as they are. Blanks or quotes around a name are left away
+    data sets; bytes that are not UTF-8 are kept as they are. Blanks or quotes around a name are removed
     where only the name without them exists.
 
     Raises:
@@ -127,7 +127,7 @@ def read_list(path: str) -> list[str]:
         if not name.lstrip().startswith("#") or os.path.lexists(name)
     ]
     if not names:
-        raise InputError(f"{printable(path)}: names no video, expected one path a line")
+        raise InputError(f"{printable(path)}: names no video, expected one path per line")
     return names
 
 

@@ -58,7 +58,7 @@ class ResultsError(ValueError):
 def run_header(
     checkpoint: str | os.PathLike[str], class_names: Sequence[str], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a journal says of its run; runs with the same header give the same results.
+    """The header of a journal; runs with the same header give the same results.
 
     Raises:
         OSError: the checkpoint cannot be read.

@@ -75,8 +75,8 @@ class Lookahead(Generic[Item, Result]):
             thread.join(timeout=0.5)
 
     def items(self, number: int) -> Generator[Item | Ended[Result], None, None]:
-        """What input `number` gives; to be called for each input in turn. A caller that stops early ends the
-        input.
+        """The items of input `number`; to be called for each input in turn. A caller that stops early ends
+        the input.
         """
         if not self._threads:
             yield from run(self._sources[number])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @serialisable
 class IFDDOutput(NamedTuple):
-    """What the network returns, in training and in evaluation.
+    """The result of the network, in training and in evaluation.
 
     `logits` (B, classes); `lifting_residual` (B, H, W), the argument of the lifting loss ((B, H//2, W//2)
     when self-conditioned); `dynamic` (B, C), the feature the logits come from.
@@ -135,7 +135,7 @@ class IFDD(nn.Module):
         return merged
 
     def forward_head(self, tokens: torch.Tensor) -> IFDDOutput:
-        """What `forward` returns, from the tokens that `forward_features` returns."""
+        """The result of `forward`, computed from the tokens of `forward_features`."""
         feature, residual = self.lifting(tokens)
         return IFDDOutput(self.head(feature), residual, feature)
 

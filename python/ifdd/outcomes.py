@@ -1,4 +1,4 @@
-"""What a prediction gives: windows, videos, failures."""
+"""Results of a prediction: windows, videos, failures."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class Begun:
 
 
 Outcome = WindowResult | VideoPrediction | VideoFailure
-"""What comes of a stream of videos: windows, and after those of a video how it ended."""
+"""Item of a stream of results: the windows of a video, then how the video ended."""
 
 
 def best(class_names: Sequence[str], probabilities: Sequence[float]) -> str:

@@ -22,8 +22,9 @@ from ifdd.data.sampling import SamplingPolicy
 from ifdd.data.video import VideoError
 from ifdd.faces.detector import load_detector
 from ifdd.faces.tracks import parse_face
+from ifdd.graphs import Captured, capture
 from ifdd.lookahead import Ended, Lookahead
-from ifdd.model import IFDD, IFDDFeatures
+from ifdd.model import IFDD, IFDDFeatures, IFDDOutput
 from ifdd.outcomes import Begun, Outcome, VideoFailure, VideoPrediction, WindowPrediction, WindowResult
 from ifdd.streaming import Footage, Lasting, Reading, Tail, Window, Windows, read_windows
 from ifdd.strips import FaceStrip, StripBuilder
@@ -111,10 +112,11 @@ class Predictor:
         device: where the network runs.
         batch: windows per forward pass.
         precision: ``"32"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+        cuda_graph: replay the network as a CUDA graph where there are `batch` windows; others run without.
 
     Raises:
         PredictionError: the checkpoint's weights are NaN or infinite, or it names no usable sampling policy.
-        ValueError: `batch` or `precision` is not usable.
+        ValueError: `batch`, `precision` or `cuda_graph` is not usable.
     """
 
     def __init__(
@@ -123,11 +125,14 @@ class Predictor:
         device: str = "cpu",
         batch: int = 8,
         precision: Precision = "32",
+        cuda_graph: bool = False,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
         if precision not in _AUTOCAST:
             raise ValueError(f"precision must be one of {sorted(_AUTOCAST)}, got {precision!r}")
+        if cuda_graph and torch.device(device).type != "cuda":
+            raise ValueError(f"cuda_graph must be off on a CPU: CUDA graphs need a GPU; device is {device}")
         loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
         for name, weight in loaded.model.state_dict().items():
             if weight.is_floating_point() and not torch.isfinite(weight).all():
@@ -145,6 +150,8 @@ class Predictor:
         self.device = device
         self.batch = batch
         self.precision = precision
+        self.cuda_graph = cuda_graph
+        self._captured: Captured | None = None
 
     def predict(
         self,
@@ -384,8 +391,14 @@ class Predictor:
     def logits(self, frames: Sequence[np.ndarray]) -> Tensor:
         """Logits (b, K) float32 on the CPU of clips uint8 (T, S, S, 3)."""
         with torch.inference_mode(), self._arithmetic():
-            logits: Tensor = self.model(self._clips(frames)).logits
+            logits: Tensor = self._network(self._clips(frames)).logits
         return logits.float().cpu()
+
+    def _network(self, clips: Tensor) -> IFDDOutput:
+        if self.cuda_graph and self._captured is None and len(clips) == self.batch:
+            self._captured = capture(self.model, clips)
+        found: IFDDOutput = (self._captured or self.model)(clips)
+        return found
 
     def _clips(self, frames: Sequence[np.ndarray]) -> Tensor:
         """(b, 3, T, S, S) float32 in [0, 1] on the device."""

@@ -38,7 +38,7 @@ RECORD = "prepared.jsonl"
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What is written.
+    """Options of the frames that are written.
 
     Args:
         face: which faces of each video; see :func:`ifdd.faces.tracks.parse_face`.
@@ -67,7 +67,7 @@ class PrepareOptions:
 
 
 class Prepared(NamedTuple):
-    """What became of a video: the folders written (names in the folder of all), how many frames they hold,
+    """The result for a video: the folders written (names in the folder of all), how many frames they hold,
     what was damaged, or the error.
     """
 
@@ -153,7 +153,7 @@ def folder_name(path: str | os.PathLike[str], face: int, segment: Segment) -> st
 
 
 _FOLDER = re.compile(r"[^/\\]+-[0-9a-f]{8}_face[0-9]+_[0-9]+-[0-9]+")
-"""What :func:`folder_name` gives."""
+"""Matches the names from :func:`folder_name`."""
 
 
 def training_command(file: str | os.PathLike[str], classes: str) -> str:
@@ -248,7 +248,7 @@ class Preparation:
     def run(
         self, videos: Sequence[str | os.PathLike[str]], detector: FaceDetector, jobs: int = 1
     ) -> Generator[Prepared, None, None]:
-        """What became of each video, in order, as they come; those that are done are not read again, nor one
+        """The result for each video, in order, as they come; those that are done are not read again, nor one
         that is named twice. Closing the iterator ends what is under way.
 
         Args:

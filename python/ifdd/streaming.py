@@ -88,7 +88,7 @@ class Reading:
 
 
 class Window(NamedTuple):
-    """What the network reads at once: ``frames`` uint8 (T, S, S, 3), shown from ``start_seconds`` to
+    """A window, one input of the network: ``frames`` uint8 (T, S, S, 3), shown from ``start_seconds`` to
     ``stop_seconds``; ``part`` of the video, 0 to 1, was read by then (None where its length is not known);
     ``frame_seconds`` (T,): when each of the frames is shown. Where faces are followed, ``face`` is the number
     of the track and ``boxes`` holds the region cut out of each frame.
@@ -111,7 +111,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Footage:
-    """What was read of a video.
+    """The part of a video that was read.
 
     Attributes:
         windows: number of windows.

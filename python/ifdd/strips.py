@@ -61,7 +61,7 @@ class StripBuilder:
         self._logits.append(logits.double())
 
     def result(self) -> FaceStrip:
-        """What was collected, at least one window."""
+        """The collected windows, at least one."""
         logits = torch.stack(self._logits)
         starts, stops = np.array(self._spans).T
         return FaceStrip(

@@ -224,7 +224,7 @@ STEPS = [Step("a", 1.0, [stage("a", "quick=ok")], background=BESIDE),
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_cut_off_from_outside(number: signal.Signals, tmp_path: Path) -> None:
-    """What was measured is in the log, every line of it readable, and nothing is left running."""
+    """The log holds all measurements, every line is readable, and no process is left running."""
     log, mark = tmp_path / "gpu-check.jsonl", tmp_path / "beside"
     (tmp_path / "test_gpu_check_steps.py").write_text(f"FAKE, MARK = {FAKE!r}, {str(mark)!r}\n{STEPS_FILE}")
     process = subprocess.Popen(

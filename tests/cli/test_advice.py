@@ -19,7 +19,7 @@ OTHERS = re.compile(r"(pip|uv|cmake|git|docker) [^;`]*|python -m ifdd\.demo[^;`]
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Strings of a source that are no documentation; formatted values are left out of them."""
+    """Strings of a source that are not documentation; formatted values are left out of them."""
     tree = ast.parse(path.read_text())
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     statements = [line for node in ast.walk(tree) if isinstance(node, documented) for line in node.body]

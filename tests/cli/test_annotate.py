@@ -284,3 +284,25 @@ def test_the_picture_has_room_for_names_of_any_kind() -> None:
     assert painter.size[0] % 2 == painter.size[1] % 2 == 0
     band = [tuple(pixel) for pixel in picture.reshape(-1, 3)[::7]]
     assert COLOURS[1] in band
+
+
+def test_bands_show_the_shares_of_each_window() -> None:
+    """The first class at the bottom; what nothing is known of stays grey, and later windows lie above."""
+    painter = Painter(("a", "b"), 480, 100)
+    spans = [
+        Span(0, 4, np.array([0.75, 0.25])),
+        Span(2, 3, np.array([0.25, 0.75])),
+        Span(9, 12, np.ones(2) / 2),
+    ]
+    picture = painter.draw(np.zeros((100, 480, 3), np.uint8), [], 20.0, [("1", spans)], (0.0, 10.0))
+    left, right = painter._axis()
+    top = 100 + painter._bands_top
+    band = picture[top : top + 2 * painter._line - 3]
+    for seconds, share in ((1.3, 0.75), (2.5, 0.25), (3.7, 0.75), (9.6, 0.5)):
+        column = band[:, round(left + (right - left) * seconds / 10)]
+        lower = (column == COLOURS[0]).all(axis=1)
+        assert abs(lower.mean() - share) < 0.03
+        assert lower[-1]
+        assert (column[~lower] == COLOURS[1]).all()
+    empty = band[:, round(left + (right - left) * 0.63)]  # 6.3 s
+    assert not (empty == COLOURS[0]).all(axis=1).any()

@@ -1,4 +1,4 @@
-"""What the page of `ifdd app` is made of; tests/cli/test_app_browser.py looks at it in a browser."""
+"""The parts of the page of `ifdd app`; tests/cli/test_app_browser.py looks at it in a browser."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,28 @@ def test_a_class_without_videos_and_a_list_that_cannot_be_read(ifdd: Run, videos
     assert "fault: class y has no training video that can be read" in result.out
     assert f"fault: {videos}/test.txt, line 1: label 'z' is none of x, y" in result.out
     assert "2 videos, 3 faults" in result.out
+    result = check(ifdd, videos, "good.mp4 x\nshort.mp4 y\n", "other.mp4 x\n")
+    assert "note: no test video of y: UAR would be the mean of 1 of 2 classes" in result.out
+
+
+def test_all_bad_lines_are_told_at_once_and_the_others_are_read(ifdd: Run, videos: Path) -> None:
+    result = check(ifdd, videos, "good.mp4 x\nshort.mp4 yy\nnone.mp4 y\nother.mp4 7\nother.mp4\n")
+    assert result.code == 1
+    for text in (
+        "line 2: label 'yy' is none of x, y; did you mean y?",
+        "line 4: label 7 is not in 1..2",
+        "line 5: expected a path and a label",
+        f"fault: train 2: {videos}/none.mp4: missing",
+    ):
+        assert text in result.out
+    assert "2 videos, 5 faults" in result.out
+
+
+def test_labels_are_those_of_the_list(ifdd: Run, videos: Path, tmp_path: Path) -> None:
+    result = check(ifdd, videos, "good.mp4 1\nshort.mp4 2\n", None, "--csv", tmp_path / "r.csv")
+    assert "labels count from 1: 1 is x" in result.out
+    assert re.search(r"1 │ x ", result.out)
+    assert [row["label"] for row in csv.DictReader((tmp_path / "r.csv").open())] == ["1", "2"]
 
 
 def test_a_wrong_call(ifdd: Run) -> None:

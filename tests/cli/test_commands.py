@@ -136,7 +136,7 @@ def test_a_package_that_cannot_be_imported_is_named(
         (("convert",), "missing IN, OUT"),
         (("completion", "dos"), "SHELL must be one of bash, zsh, fish, got 'dos'"),
         (("fit", "--out", "x", "--data", "list"), "error: --classes is missing: the class names"),
-        (("fit", "--out", "x", "--posed", "true", "--data", "dfew"), "error: --posed must be off but for"),
+        (("fit", "--out", "x", "--posed", "true", "--data", "dfew", "--root", "."), "error: --posed is for"),
         (("fit", "--out", "x", "--epochs", "many"), "ifdd fit: error: "),
         (
             ("fit", "--out", "x", "--data", "synthetic", "--epochs", "0"),
@@ -217,7 +217,7 @@ def test_fit_and_test_on_a_list_of_videos(ifdd: Run, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     scores = json.loads((out / "scores.json").read_text())
     assert scores["clips"] == 3, "a video of several windows counts once"
-    assert scores["classes"] == ["calm", "moved"]
+    assert (scores["classes"], scores["classes_in_uar"]) == (["calm", "moved"], 2)
     diagonal = [scores["confusion"][i][i] for i in range(2)]
     assert scores["war"] == pytest.approx(sum(diagonal) / 3)
     assert scores["uar"] == pytest.approx((diagonal[0] / 2 + diagonal[1] / 1) / 2)
@@ -228,6 +228,13 @@ def test_fit_and_test_on_a_list_of_videos(ifdd: Run, tmp_path: Path) -> None:
 def test_the_headline_of_a_test_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_scores(scores_from_confusion(torch.tensor([[1, 1], [2, 2]]), ("a", "b")))
     assert capsys.readouterr().out.splitlines()[0] == "WAR 50.00 %   UAR 50.00 %   of 6 clips"
+
+
+def test_uar_without_a_clip_of_a_class_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = scores_from_confusion(torch.tensor([[1, 1, 0], [0, 2, 0], [0, 0, 0]]), ("x", "y", "z"))
+    assert scores.to_dict()["classes_in_uar"] == 2
+    print_scores(scores)
+    assert "UAR is the mean of 2 of 3 classes: no clip of z\n" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_other_classes_is_refused(ifdd: Run, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ pytest.importorskip("shtab", reason="shtab, of the extra cli, is not installed")
 
 
 def complete(script: Path, words: list[str]) -> set[str]:
-    """What bash offers for the last of the words."""
+    """The completions that bash offers for the last of the words."""
     typed = " ".join(repr(word) for word in words)
     position = f"COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}"
     code = f"source {script}; {position}; _shtab_ifdd; echo ${{COMPREPLY[@]}}"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import ifdd
+from ifdd.cli._commands import UsageError
 from ifdd.cli.common import Parser, add_test_options, add_training_options, data_config
 
 Run = Callable[..., Any]
@@ -81,3 +82,45 @@ def test_no_error_about_data_advises_an_option_that_does_not_exist() -> None:
     assert {"--first_label", "--strip_prefix", "--path_map", "--root"} <= advised
     for options in parsers:
         assert advised <= options
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "check"])
+@pytest.mark.parametrize(
+    ("data", "option", "sets"),
+    [
+        ("folder --root .", "--test_list missing.txt", "list"),
+        ("folder --root .", "--fold 2", "dfew or mafw"),
+        ("folder --root .", "--strip-prefix x", "list"),
+        ("ferv39k --root .", "--first_label=1", "list or dfew"),
+        ("synthetic", "--root .", "dfew, ferv39k, mafw, list or folder"),
+        ("folder --root .", "--test_size 9", "synthetic"),
+    ],
+)
+def test_options_of_another_data_set_are_refused(
+    ifdd: Run, checkpoint: Path, tmp_path: Path, command: str, data: str, option: str, sets: str
+) -> None:
+    place = {"fit": ["--out", tmp_path / "run"], "test": ["--checkpoint", checkpoint], "check": []}[command]
+    result = ifdd(command, *place, "--data", *data.split(), *option.split())
+    name = re.split("[ =]", option)[0].replace("-", "_").replace("__", "--")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        f"ifdd: error: {name} is for data set {sets}, not for {data.split()[0]}: leave it away\n"
+    )
+
+
+def test_a_file_of_options_may_be_about_another_data_set(tmp_path: Path) -> None:
+    file = tmp_path / "list.yaml"
+    file.write_text("data: list\nclasses: [a, b]\ntest_list: t.txt\nformat: csv\n")
+    beside = parsed("--config", str(file), "--data", "folder", "--root", "r")
+    assert (beside.test_list, beside.format, beside.classes) == (None, "auto", ["a", "b"])
+    file.write_text("data: folder\nroot: r\ntest_list: t.txt\n")
+    with pytest.raises(UsageError, match="--test_list is for data set list, not for folder"):
+        parsed("--config", str(file))
+
+
+@pytest.mark.parametrize("option", ["--on_error skip", "--validation 0", "--epochs 3", "--model.dropout 0.1"])
+def test_a_test_refuses_options_of_training(ifdd: Run, checkpoint: Path, option: str) -> None:
+    result = ifdd("test", "--checkpoint", checkpoint, "--data", "synthetic", *option.split())
+    assert (result.code, result.out) == (2, "")
+    name = option.split()[0]
+    assert result.err == f"ifdd: error: {name} is for training, a test does not use it: leave it away\n"

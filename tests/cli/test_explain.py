@@ -107,7 +107,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def texts(figure: Figure) -> dict[str, Bbox]:
-    """What the figure says, and where."""
+    """The texts of the figure, and their places."""
     shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
     return {text.get_text().replace(r"\$", "$"): text.get_window_extent() for text in shown}
 
@@ -203,7 +203,7 @@ def test_panels_and_dots_per_inch(ifdd: Run, video: Path, checkpoint: Path, tmp_
     assert ifdd("explain", video, *options).code == 0
     width, height = Image.open(target).size
     assert width == 216
-    assert ifdd("explain", video, *options, "--panels", "probabilities,frames").code == 0
+    assert ifdd("explain", video, *options, "--panels", "probabilities,frames", "--overwrite").code == 0
     assert Image.open(target).size[1] < 0.6 * height
     assert list(tmp_path.iterdir()) == [target]
 

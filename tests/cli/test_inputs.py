@@ -1,4 +1,4 @@
-"""What the names on the command line stand for."""
+"""Finding the videos that names on the command line stand for."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_folders_patterns_and_files(tree: Path) -> None:
     (tree / "same.mp4").symlink_to("a.mp4")
     assert paths("a.mp4", "same.mp4") == ["a.mp4", "same.mp4"]
     (tree / "same.mp4").unlink()
-    # A name that exists is no pattern, whatever is in it.
+    # A name that exists is not a pattern, with any characters.
     assert paths("b [1].MKV") == ["b [1].MKV"]
     everything = ["a.mp4", "b [1].MKV", "deep/c.avi", "deep/deeper/d.webm", "deep/frames", "frames"]
     assert paths(".", recursive=True) == everything

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import http.client
+import re
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,11 @@ from ifdd.cli import live as command
 from ifdd.data.video import VideoError
 from ifdd.faces import Boxes
 from ifdd.prediction import PredictionError, Predictor
-from ifdd.view import sources
+from ifdd.view import live, sources
+from ifdd.view.film import FilmError
 from ifdd.view.live import LiveReader, LiveResult, _bands, run_live
 from ifdd.view.overlay import Painter
-from ifdd.view.screens import Closed, PageScreen
+from ifdd.view.screens import Closed, FilmScreen, PageScreen
 from ifdd.view.sources import WAITING, Feed, LiveFrame
 
 from .conftest import write_video
@@ -87,6 +91,56 @@ def test_a_network_that_is_too_slow_leaves_frames_out_and_says_so(
         in (reader.report.lines()[-1])
     )
     assert reader.report.latencies[0] > 0
+
+
+def test_the_network_rests_as_long_as_it_worked(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the time is left to the rest, until frames would lie in no window; `stride` decides alone."""
+    now = 0.0
+    monkeypatch.setattr(live.time, "monotonic", lambda: now)
+    for took, stride, expected in (
+        (0.1, None, [7, 10, 13, 16, 19]),
+        (9.0, None, [7, 15]),
+        (9.0, 4, [7, 11, 15, 19]),
+    ):
+        predictor = Predictor(checkpoint)
+        reader = LiveReader(predictor, None, stride=stride)
+        logits = predictor.logits
+
+        def slow(clips: Any, logits: Any = logits, took: float = took) -> Any:
+            nonlocal now
+            now += took
+            return logits(clips)
+
+        monkeypatch.setattr(predictor, "logits", slow)
+        with reader:
+            for frame in frames(21):
+                reader.add(frame)
+                if reader._running is not None:
+                    reader._running.result(timeout=30)
+                now += 0.04
+        assert [result.last for result in reader.results[None]] == expected
+        assert reader.report.unseen == 0
+
+
+def test_the_network_leaves_a_processor_to_the_rest(
+    video: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live.os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    predictor = Predictor(checkpoint)
+    threads = []
+    logits = predictor.logits
+    monkeypatch.setattr(
+        predictor, "logits", lambda clips: threads.append(torch.get_num_threads()) or logits(clips)
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        reader = LiveReader(predictor, None, stride=8, wait=True)
+        run_live(reader, Feed(str(video), realtime=False), [], predictor.class_names, 1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [2, 2]
 
 
 def test_frames_that_nobody_takes_are_dropped_as_a_camera_does(tmp_path: Path) -> None:
@@ -201,6 +255,42 @@ def test_a_face_that_was_not_there_for_a_whole_window_is_not_read(checkpoint: Pa
     assert reader.report.lines()[0].endswith("; no window was full")
 
 
+def test_who_finds_no_face_is_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = Moving()
+    monkeypatch.setattr(detector, "detect", lambda frames: [Boxes.none()])
+    with LiveReader(Predictor(checkpoint), detector, wait=True) as reader:
+        for frame in frames(12):
+            assert reader.add(frame) == []
+    assert reader.report.lines()[0].endswith("; no face was found")
+
+
+def test_an_address_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "OPEN_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        with pytest.raises(VideoError, match=r"/x: gave nothing for 0\.2 seconds"):
+            list(sources.read_source(address))
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "o.mp4"
+    screen = FilmScreen(path)
+    screen.show(np.zeros((64, 64, 3), np.uint8), 0.0, 0.1, {})
+    assert screen._film is not None
+
+    class Full:
+        def mux(self, packets: Any) -> None:
+            raise OSError(28, "No space left on device", "a part")
+
+    monkeypatch.setattr(screen._film, "_container", Full())
+    message = rf"^{re.escape(str(path))}: cannot be written \(No space left on device\)$"
+    with pytest.raises(FilmError, match=message):
+        screen.show(np.zeros((64, 64, 3), np.uint8), 0.1, 0.2, {})
+    with pytest.raises(FilmError, match=message):
+        screen.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def get(url: str, path: str, host: str | None = None) -> tuple[int, bytes]:
     address = url.removeprefix("http://").rstrip("/")
     connection = http.client.HTTPConnection(address, timeout=10)
@@ -222,9 +312,11 @@ def test_the_page_shows_the_newest_picture_on_this_machine_only() -> None:
         assert b"nothing is sent anywhere" in page
         assert b"http" not in page.replace(b"http://127", b""), "the page asks no other host"
         assert get(screen.url, "/state") == (200, b'{"text": "25 frames/s"}')
-        status, stream = get(screen.url, "/stream")
-        assert b"Content-Type: image/jpeg" in stream
-        assert b"\xff\xd8\xff" in stream
+        with ThreadPoolExecutor(2) as viewers:
+            for status, stream in viewers.map(get, [screen.url] * 2, ["/stream"] * 2):
+                assert status == 200
+                assert b"Content-Type: image/jpeg" in stream
+                assert b"\xff\xd8\xff" in stream
         assert get(screen.url, "/x")[0] == 404
         # A name of another page that was made to point here.
         assert get(screen.url, "/stream", "evil.example")[0] == 403

@@ -1,4 +1,4 @@
-"""What is wrong with a file or folder that an option names is said first; nothing is touched."""
+"""Faults of a file or folder that an option names are reported first; nothing is touched."""
 
 from __future__ import annotations
 

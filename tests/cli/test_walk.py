@@ -18,6 +18,8 @@ import pytest
 from ifdd.checkpoint import load_checkpoint
 from ifdd.cli import main
 from ifdd.training.callbacks import TimeEstimate
+from ifdd.training.config import DataConfig
+from ifdd.training.overlap import overlap_warning
 
 from .conftest import TINY, write_video
 
@@ -77,9 +79,14 @@ def test_train(trained: Trained, videos: Path) -> None:
     run = trained.folder
     said = {line[:14].strip(): line[15:] for line in trained.out.splitlines()}
     assert said["data set"] == f"list, {videos}, {videos / 'train.csv'}"
-    assert said["classes"] == "3: calm, glad, cross"
     held_out = int(said["clips"].split("; ")[1].split()[0])
+    counts = re.fullmatch(r"3, with training clips: calm (\d), glad (\d), cross (\d)", said["classes"])
+    assert counts is not None
+    assert sum(map(int, counts.groups())) == 14 - held_out
     steps = (14 - held_out) // 4
+    options = f"--root {videos} --train_list {videos / 'train.csv'} --classes calm,glad,cross"
+    check = f"ifdd check --data list {options}"
+    assert said["videos"] == f"read as they are drawn; to read all in advance: {check}"
     assert said["clips"].startswith(f"{14 - held_out} for training")
     assert said["network"].endswith("8 frames of 32 x 32 pixels")
     assert said["device"].startswith("cpu")
@@ -118,6 +125,56 @@ def test_test(ifdd: Run, videos: Path, run: Path, tmp_path: Path, name: str) -> 
     assert second.startswith(f"checkpoint   {run / name} (weights, epoch ")
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert (scores["clips"], scores["classes"], scores["fold"]) == (6, list(CLASSES), None)
+
+
+def test_the_scores_of_another_test_are_kept(
+    ifdd: Run, videos: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(run / "model.safetensors", "w.safetensors")
+    shutil.copytree(videos, "v")
+    call = ("test", "--checkpoint", "w.safetensors", "--data", "list", "--root", "v", *QUIET, "--test_list")
+    assert "\nwritten: " in ifdd(*call, "v/test.csv").out
+    assert "\nreplaced: " in ifdd(*call, tmp_path / "v/test.csv").out, "the same test"
+    before = (tmp_path / "scores.json").read_bytes()
+    for other in (("v/train.csv",), ("v/test.csv", "--stride", "2")):
+        result = ifdd(*call, *other)
+        assert (result.code, result.out) == (2, "")
+        assert result.err == (
+            f"ifdd: error: --out: {tmp_path / 'scores.json'} holds the scores of another test; "
+            "name another folder with --out, or --overwrite replaces them\n"
+        )
+    assert (tmp_path / "scores.json").read_bytes() == before
+    assert "\nreplaced: " in ifdd(*call, "v/train.csv", "--overwrite").out
+    assert json.loads((tmp_path / "scores.json").read_text())["clips"] == 14
+
+
+def test_a_test_on_the_training_videos_is_noticed(videos: Path, run: Path, tmp_path: Path) -> None:
+    def found(weights: Path, test_list: Path) -> str | None:
+        return overlap_warning(weights, DataConfig(name="list", test_list=str(test_list), classes=[*CLASSES]))
+
+    (tmp_path / "mixed.csv").write_text(f"{videos / 'clip 0.mp4'},0\n{videos / 'clip 19.mp4'},2\n")
+    for name in ("model.safetensors", "last.ckpt"):
+        assert found(run / name, videos / "test.csv") is None
+        said = found(run / name, tmp_path / "mixed.csv")
+        assert said is not None
+        assert said.startswith(
+            f"1 of 2 test videos is in the training set of this checkpoint ({run / 'config.yaml'})"
+        )
+    copy = Path(shutil.copy(run / "model.safetensors", tmp_path))
+    assert found(copy, tmp_path / "mixed.csv") is None
+
+
+def test_classes_of_another_order_are_refused(ifdd: Run, videos: Path, run: Path, tmp_path: Path) -> None:
+    result = ifdd(
+        *("test", "--checkpoint", run / "last.ckpt", "--data", "list", "--root", videos, "--out", tmp_path),
+        *("--test_list", videos / "test.csv", "--classes", "glad,calm,cross", *QUIET),
+    )
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        "ifdd: error: --classes: those of the checkpoint are calm, glad, cross, in that order; "
+        "leave --classes away\n"
+    )
 
 
 def test_other_commands_take_the_training_checkpoint(
@@ -169,8 +226,8 @@ def test_train_longer_with_the_data_elsewhere(ifdd: Run, videos: Path, run: Path
     assert (chosen["epoch"] == 2) == (last >= best), "the best epoch before counts, of equals the later"
     assert load_checkpoint(here / "model.safetensors").extra == chosen
     fewer = ifdd("fit", "--out", here, "--resume", "--epochs", "1", "--progress", "false")
-    assert fewer.code != 0
-    assert "3 epochs are done, 1 were asked for" in fewer.err
+    assert fewer.code == 2
+    assert f"--epochs must be at least the 3 that are done in {here}, got 1; leave it away" in fewer.err
     listed = (moved / "train.csv").read_text()
     first, second, *rest = listed.splitlines()
     (moved / "train.csv").write_text("\n".join([second, first, *rest]) + "\n")
@@ -232,7 +289,9 @@ def test_start_from_a_training_checkpoint(ifdd: Run, videos: Path, tmp_path: Pat
         *("--data", "list", "--root", videos, "--train_list", videos / "train.csv", "--validation", "0"),
         *("--classes", f"[{','.join(CLASSES)}]", "--epochs", "1", "--batch_size", "7", *NETWORK, *QUIET),
     )
-    assert ifdd("fit", "--out", tmp_path / "a", *options).code == 0
+    alone = ifdd("fit", "--out", tmp_path / "a", *options)
+    assert alone.code == 0
+    assert "\nlast epoch (none of the clips is held out to choose the best): 1 of 1\n" in alone.out
     init = ("--init", tmp_path / "a" / "last.ckpt")
     started = ifdd("fit", "--out", tmp_path / "b", *options, *init)
     assert started.code == 0, started.err
@@ -256,6 +315,7 @@ def test_a_failed_start_leaves_no_folder(ifdd: Run, videos: Path, tmp_path: Path
         result = ifdd("fit", "--out", out, *options)
         assert result.code == 1
         assert "none.mp4" in result.err
+        assert "--on_error skip trains without such videos, and `ifdd check` finds them all" in result.err
     assert not (tmp_path / "deep").exists()
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["mine.txt"], "what was there stays"
     assert ifdd("fit", "--out", tmp_path / "c", *options, "--init", tmp_path / "no.ckpt").code == 2

@@ -49,7 +49,7 @@ def damage(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
 
 
 def use(path: Path) -> str:
-    """What came of reading it; raises whatever it must not."""
+    """The outcome of reading it; raises whatever must not happen."""
     try:
         with open_video(path, size=24) as stream:
             last = 0.0

@@ -150,7 +150,7 @@ def test_folders_of_classes_in_two_parts(tmp_path: Path, write_folder) -> None:
     for name in ("train/a/1", "train/b/2", "test/b/3"):
         write_folder(tmp_path / name, ["1.jpg"])
     assert FolderDataset(tmp_path, **small()).labels == [0, 1]
-    with pytest.warns(DatasetWarning, match="test/a: no video of this class"):
+    with pytest.warns(DatasetWarning, match="test: no test video of a"):
         assert FolderDataset(tmp_path, "test", **small()).labels == [1]
 
 
@@ -185,6 +185,40 @@ def test_folders_without_videos(tmp_path: Path, write_folder) -> None:
     write_folder(tmp_path / "a", ["1.jpg"])
     (tmp_path / "b").mkdir()
     with pytest.raises(
-        DatasetError, match=r"no videos: .*/a: images, and no folder of frames .*/b: no video"
+        DatasetError, match=r"found 0 folders \(.*/a: images, and no folder of .*/b: no video in"
     ):
         FolderDataset(tmp_path)
+    with pytest.raises(DatasetError, match=r"no videos of a, b; .*/a: images, and no folder of frames"):
+        FolderDataset(tmp_path, class_names=("a", "b"))
+
+
+def test_a_folder_without_videos_is_no_class_unless_it_is_named(tmp_path: Path) -> None:
+    for name in ("angry/1.mp4", "happy/2.mp4", "notes/read.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.warns(DatasetWarning, match=r"/notes: no video in it, so it is not a class and is left out"):
+        assert FolderDataset(tmp_path).class_names == ("angry", "happy")
+    with pytest.warns(DatasetWarning, match=r": no training video of notes$") as said:
+        named = FolderDataset(tmp_path, class_names=("angry", "happy", "notes"))
+    assert len(said) == 1
+    assert (named.labels, named.missing_classes) == ([0, 1], ("notes",))
+
+
+def test_folders_of_classes_in_any_case(tmp_path: Path) -> None:
+    for name in ("train/Angry/1.mp4", "train/HAPPY/2.mp4", "test/angry/3.mp4", "test/happy/4.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    data = FolderDataset(tmp_path, "test", class_names=("happy", "angry"))
+    assert [(video.path.name, video.label) for video in data.videos] == [("4.mp4", 0), ("3.mp4", 1)]
+    assert FolderDataset(tmp_path, "test").class_names == ("Angry", "HAPPY"), "as the training part has them"
+    assert FolderDataset(tmp_path, "test").labels == [0, 1]
+    (tmp_path / "test/Happy").mkdir()
+    with pytest.raises(DatasetError, match="folders 'Happy' and 'happy' differ in case only"):
+        FolderDataset(tmp_path)
+
+
+def test_a_list_without_a_video_of_a_class(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/x").touch()
+    with pytest.warns(DatasetWarning, match="list.txt: no training video of b, c$"):
+        listed(tmp_path, "x 0\n")

@@ -227,7 +227,7 @@ def kornias(frames: Tensor, drawn: Augmentation, size: int) -> Tensor:
 
 @pytest.mark.parametrize("left_out", [None, 0, 1, 2, 3])
 def test_every_order_of_the_steps_gives_what_kornia_gives(left_out: int | None) -> None:
-    """Within 1/255, and in fact within some ulps: the two differ in roundings alone."""
+    """Within 1/255, and in fact within some ulps: the two differ by rounding alone."""
     frames = colourful(2, 40, 52)
     augment = ClipAugment(24)
     for order in itertools.permutations(number for number in range(4) if number != left_out):

@@ -39,7 +39,7 @@ SANITIZE = os.environ.get("IFDD_EMULATOR_SANITIZE", "")
 #: What a block may use on sm_86 and sm_89, sm_80 and sm_90.
 SHARED_BYTES = (99 * 1024, 163 * 1024, 227 * 1024)
 
-#: Builds that count accesses: the emulator is told so, and kernels call it at each access.
+#: Builds that count accesses: the emulator receives a flag, and kernels call it at each access.
 COUNT = "-DIFDD_EMULATOR_COUNT"
 COUNT_KERNELS = (COUNT, "-fsanitize=thread")
 
@@ -136,7 +136,7 @@ def _machine_objects(counting: bool) -> list[Path]:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the warps of a launch touched; a request is one load or store of a warp."""
+    """Memory accesses of the warps of a launch; a request is one load or store of a warp."""
 
     kernel: str
     load_requests: int
@@ -191,11 +191,11 @@ class Library:
         return [Launch(*row) for row in self._rows("ifdd_emulator_listed", 3)]
 
     def counted(self) -> list[Counts]:
-        """What the launches since the last call touched; of builds that count."""
+        """Memory accesses of the launches since the last call; of builds that count."""
         return [Counts(*row) for row in self._rows("ifdd_emulator_counted", 10)]
 
     def _rows(self, function: str, columns: int) -> list[tuple[Any, ...]]:
-        """What the library has written down: kernel and numbers."""
+        """The records of the library: kernel and numbers."""
         take = getattr(ctypes.CDLL(str(self.path)), function)
         row = (ctypes.c_int64 * columns)()
         rows = []

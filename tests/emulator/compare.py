@@ -51,7 +51,7 @@ def check(
     *,
     seeds: Sequence[int] = SEEDS,
     shared_bytes: int | None = None,
-    roundings: float | None = None,
+    ulps: float | None = None,
     moved: bool = False,
 ) -> None:
     """Forward and backward of an emulated op: everything written, close to float64, equal bits for all seeds.
@@ -61,11 +61,11 @@ def check(
         args: its arguments, in the dtype to test.
         seeds: schedules to run.
         shared_bytes: shared memory of the emulated device, where a launcher chooses by it.
-        roundings: bound instead of the registry's, with the reason where it is given.
+        ulps: bound instead of the registry's, with the reason where it is given.
         moved: every tensor is a view that begins one element behind a 16-byte boundary.
     """
     entry = REGISTRY[op.operator.name]
-    bound = entry.roundings if roundings is None else roundings
+    bound = entry.ulps if ulps is None else ulps
     first: list[Tensor] = []
     for seed in seeds:
         op.library.configure(seed, **({} if shared_bytes is None else {"shared_bytes": shared_bytes}))
@@ -98,7 +98,7 @@ def _run(op: EmulatedOp, args: tuple[Any, ...], moved: bool) -> list[Tensor]:
     return [*outputs, *grads]
 
 
-def _compare(op: EmulatedOp, args: tuple[Any, ...], results: list[Tensor], roundings: float) -> None:
+def _compare(op: EmulatedOp, args: tuple[Any, ...], results: list[Tensor], ulps: float) -> None:
     entry = REGISTRY[op.operator.name]
     wide = tuple(map(_wide, args))
     exact = list(outputs_of(entry.reference(*wide)))
@@ -123,7 +123,7 @@ def _compare(op: EmulatedOp, args: tuple[Any, ...], results: list[Tensor], round
     check_against_float64(
         results,
         exact,
-        partial(precision_error_bound, factor=roundings),
+        partial(precision_error_bound, factor=ulps),
         results=count,
         dtypes=dtypes,
         result_dtype=result_dtype,

@@ -1,4 +1,4 @@
-"""What the warps of all CUDA kernels touch in memory at shapes like the network's, counted in the emulator.
+"""Memory accesses of the warps of all CUDA kernels at the network's kind of shapes, in the emulator.
 
 ``python -m emulator.counts``, from the root of a checkout with its root and ``tests`` on ``PYTHONPATH``,
 writes ``counts.csv``, which ``test_counts.py`` compares. Channels, heads, strides and parameters are the

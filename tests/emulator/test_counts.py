@@ -1,4 +1,4 @@
-"""What warps touch in memory, counted by the emulator: the counters on patterns whose counts are known, and
+"""Memory accesses of warps, counted by the emulator: the counters on patterns whose counts are known, and
 the counts of today's kernels at shapes like the network's.
 """
 

@@ -116,8 +116,8 @@ def test_rising_scores(op: EmulatedOp) -> None:
     """Every tile holds the largest score so far, far above the ones before."""
     query, key, value, _ = arguments(torch.float32, 1, 150, 1, 32)
     rising = key.abs() * torch.arange(1, 151).view(1, 150, 1, 1)
-    # A score of 300 errs by up to 300 roundings, and a probability by as many.
-    check(op, (query.abs(), rising, value, 0.05), seeds=(1, 3), roundings=300)
+    # A score of 300 errs by up to 300 ulps, and a probability by as many.
+    check(op, (query.abs(), rising, value, 0.05), seeds=(1, 3), ulps=300)
 
 
 def test_infinite_scores_give_nan_as_defined(op: EmulatedOp) -> None:

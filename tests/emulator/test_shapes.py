@@ -71,10 +71,10 @@ def test_split_frames(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     x = make.normal(batch, frames, tokens, channels)
     index = [make.positions(batch, count, frames) for _ in range(2)]
     args = _arguments.split_frames(make, x, *index).of("split_frames")
-    # A position is a float32 number of up to T: its fraction carries T / 2 roundings. The registry's bound is
+    # A position is a float32 number of up to T: its fraction carries T / 2 ulps. The registry's bound is
     # for T = 32.
-    roundings = REGISTRY["split_frames"].roundings * max(1, frames / 32)
-    check(EmulatedOp("split_frames"), args, seeds=TWO_SEEDS, roundings=roundings)
+    ulps = REGISTRY["split_frames"].ulps * max(1, frames / 32)
+    check(EmulatedOp("split_frames"), args, seeds=TWO_SEEDS, ulps=ulps)
 
 
 def test_split_frames_reads_strided_frames_and_16_bit_norms() -> None:

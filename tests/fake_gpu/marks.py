@@ -1,4 +1,4 @@
-"""What some of these tests need."""
+"""Marks for tests with special needs."""
 
 import pytest
 import torch

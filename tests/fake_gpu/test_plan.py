@@ -161,7 +161,7 @@ def test_the_truth_of_a_batch_goes_clip_by_clip() -> None:
 
 
 def test_autocast_of_cuda_lowers_what_it_does_on_a_gpu() -> None:
-    """What the fake GPU is trusted with: products in 16 bits, norms and sums in float32."""
+    """The dtypes that the fake GPU must show: products in 16 bits, norms and sums in float32."""
     with fake_gpu():
         x = torch.randn(2, 4, 8, device="cuda", requires_grad=True)
         layer, norm = nn.Linear(8, 8, device="cuda"), nn.LayerNorm(8, device="cuda")

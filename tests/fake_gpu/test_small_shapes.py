@@ -1,4 +1,4 @@
-"""What the sanitizers run under: every native CUDA kernel, and nothing else."""
+"""Small shapes for the sanitizers: every native CUDA kernel, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests on a GPU need around them: reproducible products, a sound device; and a repaired interpreter."""
+"""Set-up of the tests on a GPU: reproducible products, a sound device; and a repaired interpreter."""
 
 from __future__ import annotations
 

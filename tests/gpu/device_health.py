@@ -27,7 +27,7 @@ def synchronize() -> None:
 
 
 def failure(wait: Callable[[], None]) -> tuple[str, bool]:
-    """What a device reports after a test (empty: nothing), and whether it goes on reporting it.
+    """The error that a device reports after a test (empty: none), and whether it keeps reporting it.
 
     An error that is gone when asked again belongs to one call: the device is sound.
     """

@@ -259,7 +259,7 @@ def test_the_last_clip_of_a_batch_is_that_clip_alone(
             what = f"{call.name}, {'gradient of ' if kind else ''}{name}, clip {clips - 1}"
             assert not value[-1].isnan().any(), f"{what}: NaN"
             if not same_alone(call.op, backend, device, name):
-                factor = GRADIENT_FACTOR * entry.roundings
+                factor = GRADIENT_FACTOR * entry.ulps
                 error = relative_error(value[-1:], single[name])
                 bound = precision_error_bound(value.dtype, factor)
                 assert error <= bound, f"{what}: relative error {error:.2e}, allowed {bound:.2e}"

@@ -68,7 +68,7 @@ def _of_sample(op: str, label: str) -> Case:
 
 
 def launches(case: Case, dtype: torch.dtype) -> list[Launch]:
-    """What an op and its gradients launch; nothing is computed."""
+    """The launches of an op and its gradients; nothing is computed."""
     operator = OPERATORS[case.op]
     module = importlib.import_module(f"ifdd_kernels.triton.{case.op}")
     args = case.empty(dtype)

@@ -29,7 +29,7 @@ def clips() -> Tensor:
 
 
 def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was saved comes back, in evaluation, without any package of the Hub."""
+    """A saved network comes back, in evaluation, without any package of the Hub."""
     without_package(monkeypatch)
     model, x = network().eval(), clips()
     folder = tmp_path / "a" / "b"

@@ -137,7 +137,7 @@ def test_block_projects_keys_and_values_of_live_tokens_only(stride: tuple[int, i
 
 @pytest.mark.parametrize("stride_q", [(1, 1, 1), (1, 2, 2)], ids=str)
 def test_block_under_autocast(stride_q: tuple[int, int, int]) -> None:
-    """bfloat16 activations beside float32 parameters, with gradients; within roundings of bfloat16."""
+    """bfloat16 activations beside float32 parameters, with gradients; within some ulps of bfloat16."""
     torch.manual_seed(0)
     block = MultiscaleBlock((2, 9, 9), 32, 48, 2, stride_q=stride_q, stride_kv=(1, 8, 8))
     tokens = torch.randn(2, 1 + 2 * 81, 32)
@@ -151,7 +151,7 @@ def test_block_under_autocast(stride_q: tuple[int, int, int]) -> None:
     assert len(results[0]) == 1 + len(list(block.parameters()))
     for plain, lowered in zip(*results, strict=True):
         assert lowered.dtype == torch.float32
-        # About ten roundings of 2^-9 in a row; gradients that cancel keep those of their terms.
+        # About ten rounding errors of 2^-9 in a row; gradients that cancel keep those of their terms.
         assert (plain - lowered).norm() <= 0.05 * max(plain.norm().item(), 1e-3)
 
 
@@ -403,9 +403,9 @@ def test_embedding_in_16_bits_is_rounded_once_where_float32_is_faster(
     wide = copy.deepcopy(embedding).float()
     exact = wide(clips.float())
     # The mean of two kernels, for 32 frames, is rounded too where the weights are bfloat16.
-    roundings = 0.5 if autocast or clip_frames < 32 else 2.0
+    ulps = 0.5 if autocast or clip_frames < 32 else 2.0
     error = ((tokens.float() - exact).abs().max() / exact.abs().max()).detach()
-    assert float(error) <= roundings * torch.finfo(torch.bfloat16).eps
+    assert float(error) <= ulps * torch.finfo(torch.bfloat16).eps
     tokens.float().sum().backward()
     assert embedding.conv.weight.grad is not None
     assert embedding.conv.weight.grad.dtype == embedding.conv.weight.dtype

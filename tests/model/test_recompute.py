@@ -1,4 +1,4 @@
-"""What backward computes again: from the tensors of the forward pass, however a network is called."""
+"""Recomputation in backward: from the tensors of the forward pass, however a network is called."""
 
 from __future__ import annotations
 

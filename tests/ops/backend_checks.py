@@ -22,7 +22,7 @@ from ops.cases import forward_and_backward, gradients
 
 #: Where results are 16-bit, float32 arithmetic hides below their one rounding (half an eps), whatever the
 #: registry allows float32. On its samples Triton's results err by at most 0.46 eps, gradients by 3.7.
-HALF_ROUNDINGS = 2
+HALF_ULPS = 2
 
 #: Where a product of 16-bit inputs is rounded to float16 on its way, float32 statistics err by that too: at
 #: most 0.18 eps of float16 on the registry's samples (the log_sum of pooled_attention).
@@ -89,7 +89,7 @@ def check_call(
 
 def check_precision(entry: Entry, sample: Sample, call: Callable[..., Any], seed: int = 5) -> None:
     """:func:`check_call` with the registry's bounds to the letter, in 16 bits too."""
-    allowed = partial(precision_error_bound, factor=entry.roundings)
+    allowed = partial(precision_error_bound, factor=entry.ulps)
     check_call(entry, sample, call, seed=seed, allowed=allowed, least_allowed=0.0)
 
 
@@ -184,5 +184,5 @@ def _wide(arg: Any) -> Any:
 
 
 def _allowed(entry: Entry, dtype: torch.dtype) -> float:
-    ulps = min(entry.roundings, HALF_ROUNDINGS) if dtype.itemsize == 2 else entry.roundings
+    ulps = min(entry.ulps, HALF_ULPS) if dtype.itemsize == 2 else entry.ulps
     return precision_error_bound(dtype, ulps)

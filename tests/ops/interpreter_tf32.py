@@ -1,4 +1,4 @@
-"""What tensor cores do to the factors of a TF32 product, in Triton's interpreter.
+"""Rounds the factors of a TF32 product as tensor cores do, in Triton's interpreter.
 
 The interpreter multiplies float32 as it is, whatever ``input_precision`` says. A tensor core takes the upper
 19 bits of a factor and drops the rest. Products of three TF32 products are left alone: they err like float32.

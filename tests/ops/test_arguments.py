@@ -258,7 +258,7 @@ def test_nothing_of_the_size_of_queries_times_keys_is_stored() -> None:
 
 
 def test_the_rows_of_position_tables_are_those_of_the_definition() -> None:
-    """What is kept are numbers of queries and numbers of keys: for every ratio of the two."""
+    """Only numbers of queries and numbers of keys are kept: for every ratio of the two."""
     for q_grid, k_grid in (
         ((1, 1, 7), (1, 1, 3)),
         ((2, 5, 3), (3, 2, 7)),

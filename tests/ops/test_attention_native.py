@@ -131,7 +131,7 @@ def test_many_keys_shrink_the_query_block() -> None:
 def test_large_scores(dtype: torch.dtype) -> None:
     """Scores of hundreds: their exponentials overflow unless the largest is taken off first."""
     args = pooled_inputs(dtype, 1, 2, 16, GRIDS[1], scale=100.0 if dtype != torch.float16 else 30.0)
-    # A score of 1000 carries 1000 roundings into its exponential, in any order of the sums.
+    # A score of 1000 carries 1000 ulps into its exponential, in any order of the sums.
     check("pooled_attention", args, factor=500)
 
 

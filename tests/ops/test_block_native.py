@@ -98,7 +98,7 @@ def test_gelu_is_accurate_in_the_tail() -> None:
     exact = x.double() * 0.5 * torch.erfc(-x.double() / 2**0.5)
     with poisoned_memory():
         actual = ops.gelu_linear(x, weight, bias)
-    # x^2 / 2 is rounded before the exponential: 72 half-roundings at 12, beside a few of the polynomial.
+    # x^2 / 2 is rounded before the exponential: 72 half-ulps at 12, beside a few of the polynomial.
     allowed = (8 + x.double().square() / 2) * torch.finfo(torch.float32).eps
     assert ((actual.double() - exact).abs() <= allowed * exact.abs() + 1e-37).all()
 

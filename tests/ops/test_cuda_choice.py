@@ -1,4 +1,4 @@
-"""What ``auto`` chooses on CUDA tensors, shown on fake ones: no device is needed to choose."""
+"""The choice of ``auto`` for CUDA tensors, shown on fake ones: no device is needed to choose."""
 
 from __future__ import annotations
 

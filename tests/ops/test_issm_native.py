@@ -1,7 +1,7 @@
 """Native kernels of the splitting module, residual and loss where the registry's samples do not reach.
 
 Ragged pools and grids, many widths of tokens and channels, long clips, ties, values that are not finite and
-direct calls of the registered ops. Bounds are those of the registry: roundings of float32 for results (their
+direct calls of the registered ops. Bounds are those of the registry: ulps of float32 for results (their
 dtype whatever that of x), four times as many for gradients.
 """
 
@@ -108,7 +108,7 @@ def test_activation_is_the_exact_gelu() -> None:
     got = torch.ops.ifdd.frame_tokens(x.view(1, -1, 1, 1), one, zero, 1, 1, 1).flatten()
     wide = x.double()
     exact = wide * 0.5 * torch.special.erfc(-wide * 0.5**0.5)
-    # A few roundings of the value itself; in the tail those of x^2 / 2 in the exponent.
+    # A few ulps of the value itself; in the tail those of x^2 / 2 in the exponent.
     bound = torch.finfo(torch.float32).eps * (4 + wide.square()) * exact.abs() + 1e-37
     assert ((got.double() - exact).abs() <= bound).all()
 

@@ -1,4 +1,4 @@
-"""What tests of several Triton ops share: a device, checks of hand-made arguments, a device's tiles."""
+"""Shared by the tests of several Triton ops: a device, checks of hand-made arguments, a device's tiles."""
 
 from __future__ import annotations
 

@@ -381,7 +381,7 @@ def devices(arguments: dict[str, Any]) -> set[str]:
 
 
 def problem_of(call: Call, error: BaseException) -> str:
-    """What is wrong with a refusal; empty if nothing is."""
+    """The fault of a refusal; empty if there is none."""
     message = str(error)
     if OUT_OF_MEMORY in message or "second derivatives" in message:
         return ""
@@ -401,7 +401,7 @@ def problem_of(call: Call, error: BaseException) -> str:
 
 
 def promised_dtypes(call: Call) -> list[torch.dtype] | None:
-    """What the fake says of the results of a registered op."""
+    """The results of a registered op according to its fake."""
     if call.op not in OPERATORS or call.surface == "public":
         return None
     arguments = {n: v.to("meta") if isinstance(v, Tensor) else v for n, v in call.arguments.items()}
@@ -446,14 +446,14 @@ def wrong_number(call: Call, results: tuple[Any, ...]) -> str:
         if not spread and (actual.isfinite() & ~finite & ~right.isfinite()).any():
             return f"result {place} is finite where it should not be"
         kept.append((actual[finite], right[finite]))
-    roundings = 4 * max(16, REGISTRY[call.op].roundings)
+    ulps = 4 * max(16, REGISTRY[call.op].ulps)
     given = [v.dtype for n, v in call.arguments.items() if n.startswith("grad_") and isinstance(v, Tensor)]
     coarsest = max((d for d in given if d.is_floating_point), key=lambda d: torch.finfo(d).eps, default=None)
     try:
         check_against_float64(
             [actual for actual, _ in kept],
             [right for _, right in kept],
-            lambda dtype: precision_error_bound(dtype, roundings),
+            lambda dtype: precision_error_bound(dtype, ulps),
             results=0 if backward else len(kept),
             dtypes=[actual.dtype for actual, _ in kept],
             result_dtype=coarsest,

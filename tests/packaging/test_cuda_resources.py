@@ -70,7 +70,7 @@ ATTENTION = {"forward": 1, "query": 1, "key_value": 2}
 
 
 def broken_vectors(rows: Sequence[Row]) -> list[str]:
-    """What contradicts that vectors are read and written in one access of 16 bytes.
+    """Evidence against reading and writing vectors in one access of 16 bytes.
 
     A launcher picks vectors only where all rows consist of them, so these kernels have no tails. Their single
     numbers (statistics, partial sums) are floats: eight elements of 16 bits admit no two-byte store, and

@@ -1,4 +1,4 @@
-"""What wheels and the sdist contain, and that an installed wheel works."""
+"""The contents of wheels and the sdist, and an installed wheel at work."""
 
 from __future__ import annotations
 

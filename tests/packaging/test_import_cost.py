@@ -1,4 +1,4 @@
-"""What an import loads: compilers cost more than all else together, and most processes never compile."""
+"""The modules that an import loads: compilers cost most of all, and most processes never compile."""
 
 from __future__ import annotations
 

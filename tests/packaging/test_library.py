@@ -38,7 +38,7 @@ print(json.dumps({"info": ifdd_kernels.build_info(), "refusal": refusal, "failur
 
 
 def probe(path: Path, **variables: str) -> dict[str, object]:
-    """What a fresh process that finds the package in ``path`` says of it."""
+    """The answer of a fresh process that finds the package in ``path``."""
     process = subprocess.run(
         [sys.executable, "-c", PROBE],
         cwd=path,

@@ -1,4 +1,4 @@
-"""What a native build is made with: the choice, its programs, their build folder, what isolation needs."""
+"""The choice of the native build: its programs, their build folder, the needs of isolation."""
 
 from __future__ import annotations
 

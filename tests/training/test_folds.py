@@ -225,7 +225,7 @@ def test_wrong_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--data", "synthetic"], "--data must be dfew or mafw, which have folds, got synthetic"),
         ([*tree, "--folds", "[0,6]"], "--folds: expected some of [1, 2, 3, 4, 5], got [0, 6]"),
         ([*tree, "--at_once", "0"], "--at_once: expected at least 1, got 0"),
-        ([*tree, "--at_once", "2", "--devices", "2"], "--at_once: a fold trains on one device then"),
+        ([*tree, "--at_once", "2", "--devices", "2"], "--at_once: each fold then trains on one device"),
     ):
         assert main([*options, *more]) == 2
         assert text in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What workers report: errors as they are, videos left out, and batches where shared memory is short."""
+"""Reports of the workers: errors as they are, skipped videos, and batches when shared memory is short."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from ifdd.training.config import DataConfig, TrainingConfig
 from ifdd.training.data import RecognitionData, sampling_policy
 from ifdd.training.loading import WorkerTraceback
 from ifdd.training.order import EpochOrder
+from ifdd.training.pieces import Pieces
 from ifdd.training.skipped import SkippedVideos
 from ifdd.training.windows import RawWindows, finished
 
@@ -146,15 +147,16 @@ def test_nothing_left_of_the_held_out_part(clips: Path) -> None:
 def test_batches_that_do_not_fit_into_shared_memory_come_through_pipes(
     clips: Path, monkeypatch: pytest.MonkeyPatch, fits_at_first: bool
 ) -> None:
-    """Seen before the workers start; or other programs take the memory afterwards."""
+    """Seen before the workers start; or a batch is larger than its piece and other programs take the rest."""
     expected = list(recognition_data(clips, 0).test_dataloader())
     size = expected[0].frames.nbytes
     loader = recognition_data(clips, 2).test_dataloader()
-    # Two batches of each worker, and two in use: one byte too little.
-    needed = 6 * size
+    # Two batches of each worker, and three in use: one byte too little.
+    needed = 7 * size
     monkeypatch.setattr(loading, "free_shared_memory", lambda: needed - (not fits_at_first))
     taken = iter([needed])
     if fits_at_first:
+        loader._batch_bytes = size - 1
         monkeypatch.setattr(loading, "free_shared_memory", lambda: next(taken, 0))
     with pytest.warns(DatasetWarning, match="shared memory is short .* batches go through pipes") as caught:
         piped = list(loader)
@@ -167,11 +169,56 @@ def test_batches_that_do_not_fit_into_shared_memory_come_through_pipes(
         assert torch.equal(one.labels, other.labels)
 
 
-def test_batches_that_fit_are_shared(clips: Path) -> None:
+def test_batches_travel_in_the_same_pieces_again_and_again(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = recognition_data(clips, 1)
+    expected = [batch.frames for batch in recognition_data(clips, 0).test_dataloader()]
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a worker took memory of its own")
+
+    # Workers are copies of this process.
+    monkeypatch.setattr(loading, "share_memory", refuse)
+    loader = data.test_dataloader()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert all(batch.frames.is_shared() for batch in data.test_dataloader())
+        # Left after the first batch: the tasks under way keep no piece.
+        kept = [next(iter(loader)).frames for _ in range(3)][-1]
+        for _ in range(2):
+            for batch, whole in zip(loader, expected, strict=True):
+                assert batch.frames.is_shared()
+                assert torch.equal(batch.frames, whole)
+    assert torch.equal(kept, expected[0])
+
+
+def test_a_batch_that_finds_no_piece_has_memory_of_its_own(clips: Path) -> None:
+    expected = [batch.frames for batch in recognition_data(clips, 0).test_dataloader()]
+    loader = recognition_data(clips, 1).test_dataloader()
+    # Twelve batches that are kept; there are five pieces.
+    kept = [batch.frames for _ in range(2) for batch in loader]
+    assert all(torch.equal(one, other) for one, other in zip(kept, expected * 2, strict=True))
+    assert all(frames.is_shared() for frames in kept)
+
+
+def test_a_piece_is_lent_until_nothing_refers_to_its_batch() -> None:
+    pieces = Pieces(2, 6)
+    assert [pieces.lend() for _ in range(3)] == [0, 1, None]
+    batch = torch.zeros(6, dtype=torch.uint8)
+    part = batch[2:4]
+    pieces.came_back(0, batch)
+    pieces.came_back(1, None)
+    assert [pieces.lend(), pieces.lend()] == [1, None]
+    del batch
+    assert pieces.lend() is None
+    del part
+    assert [pieces.lend(), pieces.lend()] == [0, None]
+    pieces.forget_tasks()
+    assert pieces.lend() == 0
+    memory = pieces.tensor(0, (3,), torch.int16)
+    assert memory is not None
+    assert memory.is_shared()
+    assert pieces.tensor(0, (7,), torch.uint8) is None
 
 
 SMALL_MOUNT = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
@@ -254,7 +301,7 @@ def test_settings_of_lists() -> None:
         ({"name": "list", "classes": "a,b", "path_map": "x"}, "data.path_map must be OLD=NEW, got 'x'"),
         (
             {"name": "mafw", "root": "r", "first_label": 0},
-            "data.first_label must be unset but for list, dfew",
+            "data.first_label is for data set list or dfew, not for mafw",
         ),
         ({"name": "folder"}, "data.root is missing: the folder that holds a folder of videos for each class"),
         ({"short": "stretch"}, "data.short must be one of"),
@@ -270,7 +317,8 @@ def test_the_list_of_skipped_videos_waits_for_its_folder(tmp_path: Path) -> None
     skipped.add("train", [LeftOut(Video(tmp_path / "a,\n\udcff", 0), "missing")])
     file.parent.mkdir()
     assert skipped.summary() == f"1 video was left out, listed in {file}"
-    skipped.add("train", [LeftOut(Video(tmp_path / "b", 1), "missing")])
+    skipped.add("train", [LeftOut(Video(tmp_path / "b", 1), "missing")], 1)
     rows = list(csv.DictReader(file.open(encoding="utf-8")))
     assert [row["path"] for row in rows] == [f"{tmp_path}/a,\\n\\xff", f"{tmp_path}/b"]
+    assert [row["label"] for row in rows] == ["0", "2"], "as the list counts them"
     assert skipped.summary() == f"2 videos were left out, listed in {file}"

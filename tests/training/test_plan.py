@@ -1,4 +1,4 @@
-"""What is said before a training starts."""
+"""The messages before a training starts."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ def test_a_usual_training_has_its_numbers_and_no_warning() -> None:
     assert row(found, "network") == "mvit_nano, 1.23 million parameters, 16 frames of 64 x 64 pixels"
     assert row(found, "steps") == "40 epochs of 20 steps of 32 clips: 800 steps, 80 of them in the warm-up"
     assert row(found, "learning rate") == "1e-06, up to 0.0001 in epoch 5, down to 1.2e-06"
+
+
+def test_clips_of_each_class_are_counted() -> None:
+    assert row(plan(class_clips=(640, 0)), "classes") == r"2, with training clips: a 640, b[/]\n 0"
 
 
 def test_batches_that_are_added_make_fewer_and_larger_steps() -> None:

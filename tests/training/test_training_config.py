@@ -44,7 +44,7 @@ def test_differences_name_what_changes_the_weights(tiny_config: Make) -> None:
 
 
 def test_defaults_places_and_the_number_of_epochs_are_no_differences(tiny_config: Make) -> None:
-    config = tiny_config()
+    config = replace(tiny_config(), data=DataConfig(name="list", classes="a,b"))
     written_out = replace(config, model={**config.model, "dropout": 0.5, "lifting": "update_first"})
     assert written_out.differences(config) == {}
     moved = replace(
@@ -66,6 +66,14 @@ def test_checkpoints_know_how_their_data_set_is_sampled(name: str, stride: int, 
     assert sampling_policy(replace(data, stride=3)) == SamplingPolicy(3, short)
 
 
+def test_stored_settings_may_hold_what_earlier_versions_ignored() -> None:
+    stored = TrainingConfig(data=DataConfig(name="folder", root="r")).to_dict()
+    stored["data"] |= {"test_list": "t.txt", "fold": 3}
+    assert TrainingConfig.from_dict(stored).data == DataConfig(name="folder", root="r")
+    with pytest.raises(TypeError, match="colour"):
+        TrainingConfig.from_dict({"data": {"colour": "red"}})
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
@@ -78,8 +86,8 @@ def test_checkpoints_know_how_their_data_set_is_sampled(name: str, stride: int, 
         ({"stride": 0}, "data.stride must be at least 1"),
         ({"workers": -1}, "data.workers must be at least 0"),
         ({"on_error": "ignore"}, "data.on_error must be one of"),
-        ({"soft_labels": True}, "data.soft_labels must be off but for dfew"),
-        ({"clips": "16f"}, "data.clips must be unset"),
+        ({"soft_labels": True}, "data.soft_labels is for data set dfew, not for synthetic: leave it away"),
+        ({"name": "folder", "root": "x", "clips": "16f"}, "data.clips is for data set dfew or mafw, not for"),
     ],
 )
 def test_impossible_data_are_refused(settings: dict[str, Any], text: str) -> None:

@@ -156,7 +156,7 @@ def gradient_errors(op: str, sample: Sample) -> list[float]:
 def test_rounding_of_the_result_stays_out_of_the_gradients(op: str, of_query: float) -> None:
     """Keys and values with a large common part, where a 16-bit rowsum(dP * P) shows in the gradients.
 
-    Without the correction along the mean key the gradient of q errs by 30 roundings and by 1.8; without the
+    Without the correction along the mean key the gradient of q errs by 30 ulps and by 1.8; without the
     exact rowsum the gradient of k errs by 1.5 and by 0.8 instead of 0.3.
     """
     dtype = torch.bfloat16
@@ -167,8 +167,8 @@ def test_rounding_of_the_result_stays_out_of_the_gradients(op: str, of_query: fl
     for part in sample.args[1:3]:
         part += 3 * torch.randn(32, generator=torch.Generator().manual_seed(2)).to(part)
     eps = torch.finfo(dtype).eps
-    for error, roundings in zip(gradient_errors(op, sample)[:3], (of_query, 0.6, 0.6), strict=True):
-        assert error <= roundings * eps
+    for error, ulps in zip(gradient_errors(op, sample)[:3], (of_query, 0.6, 0.6), strict=True):
+        assert error <= ulps * eps
 
 
 def test_large_scores() -> None:
@@ -178,7 +178,7 @@ def test_large_scores() -> None:
     wide = [arg.double() if isinstance(arg, Tensor) else arg for arg in (query, key, value, *rest)]
     exact, exact_log_sum = torch.ops.ifdd.pooled_attention_reference(*wide)
     assert exact_log_sum.max() > 200
-    # A score of 1000 carries 1000 roundings into its exponential.
+    # A score of 1000 carries 1000 ulps into its exponential.
     bound = 2000 * torch.finfo(torch.float32).eps * float(exact.abs().max())
     assert float((out.double() - exact).abs().max()) <= bound
     assert float((log_sum.double() - exact_log_sum).abs().max()) <= bound

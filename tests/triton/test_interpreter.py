@@ -57,7 +57,7 @@ def test_dot_multiplies_values() -> None:
     a, b = (torch.randn(32, 32, generator=generator).bfloat16() for _ in range(2))
     c = torch.full((32, 32), float("nan"))
     _run(_multiply, a, b, c, size=32)
-    # Products of bfloat16 are exact in float32; sums of 32 of them err by a few roundings.
+    # Products of bfloat16 are exact in float32; sums of 32 of them err by a few ulps.
     torch.testing.assert_close(c.double(), a.double() @ b.double(), rtol=0, atol=32 * 2**-23 * 8)
 
 

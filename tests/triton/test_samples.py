@@ -81,7 +81,7 @@ def _detached(arguments: tuple[Any, ...]) -> list[Any]:
 
 
 class _Calls(torch.nn.Module):
-    """An op of the Triton family with its arguments that are no tensors."""
+    """An op of the Triton family with its arguments that are not tensors."""
 
     def __init__(self, entry: Entry, arguments: tuple[Any, ...]) -> None:
         super().__init__()

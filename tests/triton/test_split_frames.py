@@ -62,7 +62,7 @@ def test_tiles_of_every_configuration(choice: int, norm: bool) -> None:
     from ifdd_kernels.triton import split_frames
 
     with device_tiles(choice, split_frames):
-        # Ten frames are two runs of dx; 11 positions are no multiple of a tile, nor is 300 channels.
+        # Ten frames are two runs of dx; 11 positions are not a multiple of a tile, nor is 300 channels.
         check("split_frames", *_arguments(Maker(torch.float32, DEVICE), (1, 10, 7, 20), (2, 3), norm=norm))
         check("split_frames", *_arguments(Maker(torch.float32, DEVICE), (1, 3, 2, 300), (1, 2), norm=norm))
 

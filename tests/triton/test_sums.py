@@ -29,7 +29,7 @@ def test_columns_go_to_their_outputs(choice: int, rows: int) -> None:
             exact = taken.double().sum(0).split(widths[:count])
             for values, wanted in zip(memory, exact, strict=True):
                 eps = torch.finfo(values.dtype).eps
-                # A float32 sum of 130 numbers of size 1 errs by a few roundings of its partial sums.
+                # A float32 sum of 130 numbers of size 1 errs by a few ulps of its partial sums.
                 torch.testing.assert_close(values[:-1].double(), wanted, rtol=eps, atol=2e-5)
                 assert values[-1] == 7
 

@@ -1,4 +1,4 @@
-"""What compilers see of the Triton ops on a GPU, traced without one.
+"""The Triton ops as compilers see them on a GPU, traced without one.
 
 Kernels that are interpreted cannot be traced: there, one test runs this file again in a process that
 compiles. Tensors are on the CPU, for autograd wants a device that PyTorch was built for; a stand-in driver

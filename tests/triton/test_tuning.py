@@ -436,7 +436,7 @@ SIZES = range(1, 41)
 
 
 def _forked(work: Callable[[int], Any], count: int) -> list[Any]:
-    """What ``work(number)`` returns in each of ``count`` processes that start together."""
+    """The results of ``work(number)`` in ``count`` processes that start together."""
     barrier, results = FORK.Barrier(count), FORK.Queue()
 
     def run(number: int) -> None:

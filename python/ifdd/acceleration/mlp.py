@@ -1,4 +1,4 @@
-"""What all MViTs share: two products with GELU between them."""
+"""The MLP of all MViTs: two products with GELU between them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_mlp(owner: Accelerated, layers: Layers, x: Tensor) -> Tensor | None:
 
 
 def why_not_run(layers: Layers) -> str:
-    """What keeps :func:`run_mlp` from layers of the right classes, in words; empty where nothing does."""
+    """The reason why :func:`run_mlp` cannot run layers of the right classes, in words; empty if it can."""
     activation: Any = layers.activation
     if activation.approximate != "none":
         return f"has a GELU approximated by {activation.approximate!r}"

@@ -1,4 +1,4 @@
-"""What all MViTs share: pools that a kernel can read, and attention on what they leave."""
+"""Pooling and attention of all MViTs: pools that a kernel can read, and attention on their results."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_pooling(pool: nn.Module | None, norm: nn.Module | None) -> Pooling | No
 
 
 def why_not_read(pool: nn.Module | None, norm: nn.Module | None) -> str:
-    """What keeps :func:`read_pooling` from a pool, in words; empty where nothing does."""
+    """The reason why :func:`read_pooling` cannot read a pool, in words; empty if it can."""
     if read_pooling(pool, norm) is not None:
         return ""
     if type(pool) is not nn.Conv3d:

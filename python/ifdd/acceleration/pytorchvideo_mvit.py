@@ -116,7 +116,7 @@ class BlockOnKernels(Accelerated):
 
 
 def plan(block: Any) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
-    """What each part of a `MultiScaleBlock` becomes, and why parts are left; the block itself is ""."""
+    """The replacement of each part of a `MultiScaleBlock`, and why parts stay; the block itself is ""."""
     become: dict[str, type[Accelerated]] = {
         "": BlockOnKernels,
         "attn": AttentionOnKernels,

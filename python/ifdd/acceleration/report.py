@@ -1,4 +1,4 @@
-"""What :func:`ifdd.accelerate` did to a model."""
+"""The report of :func:`ifdd.accelerate` about a model."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> Report:
         What was replaced and what was left and why; its `undo` gives the classes back.
 
     Raises:
-        TypeError: a model that is no `nn.Module`. ValueError: an unknown backend.
+        TypeError: a model that is not an `nn.Module`.
+        ValueError: an unknown backend.
 
     Second derivatives are refused in backward, as by all ops here. `torch.jit.script` takes no module whose
     class was made at run time: undo first. Pickles need this package where they are loaded.

@@ -139,7 +139,7 @@ class SkipOnKernels(Accelerated):
 
 
 def plan(block: Any) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
-    """What each part of a `MultiscaleBlock` becomes, and why parts are left, by their names in it."""
+    """The replacement of each part of a `MultiscaleBlock`, and why parts stay, by their names in it."""
     become: dict[str, type[Accelerated]] = {"attn": AttentionOnKernels, "mlp": MLPOnKernels}
     left: dict[str, str] = {}
     reasons = {"attn": _attention_reason(block.attn), "mlp": _mlp_reason(block.mlp)}

@@ -30,7 +30,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a file of weights holds, on the CPU.
+    """The content of a file of weights, on the CPU.
 
     ``weights``: named tensors without the wrappers of training scripts; ``place``: the wrappers, for a
     message (empty where there were none); ``left_out``: entries beside them that were not taken; ``header``:

@@ -122,7 +122,7 @@ def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Check
 
 @dataclass(frozen=True)
 class Settings:
-    """What one of this package's own files says beside its weights."""
+    """The settings in one of this package's own files, beside its weights."""
 
     config: IFDDConfig
     class_names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What this package's own training checkpoints (``last.ckpt``, ``best.ckpt``) say about their weights.
+"""Reads this package's own training checkpoints (``last.ckpt``, ``best.ckpt``).
 
 The trainer's state lies beside them in the file; to predict, test or start from them only weights, settings
 and class names are needed, and none of the training machinery.
@@ -62,7 +62,7 @@ class TrainingRecord:
         return f"{weights}, epoch {self.epoch + 1} of {self.config.optim.epochs}"
 
     def extra(self) -> dict[str, Any]:
-        """What an exported checkpoint says about its training."""
+        """The record of the training in an exported checkpoint."""
         data = self.config.data
         return {
             "dataset": data.name,

@@ -1,4 +1,4 @@
-"""What training scripts put around weights: outer entries, prefixes of names, other tensors beside them.
+"""Removes the wrappers of training scripts: outer entries, prefixes of names, other tensors.
 
 A file may hold several sets of weights (the trained ones and their moving average, a student and a teacher).
 Each mapping that holds tensors, divided by the known prefixes of its names, is a candidate; of those of the

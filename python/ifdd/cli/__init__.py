@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 DESCRIPTION = (
-    "IFDD recognises facial expressions in video. Cut faces out of raw videos with `prepare`, look a data "
-    "set through with `check`, train with `fit`, measure with `test`, do both for all folds of a benchmark "
-    "with `folds`, read videos with `predict`, see results in the video with `annotate`, of a camera with "
-    "`live`, in the browser with `app`, and what the network looked at with `explain`, bring published "
-    "weights with `convert`, write files for other programs with `export`, check the installation with "
-    "`doctor`."
+    "IFDD recognises facial expressions in video. To train a network of your own: `prepare` cuts the faces "
+    "out of raw videos, `check` looks for faults in a data set, `fit` trains and `test` measures. To use a "
+    "network: `predict` writes the probabilities of videos, `annotate` draws them into a video, `live` shows "
+    "those of a camera, `app` opens a page in the browser and `explain` draws what the network looked at. "
+    "`doctor` checks the installation."
 )
 
 

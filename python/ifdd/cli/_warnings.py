@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """What is worth knowing about a data set is shown like an error, without the place in the source."""
+    """Shows warnings about a data set like errors, without the place in the source."""
     from ifdd.data.errors import DatasetWarning
     from ifdd.text import one_line
 

@@ -1,10 +1,10 @@
-"""Write a video with the faces, their classes and the probabilities over time drawn into it.
+"""Draw the faces, their classes and the probabilities over time into a copy of a video.
 
-Every frame shows the class of the window it lies in, as ifdd predict gives it. The sound is copied. OUT is
-there whole at the end, or as it was before.
+Every frame shows the class that ifdd predict gives to its window. The sound is copied. OUT appears when it is
+complete; until then an older file of that name stays as it is.
 
-Pictures stay on this machine. The classes are a guess at what faces show, not what people feel; the EU's AI
-Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
+Pictures stay on this machine. The classes are a guess at what faces show, not at what people feel; the EU's
+AI Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("video", metavar="VIDEO", help="video file or folder of numbered frames")
     parser.add_argument("--checkpoint", required=True, help="weights written by `ifdd fit` or `ifdd convert`")
     parser.add_argument("--out", required=True, metavar="OUT", help="video to write: .mp4, .mov or .mkv")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     add_crop_option(parser)
     add_device_option(parser)
 

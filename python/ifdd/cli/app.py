@@ -1,10 +1,11 @@
-"""Open a web page on this machine: drop a video, see faces, classes over time and what the network looked at.
+"""Open a web page on this machine: drop a video, and see its faces, their classes over time and what the
+network looked at.
 
-The page is served on 127.0.0.1, for this machine only, and asks no other host for anything. Uploaded videos
-and results are removed when the command ends (Ctrl-C).
+The page is served on 127.0.0.1, to this machine only, and loads nothing from other hosts. Uploaded videos
+and results are deleted when the command ends (Ctrl-C).
 
-Pictures stay on this machine. The classes are a guess at what faces show, not what people feel; the EU's AI
-Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
+Pictures stay on this machine. The classes are a guess at what faces show, not at what people feel; the EU's
+AI Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from ifdd.cli.paths import require_file
 from ifdd.cli.signals import stoppable
 from ifdd.text import one_line
 
-SUMMARY = "a web page on this machine that reads videos"
+SUMMARY = "open a web page on this machine that reads videos"
 USAGE = "--checkpoint CHECKPOINT [options]"
 
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the options."""
     parser.add_argument("--checkpoint", required=True, help="weights written by `ifdd fit` or `ifdd convert`")
-    parser.add_argument("--max_size", type=float, default=200, help="largest file that is taken, in MB")
-    parser.add_argument("--max_seconds", type=float, default=300, help="longest video that is taken")
+    parser.add_argument("--max_size", type=float, default=200, help="largest file in MB")
+    parser.add_argument("--max_seconds", type=float, default=300, help="longest video in seconds")
     parser.add_argument(
-        "--port", type=int | None, default=None, help="default: the first free one from 7860 on"
+        "--port", type=int | None, default=None, help="port of the page; default: the first free from 7860 on"
     )
     parser.add_argument("--browser", type=bool, default=True, help="open the page in a browser")
     add_device_option(parser)

@@ -1,9 +1,9 @@
-"""Read a data set in advance: which videos are missing, broken or odd, and how many there are of each class.
+"""Check a data set before training: find videos that are missing, damaged or unusual, and count each class.
 
-Every video is decoded once, all of it. Faults are videos that are missing, unreadable or damaged, that are
-twice in a list or in the training and the test list, lists that cannot be read, and classes without training
-videos; what else is odd is noted. Reports are written while reading. Exit code 0: no fault, 1: faults, 2: a
-wrong call.
+Every video is decoded once, from beginning to end. These are faults: a video that is missing, unreadable or
+damaged, or that is listed twice (in one list, or for training and for testing); a list that cannot be read; a
+class without training videos. Anything else that is unusual is only noted. The reports grow while videos are
+read. Exit code 0: no faults, 1: faults, 2: a wrong call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ifdd.cli._commands import EXIT_FAILED, UsageError
 from ifdd.cli.common import add_test_options, data_config, network_options, require_data, wide_console
 from ifdd.cli.evaluate import TRAINING_ONLY
-from ifdd.cli.paths import require_writable_file
+from ifdd.cli.paths import require_free, require_writable_file
 from ifdd.cli.spare import spare
 from ifdd.text import cell, counted, one_line, printable
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ifdd.data.inspection import Finding, Listed
     from ifdd.training.config import DataConfig
 
-SUMMARY = "read a data set in advance and say what is wrong with it"
+SUMMARY = "find faults in a data set before training"
 USAGE = "--data DATA [options]"
 UNUSED = TRAINING_ONLY - {"soft_labels"} | {
     *(
@@ -62,15 +62,16 @@ def configure(parser: ArgumentParser) -> None:
         type=str | None,
         default=None,
         metavar="FILE",
-        help="write a line for each video to this CSV file",
+        help="CSV file to write, one line per video",
     )
     parser.add_argument(
         "--json",
         type=str | None,
         default=None,
         metavar="FILE",
-        help="write a JSON object for each video, a line each, and one with the counts at the end",
+        help="JSON Lines file to write: one object per video, and the counts at the end",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace reports that are there")
     add_test_options(parser, UNUSED)
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
 
@@ -97,6 +98,9 @@ def run(options: Namespace) -> int:
         [(f"--{name}", Path(options[name])) for name in ("csv", "json") if options[name] is not None],
         [*lists, *(("a video", video.path) for video in videos)],
     )
+    for name in ("csv", "json"):
+        if options[name] is not None:
+            require_free(f"--{name}", options[name], options.overwrite)
     policy = sampling_policy(data)
     window = network.clip_frames * policy.stride
     report.short = f"fewer frames than the {window} of a window, stretched to it (--short {policy.short})"
@@ -120,7 +124,7 @@ def run(options: Namespace) -> int:
 
 
 class Report:
-    """What was found, counted.
+    """Counts of the findings.
 
     Args:
         data: the data set that is looked at.
@@ -130,6 +134,7 @@ class Report:
         self.data = data
         self.class_names: tuple[str, ...] = ()
         self.short = ""
+        self.first_label = 0
         self.list_faults: list[str] = []
         self.list_notes: list[str] = []
         self.findings: list[Finding] = []
@@ -169,7 +174,7 @@ class Report:
             video.split,
             video.place,
             os.fspath(video.path),
-            video.label,
+            self.first_label + video.label,
             self.class_names[video.label],
             reading.frames,
             width,
@@ -212,7 +217,9 @@ class Report:
             for kind in kinds:
                 table.add_column(kind, justify="right")
             for label, name in enumerate(self.class_names):
-                table.add_row(str(label), cell(name), *(str(counts[label, kind]) for kind in kinds))
+                table.add_row(
+                    str(self.first_label + label), cell(name), *(str(counts[label, kind]) for kind in kinds)
+                )
             table.add_section()
             totals = [sum(n for (_, at), n in counts.items() if at == kind) for kind in kinds]
             table.add_row("", "all", *map(str, totals))
@@ -262,14 +269,19 @@ def _listed(data: DataConfig, network: IFDDConfig, report: Report) -> Iterator[L
     for split in ("train", "test"):
         if data.name == "list" and given[split] is None:
             continue
+        faults: list[str] = []
+        whole = replace(data, validation=0.0)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DatasetWarning)  # remarks are printed with the rest
-                clips = make_dataset(replace(data, validation=0.0), split, network, 0, must_exist=False)
+                clips = make_dataset(whole, split, network, 0, must_exist=False, faults=faults)
         except DatasetError as error:
-            if str(error) not in report.list_faults:  # both parts may be read from the same folder
-                report.list_faults.append(str(error))
+            # Both parts may be read from the same folder.
+            known = report.list_faults
+            report.list_faults = known + [each for each in (*faults, str(error)) if each not in known]
             continue
+        report.list_faults += faults
+        report.first_label = max(report.first_label, getattr(clips, "first_label", 0))
         if split == "test" and isinstance(clips, FolderDataset) and not clips.divided:
             continue
         report.class_names = clips.class_names
@@ -280,6 +292,13 @@ def _listed(data: DataConfig, network: IFDDConfig, report: Report) -> Iterator[L
             report.list_notes.append(f"{split}: drawn while training, there are no files to read")
             continue
         report.list_notes += [note for note in getattr(clips, "remarks", ()) if note not in report.list_notes]
+        if split == "test" and (missing := getattr(clips, "missing_classes", ())):
+            names = ", ".join(map(printable, missing))
+            counting = len(clips.class_names) - len(missing)
+            report.list_notes.append(
+                f"no test video of {names}: UAR would be the mean of {counting} of {len(clips.class_names)} "
+                "classes"
+            )
         yield from (
             Listed(split, number + 1, video.path, video.label)
             for number, video in zip(clips.numbers, clips.videos, strict=True)

@@ -1,4 +1,4 @@
-"""What the commands share: the options of data and model, short error lines."""
+"""Shared by the commands: the options of data and model, short error lines."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from ifdd.training.config import (
     SettingError,
     Strategy,
     TrainingConfig,
+    uses,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def add_data_options(parser: ArgumentParser) -> None:
 
 def add_training_options(parser: ArgumentParser) -> None:
     """All of :class:`TrainingConfig`, flat but for `--model.*`."""
-    _add_config_option(parser, "YAML file with any of the options below; options beside it win")
+    _add_config_option(parser, "YAML file with options of this command; the command line overrides it")
     add_data_options(parser)
     _add_recipe_options(parser)
     add_device_option(parser)
@@ -92,7 +93,9 @@ def add_test_options(parser: ArgumentParser, unused: Collection[str]) -> None:
     """Data and device. The options of a training are accepted, so that one YAML file serves all commands, but
     help shows neither those of the recipe nor the `unused` ones among the others.
     """
-    _add_config_option(parser, "YAML file, the one of `ifdd fit` (OUT/config.yaml) or with options below")
+    _add_config_option(
+        parser, "YAML file with options, such as OUT/config.yaml of `ifdd fit`; the command line overrides it"
+    )
     add_data_options(parser)
     add_device_option(parser)
     add_launch_options(parser)
@@ -112,7 +115,7 @@ def add_network_options(parser: ArgumentParser) -> None:
 
 def _add_config_option(parser: ArgumentParser, text: str) -> None:
     parser.add_argument("--config", action="config", help=text)
-    parser._option_string_actions["--print_config"].help = "print all options as such a YAML file and exit"
+    parser._option_string_actions["--print_config"].help = "print all options as such a YAML file, and exit"
 
 
 def _add_recipe_options(parser: ArgumentParser) -> None:
@@ -121,26 +124,31 @@ def _add_recipe_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("Running")
     group.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     group.add_argument(
-        "--precision", type=Precision, default="32", help="arithmetic: 32, bf16-mixed or 16-mixed bits"
+        "--precision", type=Precision, default="32", help="precision of the arithmetic, as Lightning names it"
+    )
+    group.add_argument(
+        "--cuda_graph",
+        action="store_true",
+        help="replay forward and backward as CUDA graphs (one GPU): the same numbers, fewer calls",
     )
     group.add_argument(
         "--init",
         type=str | None,
         default=None,
-        help="file of weights to start from (a checkpoint, last.ckpt of another run, torchvision's "
-        "mvit_v2_s); its classifier is kept if it is for the same classes",
+        help="weights to start from: a checkpoint, last.ckpt of another run, or torchvision's mvit_v2_s; the "
+        "classifier is kept if the classes are the same",
     )
     group.add_argument(
         "--init_part",
         type=InitPart,
         default="all",
-        help="what to take of it: all, or backbone (embedding, backbone and pyramid)",
+        help="part of --init to use: all, or backbone (embedding, backbone and pyramid)",
     )
 
 
 def add_device_option(parser: ArgumentParser) -> None:
     """`--device`."""
-    parser.add_argument("--device", type=Device, default="auto", help="auto takes the GPU if there is one")
+    parser.add_argument("--device", type=Device, default="auto", help="auto uses the GPU if there is one")
 
 
 def add_launch_options(parser: ArgumentParser) -> None:
@@ -149,33 +157,39 @@ def add_launch_options(parser: ArgumentParser) -> None:
         "--devices",
         type=int | None,
         default=None,
-        help="GPUs (on a CPU: processes) of each machine that work together; default: what torchrun or SLURM "
-        "started, else 1",
+        help="GPUs per machine that train together (on a CPU: processes); default: as many as torchrun or "
+        "SLURM started, else 1",
     )
     parser.add_argument(
         "--num_nodes",
         type=int | None,
         default=None,
-        help="machines that work together; default: what torchrun or SLURM started, else 1",
+        help="machines that train together; default: as many as torchrun or SLURM started, else 1",
     )
     parser.add_argument(
         "--strategy",
         type=Strategy,
         default="auto",
-        help="how Lightning trains on them: auto is ddp for more than one process",
+        help="Lightning's strategy for several processes; auto: ddp if there are several",
     )
 
 
 def data_config(options: Namespace) -> DataConfig:
     """The checked :class:`DataConfig` of flat options.
 
+    A file of options may be about another data set than the one typed beside it, or have been written when
+    options of other data sets were ignored (that of a run to resume): there they still are.
+
     Raises:
-        UsageError: no data set was named, or an option cannot be used.
+        UsageError: no data set was named, an option cannot be used, or the data set does not use it.
     """
     if options.data is None:
         raise UsageError(f"--data is missing: name the data set, one of {', '.join(get_args(DatasetName))}")
+    values = {name: options[name] for name in _DATA_FIELDS}
+    if "data" in options.typed or options.get("resume"):
+        values = {name: v for name, v in values.items() if name in options.typed or uses(options.data, name)}
     with usage_errors():
-        return DataConfig(name=options.data, **{name: options[name] for name in _DATA_FIELDS})
+        return DataConfig(name=options.data, **values)
 
 
 def require_data(data: DataConfig) -> None:
@@ -205,6 +219,7 @@ def training_config(options: Namespace) -> TrainingConfig:
             devices=options.devices,
             num_nodes=options.num_nodes,
             strategy=options.strategy,
+            cuda_graph=options.cuda_graph,
             init=options.init,
             init_part=options.init_part,
         )

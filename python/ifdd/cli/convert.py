@@ -1,9 +1,9 @@
-"""Bring published weights into a checkpoint of this package.
+"""Convert published weights into a checkpoint of this package.
 
-Reads weights of the original implementation (.pth), torchvision's mvit_v2_s (embedding and backbone only), a
-checkpoint, or last.ckpt and best.ckpt of a run, and writes one safetensors file with the configuration and
-the class list. What was not used is printed. Class orders differ between projects, so for weights of others
-the class list must be given, and --model.* where their network is not the default one.
+IN may be weights of the original implementation (.pth), torchvision's mvit_v2_s (embedding and backbone
+only), a checkpoint, or last.ckpt or best.ckpt of a training. OUT is one safetensors file: the weights, the
+configuration and the class list. Tensors that were not used are printed. Projects order the classes
+differently, so weights from elsewhere need --classes, and --model.* if their network is not the default one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
 from ifdd.cli.common import add_network_options, network_options
-from ifdd.cli.paths import require_file, require_writable_file
+from ifdd.cli.paths import require_file, require_free, require_writable_file
 from ifdd.cli.spare import spare
 from ifdd.config import IFDDConfig
 
-SUMMARY = "bring published weights into a checkpoint"
+SUMMARY = "convert published weights into a checkpoint"
 USAGE = "IN OUT [--classes CLASSES] [options]"
 
 
@@ -31,9 +31,10 @@ def configure(parser: ArgumentParser) -> None:
         "--classes",
         type=str | None,
         default=None,
-        help="class names in the order of the logits, separated by commas, or dfew, ferv39k, mafw for "
-        "theirs; default: those in the file, if it is one of this package",
+        help="class names in the order of the logits: A,B,C, or dfew, ferv39k or mafw for those of that data "
+        "set; default: those in the file, if this package wrote it",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     add_network_options(parser)
 
 
@@ -43,6 +44,7 @@ def run(options: Namespace) -> int:
         raise UsageError(f"OUT: a checkpoint ends in .safetensors, got {options.output}")
     require_writable_file("OUT", options.output)
     spare([("OUT", Path(options.output))], [("the file", options.input)])
+    require_free("OUT", options.output, options.overwrite)
     names = None if options.classes is None else class_list(options.classes)
     require_file("IN", options.input)
     network = network_options(options)

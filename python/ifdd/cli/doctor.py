@@ -1,10 +1,9 @@
-"""Check the installation: versions, native library, kernels of each op and why others are refused, GPU,
-self-test.
+"""Check the installation: versions, the native library, the kernels that run each op (and why others do not),
+the GPU, and a self-test.
 
 The self-test compares every op with its definition in float64 and trains a small network for one step; it
-takes about ten seconds. Exit code 1 if anything is wrong: with a kernel, with the native library, with a
-package that is installed and cannot be imported, or with the folder, if Python started there would import the
-package without its kernels.
+takes about ten seconds. Exit code 1 if a kernel or the native library does not work, if an installed package
+cannot be imported, or if Python, started in this folder, would import the package without its kernels.
 """
 
 from __future__ import annotations
@@ -137,7 +136,7 @@ def versions() -> Iterator[tuple[str, str]]:
 
 
 def jpeg_decoder() -> str:
-    """What folders of JPEG frames are read with."""
+    """The decoder for folders of JPEG frames."""
     from ifdd.data.jpeg import simplejpeg
 
     try:
@@ -234,7 +233,7 @@ def _op_problem(entry: Any, device: str) -> str | None:
         expected = _tensors((entry.reference if entry.operator else entry.overload)(*wide))
         for place, (a, e) in enumerate(zip(actual, expected, strict=True)):
             error = relative_error(a, e)
-            bound = precision_error_bound(torch.float32, entry.roundings) if a.is_floating_point() else 0.0
+            bound = precision_error_bound(torch.float32, entry.ulps) if a.is_floating_point() else 0.0
             if not error <= bound:
                 found = f"relative error {error:.1e}, allowed {bound:.1e}"
                 return f"sample '{sample.label}', result {place}: {found}"

@@ -1,18 +1,22 @@
-"""Measure a checkpoint on a test set: WAR (accuracy), UAR (mean recall of the classes) and the table of
-classes.
+"""Measure a checkpoint on a test set: WAR (accuracy), UAR (mean recall of the classes) and the recall of each
+class.
 
-A video of several windows counts once, by the mean of its windows' logits.
+A video with several windows counts once: the logits of its windows are averaged.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ifdd.cli._commands import UsageError
 from ifdd.cli.common import (
+    Parser,
     add_test_options,
     choose_device,
     data_config,
@@ -54,8 +58,24 @@ def configure(parser: ArgumentParser) -> None:
         default=None,
         help="folder for scores.json and confusion.png; default: the folder of the checkpoint",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the scores of another test that are there; those of the same test are replaced anyway",
+    )
     add_test_options(parser, TRAINING_ONLY)
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
+
+
+def parse(parser: Parser, arguments: Sequence[str]) -> Namespace:
+    """Options of a command line. Those of a training may stand in a file that is meant for both, but typed
+    here they would be ignored.
+    """
+    options: Namespace = parser.parse_args(arguments)
+    for name in options.typed:
+        if parser.is_hidden(name):
+            raise UsageError(f"--{name} is for training, a test does not use it: leave it away")
+    return options
 
 
 def run(options: Namespace) -> int:
@@ -78,7 +98,8 @@ def run(options: Namespace) -> int:
         first = current_launch(config).is_first
     quiet_lightning(first)
     from ifdd.checkpoint import load_checkpoint
-    from ifdd.training.report import FIGURE, SCORES, write_report
+    from ifdd.training.overlap import overlap_warning
+    from ifdd.training.report import FIGURE, SCORES, holds_this_test, write_report
     from ifdd.training.run import evaluate
     from ifdd.training.watch import ReportedError
 
@@ -91,9 +112,18 @@ def run(options: Namespace) -> int:
         options.classes = list(checkpoint.class_names)
     data = data_config(options)
     require_data(data)
+    _require_classes(data, checkpoint.class_names)
+    there = (out / SCORES).exists()
+    if there and not options.overwrite and not holds_this_test(out, checkpoint_path, data):
+        raise UsageError(
+            f"--out: {printable(out / SCORES)} holds the scores of another test; name another folder with "
+            "--out, or --overwrite replaces them"
+        )
     if first:
         print(f"data set     {_data_set(data)}")
         print(f"checkpoint   {printable(str(checkpoint_path))} ({checkpoint.origin})", flush=True)
+        if (warning := overlap_warning(checkpoint_path, data)) is not None:
+            print(f"ifdd test: warning: {warning}", file=sys.stderr)
     try:
         with setting_errors(), stoppable():
             scores = evaluate(
@@ -105,8 +135,21 @@ def run(options: Namespace) -> int:
         return 0
     print_scores(scores)
     write_report(out, scores, checkpoint_path, checkpoint, data)
-    print(f"written: {out / SCORES}, {out / FIGURE}")
+    print(f"{'written' if not there else 'replaced'}: {out / SCORES}, {out / FIGURE}")
     return 0
+
+
+def _require_classes(data: DataConfig, class_names: Sequence[str]) -> None:
+    """Refuses named classes that are not those of the checkpoint.
+
+    Raises:
+        UsageError: others, or the same in another order.
+    """
+    if data.class_names in (None, tuple(class_names)):
+        return
+    inside = ", ".join(map(printable, class_names))
+    way = "leave --classes away" if data.name in ("list", "folder") else "name these, or leave --classes away"
+    raise UsageError(f"--classes: those of the checkpoint are {inside}, in that order; {way}")
 
 
 def _data_set(data: DataConfig) -> str:
@@ -132,3 +175,7 @@ def print_scores(scores: Scores) -> None:
     for name, recall, count in zip(scores.class_names, scores.recall, clips, strict=True):
         table.add_row(cell(name), str(count), "no clip" if recall is None else f"{100 * recall:.2f} %")
     console.print(table)
+    if scores.missing:
+        counting = len(scores.class_names) - len(scores.missing)
+        names = ", ".join(map(printable, scores.missing))
+        print(f"UAR is the mean of {counting} of {len(scores.class_names)} classes: no clip of {names}")

@@ -1,8 +1,8 @@
 """Draw what the network looked at in a video.
 
-The figure of one window shows its frames, where the static and dynamic samples were taken, the features of
-both groups, the correlation of the frames and the class probabilities. With --window all it shows the
-probabilities of all windows over time, with frames. It is as wide as two columns of a paper (18.3 cm).
+The figure of one window shows its frames, the positions of the static and dynamic samples, the features of
+both groups, the correlation of the frames and the class probabilities. With --window all, it shows the
+probabilities of all windows over time, with some frames. It is 18.3 cm wide, two columns of a paper.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
 from ifdd.cli.common import add_device_option, choose_device
-from ifdd.cli.paths import require_file, require_writable_file
+from ifdd.cli.paths import require_file, require_free, require_writable_file
 from ifdd.cli.predict import add_crop_option, check_crop, remark_on_crop
 from ifdd.cli.spare import spare
 from ifdd.text import one_line, printable
@@ -35,16 +35,17 @@ def configure(parser: ArgumentParser) -> None:
         "--window",
         type=int | Literal["all"],
         default=0,
-        help="which window of the video, from 0, or all; windows are those of `ifdd predict`",
+        help="number of the window, from 0, or all; `ifdd predict` lists the windows of a video",
     )
     parser.add_argument(
         "--panels",
         type=str | None,
         default=None,
-        help="parts of the figure of one window, such as maps,probabilities; default: "
+        help="parts of the figure of one window, separated by commas; default: "
         "frames,samples,maps,correlation,probabilities",
     )
     parser.add_argument("--dpi", type=int, default=300, help="dots per inch of the figure")
+    parser.add_argument("--overwrite", action="store_true", help="replace FIGURE if it is there")
     add_crop_option(parser)
     add_device_option(parser)
 
@@ -73,6 +74,7 @@ def run(options: Namespace) -> int:
     spare(
         [("--out", Path(options.out))], [("the video", options.video), ("the checkpoint", options.checkpoint)]
     )
+    require_free("--out", options.out, options.overwrite)
     device = choose_device(options.device)
 
     from ifdd.prediction import Predictor

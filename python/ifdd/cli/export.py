@@ -1,10 +1,10 @@
 """Write a checkpoint's network as a file for other programs.
 
-onnx: for ONNX Runtime and others, plain ONNX operators. pt2: a program of torch.export, loaded in Python
-where ifdd_kernels is imported. aoti: a compiled AOTInductor package, run from Python or C++ with the kernels
-of ifdd_kernels on CPUs of the kind that wrote it. All take float32 clips (B, 3, T, S, S) of RGB in [0, 1],
-any B, and hold the class names and the sampling of the checkpoint. The file is run and compared with the
-network before it is put in place. See docs/deploy.md.
+onnx: standard ONNX operators, for ONNX Runtime and other programs. pt2: a torch.export program; import
+ifdd_kernels in Python before loading it. aoti: a compiled AOTInductor package for Python or C++; it needs the
+kernels of ifdd_kernels, and a CPU of the same kind as this one. All read float32 clips (B, 3, T, S, S) of RGB
+in [0, 1], for any B, and hold the class names and the sampling of the checkpoint. Before the file appears it
+is run and compared with the network. See docs/deploy.md.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
-from ifdd.cli.paths import require_file, require_writable_file
+from ifdd.cli.paths import require_file, require_free, require_writable_file
 from ifdd.text import one_line
 
-SUMMARY = "write the network as ONNX, torch.export program or AOTInductor package"
+SUMMARY = "write the network as an ONNX, torch.export or AOTInductor file"
 USAGE = "CHECKPOINT --format FORMAT [--out FILE]"
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".aoti.pt2"}
 """Ends of the default names; the last part is the format's."""
@@ -43,9 +43,10 @@ def configure(parser: ArgumentParser) -> None:
         type=str | None,
         default=None,
         metavar="FILE",
-        help="file to write, replaced if it exists; ends in .onnx or .pt2; "
-        "default: the checkpoint's name with .onnx, .pt2 or .aoti.pt2",
+        help="file to write; ends in .onnx or .pt2; default: the checkpoint's name with .onnx, .pt2 or "
+        ".aoti.pt2",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
 
 
 def _say(step: str) -> None:
@@ -61,6 +62,7 @@ def run(options: Namespace) -> int:
     if Path(out).suffix != suffix:
         raise UsageError(f"--out: a file of format {options.format} ends in {suffix}, got {out}")
     require_writable_file("--out", out)
+    require_free("--out", out, options.overwrite)
     require_file("CHECKPOINT", options.checkpoint)
 
     from ifdd.export import export_checkpoint

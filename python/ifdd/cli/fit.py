@@ -1,5 +1,7 @@
-"""Train a network. OUT receives the best weights with the class list (model.safetensors), the training's
-state (last.ckpt, best.ckpt), its settings (config.yaml), and loss, scores and learning rate of each epoch
+"""Train a network.
+
+The folder OUT receives the best weights with the class list (model.safetensors), the state of the training
+(last.ckpt, best.ckpt), its settings (config.yaml), and the loss, scores and learning rate of every epoch
 (metrics.csv, curves.png). See docs/training.md.
 """
 
@@ -39,7 +41,7 @@ from ifdd.training.launch import current_launch
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
-    from ifdd.training.config import DataConfig
+    from ifdd.training.config import DataConfig, TrainingConfig
     from ifdd.training.plan import TrainingPlan
     from ifdd.training.resume import ResumeError
 
@@ -49,30 +51,30 @@ USAGE = "--data DATA --out OUT [options]\n       ifdd fit --out OUT --resume [--
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("--out", required=True, help="folder of this run")
+    parser.add_argument("--out", required=True, help="folder for the files of this training")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the training in OUT; its settings are taken from there, and --epochs may be raised",
+        help="continue the training in OUT, with its settings; --epochs may be raised",
     )
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
     parser.add_argument(
         "--max_time",
         type=str | None,
         default=None,
-        help="end this run in DD:HH:MM:SS, after the last whole epoch that fits; --resume goes on",
+        help="stop after the last whole epoch that fits into DD:HH:MM:SS; --resume continues",
     )
     parser.add_argument(
         "--limit_steps",
         type=int | None,
         default=None,
-        help="end this run after so many steps; an epoch that is cut short is lost",
+        help="stop after this many steps; an unfinished epoch is lost",
     )
     parser.add_argument(
         "--logger",
         type=str | None,
         default=None,
-        help="a further logger of Lightning, by its class or as YAML, as LightningCLI takes it: "
+        help="an additional Lightning logger: its class, or YAML as for LightningCLI: "
         "'{class_path: WandbLogger, init_args: {project: faces}}'",
     )
     add_training_options(parser)
@@ -148,7 +150,7 @@ def run(options: Namespace) -> int:
         return 0
     if result.limit is not None:
         print(f"ended by {result.limit}; go on with: {_again(options)}")
-    print(f"best epoch: {result.epoch + 1} of {config.optim.epochs}")
+    print(f"{_which_epoch(config)}: {result.epoch + 1} of {config.optim.epochs}")
     if result.validation is not None:
         war, uar = (100 * result.validation[name] for name in ("war", "uar"))
         print(f"held-out part of the training set: WAR {war:.2f} %, UAR {uar:.2f} %")
@@ -195,6 +197,13 @@ def _saved_places(settings: Path, data: DataConfig) -> str:
     )
     anew = " and ".join(f"--{name}" for name in gone)
     return f" (from {printable(settings)}{began} give {anew} anew)"
+
+
+def _which_epoch(config: TrainingConfig) -> str:
+    """How the epoch of the exported weights was chosen."""
+    if not config.data.validation:
+        return "last epoch (none of the clips is held out to choose the best)"
+    return "best epoch" if config.optim.select == "best" else "last epoch (--select last)"
 
 
 def _duration(text: str | None) -> timedelta | None:
@@ -244,7 +253,7 @@ def announce(plan: TrainingPlan) -> None:
 
 
 def _kept(last: Path, options: Namespace) -> str:
-    """What a stopped training leaves, and how it goes on."""
+    """The state that a stopped training left, and the way to continue it."""
     from ifdd.training.storage import load_training_checkpoint, training_record
 
     if not last.exists():
@@ -258,11 +267,12 @@ def _again(options: Namespace) -> str:
     """The command that goes on. Settings are in the run's folder, but for the devices."""
     command = f"ifdd fit --out {printable(str(options.out))} --resume"
     counts = {name: options[name] for name in ("devices", "num_nodes") if (options[name] or 1) > 1}
-    return " ".join([command, *(f"--{name} {count}" for name, count in counts.items())])
+    graph = ["--cuda_graph"] if options.cuda_graph else []
+    return " ".join([command, *(f"--{name} {count}" for name, count in counts.items()), *graph])
 
 
 def changes(error: ResumeError) -> str:
-    """What differs from the training to resume, in the words of the command."""
+    """The settings that differ from the training to resume, in the words of the command."""
     return ", ".join(
         f"{option_of(name)} {_shown(before)} (now {_shown(now)})"
         for name, (before, now) in error.changes.items()

@@ -1,8 +1,8 @@
 """Train and test all folds of DFEW or MAFW, and write the table that papers print: WAR and UAR of each fold,
 their mean and deviation, and the confusion matrix of all test clips.
 
-OUT/fold_1 to OUT/fold_5 are runs as "ifdd fit" and "ifdd test" leave them. The same call again goes on where
-it was stopped, and does nothing twice. See docs/reproduce.md.
+OUT/fold_1 to OUT/fold_5 hold the files that "ifdd fit" and "ifdd test" write. To continue an interrupted run,
+give the same command again: finished folds are not repeated. See docs/reproduce.md.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ USAGE = "--data {dfew,mafw} --root ROOT --out OUT [options]"
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("--out", required=True, help="folder of all folds")
+    parser.add_argument("--out", required=True, help="folder for all folds")
     parser.add_argument(
         "--folds", type=list[int], default=[1, 2, 3, 4, 5], help="folds to train and test: [1,3]"
     )
@@ -52,7 +52,7 @@ def configure(parser: ArgumentParser) -> None:
         "--at_once",
         type=int,
         default=1,
-        help="folds that are trained at the same time, each on a GPU of its own (on a CPU: side by side)",
+        help="folds to train in parallel, each on a GPU of its own (on a CPU: all on the same)",
     )
     parser.add_argument("--progress", type=bool, default=True, help="show progress bars")
     add_training_options(parser)
@@ -87,7 +87,7 @@ def run(options: Namespace) -> int:
     if options.at_once < 1:
         raise UsageError(f"--at_once: expected at least 1, got {options.at_once}")
     if options.at_once > 1 and launch.world_size > 1:
-        raise UsageError("--at_once: a fold trains on one device then; leave it or --devices away")
+        raise UsageError("--at_once: each fold then trains on one device; omit --at_once or --devices")
     try:
         with setting_errors():
             left = [fold for fold in wanted if not finished(config, out, fold)]

@@ -1,13 +1,13 @@
-"""Read a camera as it films, and show classes and probabilities.
+"""Show the classes and probabilities of a camera's picture while it films.
 
-SOURCE is the number of a camera (0 is the first), a video file, which is played in its place, or an address
-such as rtsp://camera/stream. The network takes the newest window of frames whenever it is free; how many
-frames lie between two windows is what the machine keeps up with. The picture says the rate and the latency,
-and how many frames were left out where the machine is too slow. It is shown in a window where there is a
-screen, and otherwise as a page on this machine, whose address is printed. Ctrl-C ends it, with a summary.
+SOURCE is the number of a camera (0 is the first), a video file, which is played like a camera, or an address
+such as rtsp://camera/stream. Whenever the network is free, it reads the newest window of frames, so a slower
+machine reads fewer windows. The picture shows the rate, the latency and the number of frames that were
+dropped. It opens in a window; without a screen, it is a page on this machine, whose address is printed.
+Ctrl-C ends the command, with a summary.
 
-Pictures stay on this machine. The classes are a guess at what faces show, not what people feel; the EU's AI
-Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
+Pictures stay on this machine. The classes are a guess at what faces show, not at what people feel; the EU's
+AI Act, Article 5(1)(f), prohibits inferring emotions of people at work or in education.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ifdd.text import one_line
 if TYPE_CHECKING:
     from ifdd.view.screens import Screen
 
-SUMMARY = "read a camera as it films"
+SUMMARY = "show the expressions in front of a camera"
 USAGE = "[SOURCE] --checkpoint CHECKPOINT [options]"
 
 
@@ -41,39 +41,46 @@ def configure(parser: ArgumentParser) -> None:
         type=str,
         default="all",
         metavar="WHICH",
-        help="find faces and follow them: all, largest, so many of the largest (2), or off",
+        help="find and follow faces: all, largest, a number (2: the two largest) or off",
     )
     parser.add_argument(
         "--crop",
         type=str | None,
         default=None,
         metavar="BOX",
-        help="with --face off: x,y,w,h in pixels; default: the whole frame",
+        help="with --face off: box to cut out of all frames, x,y,w,h in pixels; default: the whole frame",
     )
-    parser.add_argument("--stride", type=int, default=1, help="least number of frames between two windows")
+    parser.add_argument(
+        "--stride",
+        type=int | None,
+        default=None,
+        help="smallest number of frames from one window to the next; default: as many as leave the network "
+        "idle half of the time; 1 with --realtime false",
+    )
     parser.add_argument(
         "--realtime",
         type=bool,
         default=True,
-        help="play a file as fast as it was filmed and drop what the machine does not keep up with; false: "
-        "read every frame, however long it takes",
+        help="play a file at its own speed, and drop frames if the machine is too slow; false: read every "
+        "frame",
     )
-    group = parser.add_argument_group("Where it is shown")
+    group = parser.add_argument_group("Output")
     group.add_argument(
         "--show",
         type=Literal["auto", "window", "page", "none"],
         default="auto",
-        help="window, page (in a browser on this machine) or none; auto: window where there is a screen",
+        help="window, page (in a browser on this machine) or none; auto: window if there is a screen, else "
+        "page",
     )
-    group.add_argument("--port", type=int, default=0, help="port of the page; 0: any that is free")
+    group.add_argument("--port", type=int, default=0, help="port of the page; 0: any free one")
     group.add_argument(
         "--out",
         type=str | None,
         default=None,
         metavar="OUT",
-        help="write an annotated video, too: .mp4, .mov or .mkv; it is there when the command ends",
+        help="annotated video to write when the command ends: .mp4, .mov or .mkv",
     )
-    group.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    group.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     add_device_option(parser)
 
 
@@ -88,7 +95,7 @@ def run(options: Namespace) -> int:
         raise UsageError(f"--{one_line(error)}") from None
     if region is not None and face is not None:
         raise UsageError("--crop is for --face off: name one of them")
-    if options.stride < 1:
+    if options.stride is not None and options.stride < 1:
         raise UsageError(f"--stride must be at least 1, got {options.stride}")
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port must be 0 to 65535, got {options.port}")

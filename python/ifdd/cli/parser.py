@@ -67,9 +67,18 @@ class Parser(ArgumentParser):
         super().__init__(formatter_class=_ShortHelp, allow_abbrev=False, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
-        """Options of a command line; leaves with exit code 2 and one line where it is wrong."""
-        arguments = sys.argv[1:] if args is None else args
-        return super().parse_args([self._as_declared(text) for text in arguments], **options)
+        """Options of a command line; leaves with exit code 2 and one line where it is wrong.
+
+        The destinations of the options that were typed, and not read from a file or left at their defaults,
+        are in ``typed``.
+        """
+        arguments = [self._as_declared(text) for text in (sys.argv[1:] if args is None else args)]
+        parsed = super().parse_args(arguments, **options)
+        # Appending to a list, "--classes+", is a form of the parsing library.
+        names = (text.partition("=")[0].removesuffix("+") for text in arguments)
+        known = self._option_string_actions
+        parsed["typed"] = sorted({known[name].dest for name in names if name in known})
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the complaint and leaves."""
@@ -81,6 +90,11 @@ class Parser(ArgumentParser):
     def option_strings(self) -> list[str]:
         """Every option of this parser, as it is typed."""
         return sorted(name for name in self._option_string_actions if name.startswith("--"))
+
+    def is_hidden(self, destination: str) -> bool:
+        """Whether an option is left out of the help."""
+        action = self._by_destination(destination)
+        return action is not None and action.help == argparse.SUPPRESS
 
     def _as_declared(self, argument: str) -> str:
         name, equals, value = argument.partition("=")
@@ -129,7 +143,7 @@ class Parser(ArgumentParser):
 
 
 def describe_type(hint: Any) -> str:
-    """What an option of a type takes, in words; empty for a type that has none."""
+    """The values that an option of a type accepts, in words; empty if there are no words for the type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"

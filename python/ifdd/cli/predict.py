@@ -1,14 +1,14 @@
 """Recognise the expressions of videos.
 
 An INPUT is a video file, a folder of numbered frames, a folder of videos, or a pattern such as
-'clips/**/*.mp4'. A video is read in windows of as many frames as the network takes, side by side, and a last
-one that ends at the last frame; its probabilities are the softmax of the mean of the windows' logits. A video
-shorter than a window is stretched as in the training of the checkpoint. With --face every face is followed
-through the video and has windows and probabilities of its own. Videos that cannot be read cost one
-line each on stderr and exit code 1; the others still run.
+'clips/**/*.mp4'. The network reads a video in consecutive windows; the last one ends at the last frame and
+may overlap the one before. The probabilities of a video are the softmax of the mean of its windows' logits. A
+video shorter than a window is stretched as in the training of the checkpoint. With --face, each face is
+followed through the video and has windows and probabilities of its own. A video that cannot be read is
+reported on stderr; the others are still read, and the exit code is 1.
 
-Results are written as they come. A run that was interrupted or killed goes on with --resume and ends with the
-same files as one that was not.
+Results are written window by window. --resume continues a run that was interrupted or killed; the files are
+then the same as those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -60,82 +60,85 @@ def configure(parser: ArgumentParser) -> None:
         help="video file, folder of numbered frames, folder of videos, or quoted pattern (*, ?, **)",
     )
     parser.add_argument("--checkpoint", required=True, help="weights written by `ifdd fit` or `ifdd convert`")
-    group = parser.add_argument_group("What is read")
+    group = parser.add_argument_group("Input")
     group.add_argument(
         "--list",
         type=str | None,
         default=None,
         metavar="FILE",
-        help="inputs from a file, one a line, - for stdin",
+        help="file with one input per line, - for stdin",
     )
-    group.add_argument("--recursive", action="store_true", help="look into the folders of folders, too")
+    group.add_argument("--recursive", action="store_true", help="search subfolders, too")
     add_crop_option(parser)
     group.add_argument(
         "--windows",
         type=Literal["all", "centre"],
         default="all",
-        help="all windows of a video or the centre one",
+        help="read all windows of a video, or only the centre one",
     )
     group.add_argument(
         "--tail",
         type=Literal["overlap", "drop"],
         default="overlap",
-        help="frames at the end that fill no window: overlap (a last window ends at the last frame) or drop, "
-        "as published",
+        help="frames left over at the end of a video: overlap adds a window that ends at the last frame, "
+        "drop ignores them, as published",
     )
     group.add_argument(
         "--strict",
         action="store_true",
-        help="refuse damaged videos; otherwise what can be read of them counts, and the result says so",
+        help="refuse damaged videos; otherwise their readable frames count, and the result says so",
     )
-    group = parser.add_argument_group("What is written")
+    group = parser.add_argument_group("Output")
     group.add_argument(
         "--jsonl",
         type=str | None,
         default=None,
         metavar="FILE",
-        help="write JSON Lines here, every window as it comes, - for stdout",
+        help="JSON Lines file to write, window by window; - for stdout",
     )
     group.add_argument(
         "--csv",
         type=str | None,
         default=None,
         metavar="FILE",
-        help="write CSV here, every window as it comes, - for stdout",
+        help="CSV file to write, window by window; - for stdout",
     )
     group.add_argument(
         "--json",
         type=str | None,
         default=None,
         metavar="FILE",
-        help="write JSON here at the end, - for stdout",
+        help="JSON file to write at the end; - for stdout",
     )
     group.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the files of an interrupted run with the same options; videos that are done, failed "
-        "ones too, are not read again",
+        help="continue an interrupted run that had the same options; videos that are done or have failed are "
+        "not read again",
     )
-    group.add_argument(
-        "--retry_failed", action="store_true", help="with --resume: try the videos again that failed"
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    group.add_argument("--retry_failed", action="store_true", help="with --resume: read failed videos again")
+    group.add_argument("--overwrite", action="store_true", help="replace existing files")
     group = parser.add_argument_group("Running")
     add_device_option(parser)
+    group.add_argument("--precision", type=Precision, default="32", help="precision of the arithmetic")
     group.add_argument(
-        "--precision", type=Precision, default="32", help="arithmetic: 32, bf16-mixed or 16-mixed"
+        "--cuda_graph",
+        action="store_true",
+        help="replay the network as a CUDA graph where a batch is full (needs a GPU): the same numbers with "
+        "fewer calls",
     )
     group.add_argument(
         "--batch",
         type=int,
         default=8,
-        help="windows that the network reads at once, of one or several videos",
+        help="windows per call of the network, from one or several videos",
     )
     group.add_argument(
         "--workers",
         type=int | None,
         default=None,
-        help="threads that read videos beside the network, 0 for none; default: one a processor, at most 4",
+        help="threads that decode videos while the network runs, 0 for none; default: one per processor, at "
+        "most 4",
     )
 
 
@@ -146,14 +149,15 @@ def add_crop_option(parser: ArgumentParser) -> None:
         type=str | None,
         default=None,
         metavar="BOX",
-        help="one region for all frames: x,y,w,h in pixels, or auto to find a face; default: the whole frame",
+        help="cut the same box out of all frames: x,y,w,h in pixels, or auto for the box of a face; default: "
+        "the whole frame",
     )
     parser.add_argument(
         "--face",
         type=str | None,
         default=None,
         metavar="WHICH",
-        help="find faces and follow them: largest, all, so many of the largest (2), or off; default: off",
+        help="find and follow faces: largest, all, a number (2: the two largest) or off; default: off",
     )
 
 
@@ -205,6 +209,8 @@ def run(options: Namespace) -> int:
     targets.check(options.resume, options.overwrite, options.retry_failed)
     require_file("--checkpoint", options.checkpoint)
     device = choose_device(options.device)
+    if options.cuda_graph and device == "cpu":
+        raise UsageError("--cuda_graph: CUDA graphs need a GPU, and this runs on a CPU (see `ifdd doctor`)")
     try:
         names = [*options.inputs, *(read_list(options.list) if options.list is not None else [])]
     except InputError as error:
@@ -212,7 +218,9 @@ def run(options: Namespace) -> int:
 
     from ifdd.prediction import DEFAULT_WORKERS, Predictor
 
-    predictor = Predictor(options.checkpoint, device, options.batch, options.precision)
+    predictor = Predictor(
+        options.checkpoint, device, options.batch, options.precision, cuda_graph=options.cuda_graph
+    )
     remark_on_crop(predictor, options)
     reading = predictor.reading(
         options.crop, options.windows, tail=options.tail, strict=options.strict, face=face
@@ -340,7 +348,7 @@ def _windows(count: int) -> str:
 
 
 def _extent(prediction: VideoPrediction) -> str:
-    """What the mean is of."""
+    """The frames that the mean was taken over."""
     footage = prediction.footage
     if footage.stretched:
         return f"whole video (short: {counted(footage.frames_read, 'frame')}, stretched)"

@@ -1,12 +1,12 @@
 """Cut the faces out of raw videos, for training.
 
-VIDEOS are video files, folders of them or patterns, as for ifdd predict; faces are found, followed and cut
-out as ifdd predict --face does. Each face becomes a folder of frames in DIR, and DIR/list.csv names them
-with their labels, ready for ifdd fit --data list --train_list DIR/list.csv. The label of a video is the
-name of its folder (videos/Happy/a.mp4), or what a list says. A video that cannot be used costs one line on
-stderr and exit code 1. A run that was stopped goes on with the same command.
+VIDEOS are video files, folders of them or patterns. Faces are found, followed and cut out as by ifdd predict
+--face. Each face becomes a folder of frames in DIR, and DIR/list.csv lists these folders with their labels,
+ready for ifdd fit --data list --train_list DIR/list.csv. The label of a video is the name of its folder
+(videos/Happy/a.mp4), or comes from --list. A video that cannot be used is reported on stderr; the others
+are still prepared, and the exit code is 1. To continue an interrupted run, give the same command again.
 
-The frames show people's faces: keep DIR as the law and those people expect. Nothing leaves this machine.
+The frames show people's faces: protect DIR as the law and those people expect. Nothing leaves this machine.
 """
 
 from __future__ import annotations
@@ -46,56 +46,61 @@ def configure(parser: ArgumentParser) -> None:
         help="video file, folder of numbered frames, folder of videos, or quoted pattern (*, ?, **)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the frames and the list")
-    group = parser.add_argument_group("What is read")
-    group.add_argument("--recursive", action="store_true", help="look into the folders of folders, too")
+    group = parser.add_argument_group("Input")
+    group.add_argument("--recursive", action="store_true", help="search subfolders, too")
     group.add_argument(
         "--list",
         type=str | None,
         default=None,
         metavar="FILE",
-        help="videos and labels from a list that training could read, instead of VIDEOS",
+        help="list file with videos and labels, in any form that ifdd fit reads; instead of VIDEOS",
     )
     group.add_argument(
         "--root",
         type=str | None,
         default=None,
         metavar="FOLDER",
-        help="folder that the paths in the list start from; default: that of the list",
+        help="folder that the paths in the list are relative to; default: the folder of the list",
     )
     group.add_argument(
         "--classes",
         type=str | None,
         default=None,
-        help="class names in label order, A,B,C, or dfew, ferv39k or mafw for theirs; needed with --list",
+        help="class names in label order: A,B,C, or dfew, ferv39k or mafw for those of that data set; "
+        "required with --list",
     )
     group.add_argument(
-        "--strict", action="store_true", help="refuse damaged videos; otherwise what can be read counts"
+        "--strict", action="store_true", help="refuse damaged videos; otherwise their readable frames count"
     )
-    group = parser.add_argument_group("What is written")
+    group = parser.add_argument_group("Output")
     group.add_argument(
-        "--face", type=str, default="largest", metavar="WHICH", help="largest, all, or so many of the largest"
+        "--face",
+        type=str,
+        default="largest",
+        metavar="WHICH",
+        help="faces to cut out: largest, all, or a number (2: the two largest)",
     )
     group.add_argument(
         "--size",
         type=int | None,
         default=None,
-        help="side in pixels that frames are resized to; default: as they were cut",
+        help="resize the frames to this side length in pixels; default: keep the size of the cut",
     )
     group.add_argument(
         "--format",
         type=Literal["png", "jpg"],
         default="png",
-        help="png holds exactly what was cut, jpg is smaller",
+        help="png loses nothing, jpg is smaller",
     )
-    group.add_argument("--quality", type=int, default=95, help="of jpg files, 1 to 100")
+    group.add_argument("--quality", type=int, default=95, help="quality of jpg files, 1 to 100")
     group.add_argument(
         "--min_frames",
         type=int,
         default=16,
-        help="shorter stretches of a face are left out, unless it has no longer one",
+        help="skip appearances of a face that last fewer frames, unless it has no longer one",
     )
     group.add_argument(
-        "--overwrite", action="store_true", help="prepare all videos anew, and remove what was written"
+        "--overwrite", action="store_true", help="prepare all videos again, and delete the earlier results"
     )
     group = parser.add_argument_group("Running")
     add_device_option(parser)
@@ -103,7 +108,7 @@ def configure(parser: ArgumentParser) -> None:
         "--jobs",
         type=int | None,
         default=None,
-        help="videos read at once; default: one a processor, at most 4",
+        help="videos processed in parallel; default: one per processor, at most 4",
     )
 
 

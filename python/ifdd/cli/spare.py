@@ -1,4 +1,4 @@
-"""What a command reads is never written over."""
+"""Refuses to overwrite the inputs of a command."""
 
 from __future__ import annotations
 

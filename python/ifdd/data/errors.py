@@ -37,6 +37,6 @@ class DatasetWarning(UserWarning):
 
 
 def reason(error: BaseException) -> str:
-    """What an error of FFmpeg, Pillow or the system says, on one line and without its number."""
+    """The text of an error of FFmpeg, Pillow or the system, on one line and without its number."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return printable(" ".join(str(text).split()))

@@ -47,11 +47,14 @@ class Entry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The lines of a list, where each stands (`file, line n`), and what is worth knowing, a line each."""
+    """The lines of a list, where each stands (`file, line n`), what is worth knowing, a line each, and the
+    number of the first class where labels are numbers.
+    """
 
     entries: list[Entry]
     places: list[str]
     remarks: list[str]
+    first: int = 0
 
 
 def read_list(
@@ -93,6 +96,7 @@ def read_listing(
     path_column: str | None = None,
     label_column: str | None = None,
     companions: Sequence[Path] = (),
+    faults: list[str] | None = None,
 ) -> Listing:
     """Reads a list of any of these forms, with a header line or without:
 
@@ -115,6 +119,8 @@ def read_listing(
             the header calls so (`path`, `video_name`, ...), or the first.
         label_column: likewise; by default the one called `label`, `emotion` or so, or the last.
         companions: lists of the same data set, whose numbers tell "auto" more.
+        faults: receives every line that cannot be used, which is left out then; by default the first one
+            is an error.
 
     Raises:
         DatasetError: an unreadable line, a label that is none of the classes (named with its line), or
@@ -127,10 +133,9 @@ def read_listing(
         raise ValueError(f"first_label must be 0, 1 or 'auto', got {first_label!r}")
     columns = {"path_column": path_column, "label_column": label_column}
     remarks: list[str] = []
-    parts = _split(path, class_names, format, remarks, **columns)
-    labels = [(part.where, part.label) for part in parts]
+    parts = _split(path, class_names, format, remarks, faults, **columns)
     if first_label == "auto":
-        numbers = [label.value for _, label in labels if not label.named]
+        numbers = [part.label.value for part in parts if not part.label.named]
         for other in companions:
             numbers += _numbers(other, class_names, format, **columns) if numbers else []
         first = numbering(printable(path), numbers, len(class_names))
@@ -141,12 +146,16 @@ def read_listing(
             )
     else:
         first = first_label
-    found = indexes(labels, class_names, first)
-    return Listing(
-        [Entry(part.name, label, part.readings) for part, label in zip(parts, found, strict=True)],
-        [part.where for part in parts],
-        remarks,
-    )
+    entries, places = [], []
+    for part in parts:
+        try:
+            label = indexes([(part.where, part.label)], class_names, first)[0]
+        except DatasetError as error:
+            _note(error, faults)
+            continue
+        entries.append(Entry(part.name, label, part.readings))
+        places.append(part.where)
+    return Listing(entries, places, remarks, first)
 
 
 class _Part(NamedTuple):
@@ -161,6 +170,7 @@ def _split(
     class_names: Sequence[str],
     format: ListFormat,
     remarks: list[str],
+    faults: list[str] | None,
     *,
     path_column: str | None,
     label_column: str | None,
@@ -183,21 +193,35 @@ def _split(
         else:
             names, text = _by_columns(row, table, path_place, label_place)
         if text is None or not names or not names[0]:
-            raise DatasetError(f"{row.where}: expected {_EXPECTED[format]}; got {row.text[:80]!r}")
+            expected = f"{row.where}: expected {_EXPECTED[format]}; got {row.text[:80]!r}"
+            _note(DatasetError(expected), faults)
+            continue
         label = parse(text)
         if label is None:
-            raise unknown_label(row.where, text, class_names)
+            _note(unknown_label(row.where, text, class_names), faults)
+            continue
         parts.append(_Part(row.where, names[0], tuple(dict.fromkeys(names[1:])), label))
     return parts
 
 
 def _numbers(path: Path, class_names: Sequence[str], format: ListFormat, **columns: str | None) -> list[int]:
     try:
-        parts = _split(path, class_names, format, [], **columns)
+        parts = _split(path, class_names, format, [], None, **columns)
     except DatasetError:
         # It may not be there yet, and is complained of when it is used.
         return []
     return [part.label.value for part in parts if not part.label.named]
+
+
+def _note(error: DatasetError, faults: list[str] | None) -> None:
+    """Puts the fault of a line where it is collected.
+
+    Raises:
+        DatasetError: faults are not collected.
+    """
+    if faults is None:
+        raise error
+    faults.append(str(error))
 
 
 Naming = Callable[[Row], "tuple[list[str], str | None]"]

@@ -40,7 +40,7 @@ class Listed(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """What a video turned out to be.
+    """The findings about a video.
 
     Attributes:
         frames: how many could be read; 0 for none.
@@ -129,7 +129,7 @@ def read_all(paths: Sequence[Path], workers: int) -> Iterator[Reading]:
 
 
 def find(videos: Sequence[Listed], readings: dict[Path, Reading], window: int) -> Iterator[Finding]:
-    """What is wrong or odd with each video of a data set.
+    """Faults and remarks of each video of a data set.
 
     Args:
         videos: of all its lists.

@@ -57,13 +57,10 @@ def read_jpeg(path: Path, max_pixels: int) -> np.ndarray | None:
     package = simplejpeg()
     if package is None:
         return None
-    # Not Path.open: sixteen of these make a clip.
-    with open(path, "rb") as file:  # noqa: PTH123
-        start = file.read(2)
-        if start != bytes((0xFF, START)):
-            return None
-        data = start + file.read()
-    if not _is_plain(data, max_pixels):
+    # Not Path.open, and no buffer: sixteen of these make a clip.
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        data = file.read()
+    if not data.startswith(bytes((0xFF, START))) or not _is_plain(data, max_pixels):
         return None
     try:
         pixels: np.ndarray = package.decode_jpeg(data)

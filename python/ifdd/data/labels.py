@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -75,7 +76,10 @@ def unknown_label(where: str, text: str, class_names: Sequence[str]) -> DatasetE
     """The error for a label that is neither a number nor a class name."""
     if not text:
         return DatasetError(f"{where}: the label is empty")
-    return DatasetError(f"{where}: label {text[:80]!r} is none of {', '.join(class_names)}")
+    lowered = {name.lower(): name for name in class_names}
+    close = difflib.get_close_matches(text.lower(), lowered, 1)
+    meant = f"; did you mean {lowered[close[0]]}?" if close else ""
+    return DatasetError(f"{where}: label {text[:80]!r} is none of {', '.join(class_names)}{meant}")
 
 
 def indexes(labels: Sequence[tuple[str, Label]], class_names: Sequence[str], first: int) -> list[int]:

@@ -161,7 +161,7 @@ def _spread(entries: Sequence[Entry]) -> Sequence[Entry]:
 
 
 def _behind(name: str, folder: str) -> str | None:
-    """What follows a folder at the beginning of a name, None if it does not begin so."""
+    """The part of a name after a folder at its beginning; None if the name begins with another one."""
     name, folder = name.replace("\\", "/"), folder.replace("\\", "/")
     if not folder.endswith("/"):
         folder += "/"

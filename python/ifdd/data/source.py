@@ -1,4 +1,4 @@
-"""What files and folders have in common: pictures, one after the other, with their times."""
+"""Common interface of files and folders: pictures, one after the other, with their times."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Source(ABC):
 
 
 def special_file(path: Path) -> str | None:
-    """What stands at `path` where a file is expected: opening a pipe may wait forever. None for a file.
+    """The kind of thing at `path`; None for a file. To be asked first: opening a pipe may wait forever.
 
     Raises:
         OSError: nothing is there, or it may not be looked at.

@@ -49,7 +49,7 @@ class Clock:
         return start + (length if length and length > 0 else self._step)
 
     def remarks(self) -> list[str]:
-        """What was odd, a line each."""
+        """Remarks, one per line."""
         found = []
         if self._missing:
             found.append(f"{self._missing} frames without a time stamp were placed by the rate")

@@ -20,7 +20,7 @@ from ifdd_kernels import augment_clips, reference
 
 
 class Augmentation(NamedTuple):
-    """What `ClipAugment` drew for one clip: plain numbers, which travel with it to where it is augmented.
+    """The random numbers of `ClipAugment` for one clip; they travel with it to the place of augmentation.
 
     ``flip`` comes first, then the crop (``top``, ``left``, ``height``, ``width``) is resized, then ``steps``
     are taken in order: 0 brightness, 1 contrast, 2 saturation, 3 hue, with their ``strengths`` by number
@@ -237,16 +237,15 @@ class BatchMix:
         """Smoothed targets (B, K) float32 of labels (B,) or soft labels (B, K)."""
         if labels.ndim == 1 and not labels.is_floating_point():
             check_labels(labels, self.num_classes)
-            zeros = torch.zeros(len(labels), self.num_classes, device=labels.device)
-            target = zeros.scatter_(1, labels.long().unsqueeze(1), 1.0)
-        elif labels.ndim == 2 and labels.is_floating_point() and labels.shape[1] == self.num_classes:
-            target = labels.float()
-        else:
-            raise ValueError(
-                f"labels must be int64 (B,) or floating point (B, {self.num_classes}), "
-                f"got {labels.dtype} {tuple(labels.shape)}"
-            )
-        return (1 - self.label_smoothing) * target + self.label_smoothing / self.num_classes
+            spread = self.label_smoothing / self.num_classes
+            others = torch.full((len(labels), self.num_classes), spread, device=labels.device)
+            return others.scatter_(1, labels.long().unsqueeze(1), 1 - self.label_smoothing + spread)
+        if labels.ndim == 2 and labels.is_floating_point() and labels.shape[1] == self.num_classes:
+            return (1 - self.label_smoothing) * labels.float() + self.label_smoothing / self.num_classes
+        raise ValueError(
+            f"labels must be int64 (B,) or floating point (B, {self.num_classes}), "
+            f"got {labels.dtype} {tuple(labels.shape)}"
+        )
 
 
 def _cut_mix(clips: Tensor, share: float, numbers: np.random.Generator) -> tuple[Tensor, float]:

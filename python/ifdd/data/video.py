@@ -162,14 +162,14 @@ class VideoStream:
 
     @property
     def first_stamp(self) -> float | None:
-        """What the file calls the time of the first frame, in seconds: its other streams count by the same
+        """Time stamp of the first frame in the file, in seconds: its other streams count by the same
         clock. None before that frame was read, and where files have no such times.
         """
         return self._source.first_stamp
 
     @property
     def remarks(self) -> list[str]:
-        """What is odd about the file though nothing is missing, a line each. Complete after the iteration."""
+        """Remarks about the file that cost no frames, one per line. Complete after the iteration."""
         return self._source.remarks
 
     def __iter__(self) -> Iterator[Frame]:
@@ -328,7 +328,7 @@ def read_video(
     Raises:
         VideoError: nothing there, empty, not a video, no video stream, no frame, damaged or cut off (by an
             error of the decoder, a damaged frame, or bytes that are proved to be missing; a header that
-            merely disagrees with the frames is no damage), no face found, a crop outside the image, too
+            merely disagrees with the frames is not damage), no face found, a crop outside the image, too
             large, or an index beyond the end.
         ValueError: `size`, `indices` or `max_frames` is not usable.
     """

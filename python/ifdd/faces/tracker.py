@@ -104,7 +104,7 @@ class Tracker:
 
         Args:
             boxes: what the detector found in it; None where it was not asked, then faces move on as before.
-            frame: uint8 RGB (H, W, 3); without it faces are told apart by place and size alone, and shot cuts
+            frame: uint8 RGB (H, W, 3); without it place and size alone distinguish faces, and shot cuts
                 are not seen.
             seconds: when it is shown; without it, 1/25 after the one before.
 

@@ -199,7 +199,7 @@ class _Follower:
             self._look(frame)
 
     def finish(self, frames: int) -> FaceTracks:
-        """What was found, after the last frame."""
+        """The tracks, after the last frame."""
         if self._waiting:
             self._look(self._waiting[-1])
         rare = 1 if len(self._looked) < 3 else 2

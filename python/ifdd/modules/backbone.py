@@ -180,7 +180,7 @@ class MultiscaleAttention(nn.Module):
 
 @dataclass
 class Chain:
-    """What consecutive blocks hand on beside the tokens, where nobody looks at these between them."""
+    """Values that consecutive blocks pass on beside the tokens, if nothing reads the tokens between them."""
 
     #: `attention_norm` of the tokens, where the block before has formed it; afterwards of the result.
     normed: torch.Tensor | None = None

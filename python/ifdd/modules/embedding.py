@@ -57,7 +57,7 @@ class ConvEmbedding(nn.Module):
         return convolve(function, clips, (early + late) / 2, bias)
 
     def _settings(self) -> tuple[object, ...]:
-        """What of the convolution, beside its weights, the folded one depends on."""
+        """The settings of the convolution that the folded one depends on."""
         conv = self.conv
         return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
 

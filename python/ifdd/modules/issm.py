@@ -49,7 +49,7 @@ def _fused_norms(static_norm: nn.Module | None, dynamic_norm: nn.Module | None) 
 
 
 class FrameSplit(nn.Module):
-    """What the splits share: `indexes` decides, `ifdd_kernels.split_frames` samples."""
+    """Base of the splits: `indexes` decides, `ifdd_kernels.split_frames` samples."""
 
     aligned = False
 
@@ -156,7 +156,7 @@ class ISSM(FrameSplit):
         nn.init.trunc_normal_(self.dynamic_offset.weight, std=INIT_STD)
 
     def _arguments(self, frames: torch.Tensor) -> tuple[Any, ...] | None:
-        """What both ops begin with; None where a child has to be called."""
+        """The first arguments of both ops; None if a child module has to be called."""
         tokenizer = weights(self.tokenizer, nn.Linear)
         static = weights(self.static_offset, nn.Linear)
         dynamic = weights(self.dynamic_offset, nn.Linear)

@@ -43,7 +43,7 @@ class Lifted(NamedTuple):
 
 
 class Lifting(nn.Module):
-    """What the lifting modules share: layout checks, the token compression and the residual."""
+    """Base of the lifting modules: layout checks, the token compression and the residual."""
 
     def __init__(self, frames: int, grid: tuple[int, int], channels: int, compress_bias: bool) -> None:
         super().__init__()

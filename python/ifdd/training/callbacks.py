@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: checkpoints, progress, curves, an estimate of the time."""
+"""Callbacks of a training: checkpoints, progress, curves, an estimate of the time."""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ Light on purpose: the command line reads these for its help without loading the 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from ifdd.config import IFDDConfig
@@ -27,12 +28,27 @@ Strategy = Literal["auto", "ddp"]
 
 CHANGEABLE = frozenset(
     {
-        *("device", "devices", "num_nodes", "strategy", "init", "init_part", "optim.epochs", "optim.select"),
+        *("device", "devices", "num_nodes", "strategy", "cuda_graph", "init", "init_part"),
+        *("optim.epochs", "optim.select"),
         *("data.root", "data.train_list", "data.test_list", "data.test_size", "data.on_error"),
         *("data.strip_prefix", "data.path_map", "data.workers", "data.eval_batch_size"),
     }
 )
 """Settings that a resumed training may have otherwise than the one it goes on with."""
+
+
+_VIDEOS: tuple[DatasetName, ...] = ("dfew", "ferv39k", "mafw", "list", "folder")
+
+ONLY_FOR: dict[str, tuple[DatasetName, ...]] = {
+    **dict.fromkeys(("root", "classes", "sampling", "crop", "on_error", "augment"), _VIDEOS),
+    **dict.fromkeys(("train_list", "test_list", "format", "path_column", "label_column"), ("list",)),
+    **dict.fromkeys(("strip_prefix", "path_map"), ("list",)),
+    "first_label": ("list", "dfew"),
+    **dict.fromkeys(("fold", "clips"), ("dfew", "mafw")),
+    "soft_labels": ("dfew",),
+    **dict.fromkeys(("train_size", "test_size", "posed"), ("synthetic",)),
+}
+"""Settings of the data that only some data sets use. Set for another one, they would be ignored."""
 
 
 class SettingError(ValueError):
@@ -59,14 +75,14 @@ def _check(condition: bool, name: str, rule: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which videos are read, and how they are fed."""
+    """Videos and how they are read."""
 
     name: DatasetName = "synthetic"
     """dataset: dfew, ferv39k, mafw, list (your own list files), folder (a folder of videos for each class) or
     synthetic (drawn faces, needs no files)"""
     root: str | None = None
-    """folder of the dataset; for `list` the folder that the paths in the list files start from (default: that
-    of the list)"""
+    """folder of the dataset; for `list`, the folder that the paths in the list files are relative to
+    (default: the folder of the list)"""
     fold: int = 1
     """cross-validation fold, 1 to 5 (dfew and mafw)"""
     train_list: str | None = None
@@ -74,49 +90,51 @@ class DataConfig:
     test_list: str | None = None
     """list file of test videos (only for `list`)"""
     classes: list[str] | str | None = None
-    """class names in label order: A,B,C, or dfew, ferv39k or mafw for theirs; default: those of the dataset,
-    in a test on list files or folders those of the checkpoint"""
+    """class names in label order: A,B,C, or dfew, ferv39k or mafw for those of that data set; default: those
+    of the dataset; `ifdd test` on list files or folders uses those of the checkpoint"""
     format: ListFormat = "auto"
-    """form of the list files: folder_label, folder_count_label (white space), csv, or auto (only for
-    `list`)"""
+    """format of the list files: folder_label or folder_count_label (columns separated by white space), csv,
+    or auto (only for `list`)"""
     path_column: str | None = None
-    """column of the videos in the list files, by name or number from 1 (only for `list`)"""
+    """column of the list files that holds the videos: its name, or its number from 1 (only for `list`)"""
     label_column: str | None = None
-    """column of the labels, likewise; -1 is the last (only for `list`)"""
+    """column that holds the labels: its name, or its number from 1; -1 is the last (only for `list`)"""
     first_label: FirstLabel = "auto"
-    """number of the first class in the list files, 0 or 1; auto finds out, or says that it cannot (list and
-    dfew)"""
+    """number of the first class in the list files, 0 or 1; auto finds out, or stops with an error if it
+    cannot (list and dfew)"""
     strip_prefix: str = ""
-    """beginning of the names in the list files that is to be left away (only for `list`)"""
+    """prefix to remove from the paths in the list files (only for `list`)"""
     path_map: list[str] | str | None = None
-    """OLD=NEW: names in the list files that begin with the folder OLD begin with NEW instead (only for
+    """OLD=NEW: replace the folder OLD at the beginning of the paths in the list files by NEW (only for
     `list`)"""
     stride: int | None = None
-    """step between the frames of a window; default: what the dataset's recipe uses"""
+    """a window takes every STRIDE-th frame; default: that of the dataset's recipe"""
     short: Short | None = None
-    """how videos shorter than a window are stretched: repeat_last or repeat_each; default: as published"""
+    """way to stretch a video shorter than a window: repeat_last or repeat_each; default: as published"""
     sampling: str | None = None
-    """windows of a test video: centre, consecutive, segments, uniform or dense; default: as published"""
+    """choice of the windows of a test video: centre, consecutive, segments, uniform or dense; default: as
+    published"""
     clips: str | None = None
-    """which copy of the clips: 16f, native or original (dfew); frames or original (mafw)"""
+    """which form of the clips to read: 16f, native or original (dfew); frames or original (mafw)"""
     crop: str | None = None
-    """the face in each frame: x,y,w,h, or auto to find it; default: the whole frame"""
+    """cut the same box out of all frames of a video: x,y,w,h in pixels, or auto for the box of a face;
+    default: the whole frame"""
     soft_labels: bool = False
     """train on the annotators' votes (only dfew)"""
     on_error: OnError = "raise"
-    """a training video that is missing or cannot be read stops the training (raise) or is left out with a
-    warning (skip); test sets always stop"""
+    """a training video that is missing or cannot be read: raise stops the training, skip leaves the video out
+    with a warning; in a test set it always stops"""
     validation: float = 0.1
-    """part of the training set held out to choose the best epoch (never the test fold): of all clips, each
-    class in proportion and with at least one clip if it has two; 0 holds out none"""
+    """share of each class's training clips that is held out to choose the best epoch; 0: none. The test set
+    is never used for it"""
     batch_size: int = 32
-    """clips per step, over all devices and machines together"""
+    """clips per step, the sum over all devices and machines"""
     eval_batch_size: int = 16
-    """videos per step and device when testing"""
+    """videos per step and device in a test"""
     workers: int = 4
-    """processes that read videos, for each device"""
+    """processes per device that read videos"""
     one_frame: bool = False
-    """replace every clip by one of its frames, repeated: a control that cannot see motion"""
+    """replace every clip by one of its frames, repeated: a control experiment without motion"""
     augment: bool = True
     """flip, random crop and colour jitter of training clips"""
     train_size: int = 700
@@ -124,26 +142,18 @@ class DataConfig:
     test_size: int = 350
     """number of drawn test clips (only for `synthetic`)"""
     posed: bool = False
-    """draw undiluted training clips: a still, frontal face at full intensity (only for `synthetic`)"""
+    """draw easy training clips: a still, frontal face at full intensity (only for `synthetic`)"""
 
     def __post_init__(self) -> None:
         _check(self.name in get_args(DatasetName), "data.name", f"one of {get_args(DatasetName)}", self.name)
         _check(
             self.on_error in get_args(OnError), "data.on_error", f"one of {get_args(OnError)}", self.on_error
         )
-        _check(not self.soft_labels or self.name == "dfew", "data.soft_labels", "off but for dfew", True)
-        _check(
-            self.clips is None or self.name in ("dfew", "mafw"),
-            "data.clips",
-            "unset but for dfew, mafw",
-            self.clips,
-        )
         _check(0.0 <= self.validation < 1.0, "data.validation", "at least 0 and below 1", self.validation)
         _check(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
         _check(self.eval_batch_size >= 1, "data.eval_batch_size", "at least 1", self.eval_batch_size)
         _check(self.workers >= 0, "data.workers", "at least 0", self.workers)
         _check(self.stride is None or self.stride >= 1, "data.stride", "at least 1", self.stride)
-        _check(not self.posed or self.name == "synthetic", "data.posed", "off but for synthetic", self.posed)
         if self.name in ("dfew", "mafw"):
             _check(1 <= self.fold <= 5, "data.fold", "1 to 5", self.fold)
         if self.name in ("dfew", "ferv39k", "mafw"):
@@ -151,6 +161,12 @@ class DataConfig:
         if self.name == "folder":
             _need(self.root, "data.root", "the folder that holds a folder of videos for each class")
         self._check_list_options()
+        for name in ONLY_FOR:
+            if getattr(self, name) != DEFAULTS[name] and not uses(self.name, name):
+                wanted = _or(ONLY_FOR[name])
+                raise SettingError(
+                    f"data.{name}", f"is for data set {wanted}, not for {self.name}: leave it away"
+                )
 
     def _check_list_options(self) -> None:
         """Those of `list`, for which strings become lists."""
@@ -166,8 +182,6 @@ class DataConfig:
         )
         firsts = get_args(FirstLabel)
         _check(self.first_label in firsts, "data.first_label", f"one of {firsts}", self.first_label)
-        numbered = self.first_label == "auto" or self.name in ("list", "dfew")
-        _check(numbered, "data.first_label", "unset but for list, dfew", self.first_label)
         shorts = get_args(Short)
         _check(self.short in (None, *shorts), "data.short", f"one of {shorts}", self.short)
         try:
@@ -182,6 +196,19 @@ class DataConfig:
         return None if self.classes is None else tuple(self.classes)
 
 
+DEFAULTS: dict[str, Any] = {part.name: part.default for part in fields(DataConfig)}
+"""Of the settings of the data."""
+
+
+def uses(dataset: str, setting: str) -> bool:
+    """Whether a data set uses a setting of the data."""
+    return dataset in ONLY_FOR.get(setting, (dataset,))
+
+
+def _or(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
 @dataclass(frozen=True)
 class OptimConfig:
     """Loss, optimiser and learning rate."""
@@ -193,29 +220,29 @@ class OptimConfig:
     weight_decay: float = 1e-3
     """AdamW weight decay, on all parameters"""
     warmup_epochs: int = 10
-    """epochs in which the learning rate climbs, before it falls along a cosine"""
+    """epochs in which the learning rate rises; afterwards it falls along a cosine"""
     warmup: Warmup = "original"
-    """original: as published, climbs to 9.8e-5 even where the learning rate is another one, and then
-    jumps to the learning rate; standard: climbs to the learning rate; none: starts at the learning rate"""
+    """original: as published, rises to 9.8e-5 for any learning rate, and then jumps to the learning rate;
+    standard: rises to the learning rate; none: starts at the learning rate"""
     mixup: float = 0.8
     """strength (alpha) of MixUp, which blends two clips; 0: off"""
     cutmix: float = 1.0
     """strength (alpha) of CutMix, which pastes a part of another clip; 0: off"""
     label_smoothing: float = 0.1
-    """part of the target that is spread over all classes, from 0 to below 1"""
+    """share of the target that is spread over all classes, at least 0 and below 1"""
     lifting_weight: float = 0.1
-    """factor of the lifting loss"""
+    """weight of the lifting loss"""
     lifting_reduction: LiftingReduction = "sum"
-    """lifting loss over the clips of a batch: sum as published, or mean"""
+    """reduction of the lifting loss over the clips of a batch: sum, as published, or mean"""
     accumulate: int = 1
-    """batches whose gradients are added before a step"""
+    """batches whose gradients are accumulated for one step"""
     gradient_clip: float | None = None
-    """largest norm of the gradient; default: no limit, as published"""
+    """clip the norm of the gradient at this value; default: no clipping, as published"""
     select: Select = "best"
-    """weights written at the end: those of the best epoch (highest UAR on the held-out clips, of equal ones
-    the latest, which has trained longest), or of the last epoch"""
+    """weights written at the end: best, of the epoch with the highest UAR on the held-out clips (of equal
+    ones the latest), or last, of the last epoch"""
     ema_decay: float | None = None
-    """keep a moving average of the weights with this decay, e.g. 0.999, and evaluate that; default: off"""
+    """keep a moving average of the weights with this decay, e.g. 0.999, and evaluate it; default: off"""
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
@@ -246,6 +273,7 @@ class TrainingConfig:
 
     ``devices`` processes on each of ``num_nodes`` machines train together; None is what torchrun or SLURM
     started, and 1 without them. ``strategy`` is Lightning's: ``"auto"`` is DDP for more than one process.
+    ``cuda_graph`` replays the forward and backward pass as CUDA graphs, on one GPU.
     ``model`` holds keyword arguments of :class:`ifdd.IFDDConfig` without ``num_classes``, which the data set
     decides.
     """
@@ -259,6 +287,7 @@ class TrainingConfig:
     devices: int | None = None
     num_nodes: int | None = None
     strategy: Strategy = "auto"
+    cuda_graph: bool = False
     init: str | None = None
     init_part: InitPart = "all"
 
@@ -288,21 +317,24 @@ class TrainingConfig:
         return asdict(self)
 
     def to_options(self) -> dict[str, Any]:
-        """The flat form that ``ifdd fit --config`` reads, without the numbers of devices and machines: a
-        training may go on with others.
+        """The flat form that ``ifdd fit --config`` reads, without the numbers of devices and machines and
+        without CUDA graphs: a training may go on elsewhere.
         """
         values = self.to_dict()
-        del values["devices"], values["num_nodes"]
+        del values["devices"], values["num_nodes"], values["cuda_graph"]
         data = values.pop("data")
         return {"data": data.pop("name"), **data, **values.pop("optim"), **values}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
-        """Inverse of :meth:`to_dict`; unknown names raise ``TypeError``."""
+        """Inverse of :meth:`to_dict`; unknown names raise ``TypeError``. Settings that the data set does not
+        use get their defaults: earlier versions accepted and ignored them.
+        """
         values = dict(values)
-        return cls(
-            data=DataConfig(**values.pop("data", {})), optim=OptimConfig(**values.pop("optim", {})), **values
-        )
+        data = dict(values.pop("data", {}))
+        name = data.get("name", DEFAULTS["name"])
+        data = {setting: value for setting, value in data.items() if uses(name, setting)}
+        return cls(data=DataConfig(**data), optim=OptimConfig(**values.pop("optim", {})), **values)
 
     def differences(self, before: TrainingConfig) -> dict[str, tuple[Any, Any]]:
         """Settings that differ and would change the weights: what a resume must not alter.
@@ -321,7 +353,7 @@ class TrainingConfig:
         }
 
     def _settings(self) -> dict[str, Any]:
-        """What decides the weights of an epoch, flat, with the network's defaults filled in."""
+        """The settings that decide the weights of an epoch, flat, with the network's defaults filled in."""
         network = IFDDConfig.from_dict(self.model).to_dict()
         del network["num_classes"]
         flat = _flatten({**self.to_dict(), "model": network})

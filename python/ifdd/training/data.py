@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -11,7 +12,7 @@ from typing import Any, Protocol, cast
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from ifdd.config import IFDDConfig
 from ifdd.data.datasets import (
@@ -24,6 +25,7 @@ from ifdd.data.datasets import (
     VideoDataset,
 )
 from ifdd.data.datasets.layout import Split, SplitDataset
+from ifdd.data.datasets.videos import LeftOut
 from ifdd.data.errors import DatasetWarning
 from ifdd.data.sampling import SamplingPolicy
 from ifdd.data.synthetic import Difficulty, SyntheticExpressions
@@ -40,7 +42,7 @@ SYNTHETIC_VALIDATION_STREAM = 1
 
 
 class ClipDataset(Protocol):
-    """What the loaders need of a data set."""
+    """The interface of a data set for the loaders."""
 
     class_names: tuple[str, ...]
 
@@ -62,12 +64,19 @@ def sampling_policy(data: DataConfig) -> SamplingPolicy:
 
 
 def make_dataset(
-    data: DataConfig, split: str, network: IFDDConfig, seed: int, *, must_exist: bool = True
+    data: DataConfig,
+    split: str,
+    network: IFDDConfig,
+    seed: int,
+    *,
+    must_exist: bool = True,
+    faults: list[str] | None = None,
 ) -> ClipDataset:
     """The ``"train"``, ``"validation"`` or ``"test"`` clips of a data set, as the network needs them.
 
     ``"validation"`` is held out from the training set; the drawn set draws other clips of other people for
-    it. With `must_exist` False videos are not looked for.
+    it. With `must_exist` False videos are not looked for. With a list for `faults`, lines of list files whose
+    label is wrong are described there and left out.
 
     Raises:
         ifdd.data.errors.DatasetError: files are missing or lists unreadable.
@@ -124,6 +133,7 @@ def make_dataset(
         "strip_prefix": data.strip_prefix,
         "path_map": data.path_map,
         "companions": [] if other is None else [other],
+        "faults": faults,
     }
     return ListDataset(file, names or (), root, cast(Split, split), **options)
 
@@ -210,13 +220,18 @@ class RecognitionData(pl.LightningDataModule):
         if stage == "fit":
             for split in ("train", *(["validation"] if self.config.data.validation > 0 else [])):
                 videos = self._videos(split)
-                self.skipped.add(split, videos.left_out if videos is not None else [])
+                self._record(split)(videos.left_out if videos is not None else [])
 
     def teardown(self, stage: str) -> None:
         """Says how many videos a training left out."""
         if stage == "fit" and self.launch.is_first and (summary := self.skipped.summary()):
             # Not the caller's place: remarks of the training library are silenced.
             warnings.warn(summary, DatasetWarning, stacklevel=1)
+
+    def _record(self, split: str) -> Callable[[Sequence[LeftOut]], None]:
+        """Writes down what is left out of a split."""
+        first = getattr(self._videos(split), "first_label", 0)
+        return functools.partial(self.skipped.add, split, first_label=first)
 
     def _videos(self, split: str) -> VideoDataset | None:
         clips = self.dataset(split)
@@ -237,6 +252,13 @@ class RecognitionData(pl.LightningDataModule):
         """Number of clips of the training and of the held-out part (0 without one)."""
         held_out = len(self.dataset("validation")) if self.config.data.validation > 0 else 0
         return {"train": len(self.dataset("train")), "validation": held_out}
+
+    def class_clips(self) -> tuple[int, ...] | None:
+        """Training clips of each class, in label order; None for drawn ones, which are in equal parts."""
+        videos = self._videos("train")
+        if videos is None:
+            return None
+        return tuple(videos.labels.count(label) for label in range(len(videos.class_names)))
 
     def digests(self) -> dict[str, str]:
         """`VideoDataset.digest` of the training and of the held-out part; drawn clips have none."""
@@ -270,8 +292,8 @@ class RecognitionData(pl.LightningDataModule):
                 batch_bytes=min(batch // ranks, len(dataset)) * self._clip_bytes("train"),
                 processes=self.launch.devices,
                 videos=self._videos("train"),
-                record=functools.partial(self.skipped.add, "train"),
-                batch_sampler=self._order,
+                record=self._record("train"),
+                batches=self._order,
                 # Its own generator: starting workers must not draw from the training's random numbers.
                 generator=torch.Generator().manual_seed(0),
                 num_workers=self.config.data.workers,
@@ -297,9 +319,12 @@ class RecognitionData(pl.LightningDataModule):
                 batch_bytes=min(self.config.data.eval_batch_size, len(dataset)) * self._clip_bytes(split),
                 processes=self.launch.devices,
                 videos=self._videos(split),
-                record=functools.partial(self.skipped.add, split),
-                batch_size=self.config.data.eval_batch_size,
-                sampler=Share(len(dataset), self.launch.rank, self.launch.world_size),
+                record=self._record(split),
+                batches=BatchSampler(
+                    Share(len(dataset), self.launch.rank, self.launch.world_size),
+                    self.config.data.eval_batch_size,
+                    drop_last=False,
+                ),
                 # With more processes than videos some have none, and take part in the count all the same.
                 empty=empty_windows if self.launch.world_size > 1 else None,
                 generator=torch.Generator().manual_seed(0),

@@ -78,7 +78,7 @@ def current_launch(config: TrainingConfig, variables: Mapping[str, str] | None =
 
 
 def started_by(variables: Mapping[str, str]) -> Launch:
-    """What torchrun or srun started, by their variables; one process without them.
+    """The processes that torchrun or srun started, by their variables; one process without them.
 
     Raises:
         SettingError: SLURM gives several tasks, but this process is not one that srun started.
@@ -102,7 +102,7 @@ def started_by(variables: Mapping[str, str]) -> Launch:
 
 def _agree(name: str, wanted: int | None, found: int, starter: Starter) -> None:
     if starter != "ifdd" and wanted not in (None, found):
-        raise SettingError(name, f"must be the {found} that {starter} started, or left away; got {wanted}")
+        raise SettingError(name, f"must be the {found} that {starter} started, or omitted; got {wanted}")
 
 
 def check_batch(config: TrainingConfig, launch: Launch, train_clips: int) -> None:

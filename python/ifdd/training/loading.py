@@ -19,18 +19,20 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ifdd.data.datasets.videos import LeftOut, VideoDataset
 from ifdd.data.errors import DatasetError, DatasetWarning, VideoError
 from ifdd.training.order import Place
-from ifdd.training.windows import Empty, own_memory
+from ifdd.training.pieces import Pieces, Task, Tasks
+from ifdd.training.windows import own_memory
 
 SHARED_MEMORY = "/dev/shm"
 PREFETCH = 2
 """Batches that a worker makes in advance, as in PyTorch."""
-IN_USE = 2
-"""Batches that a training holds at a time: that of the step, and the next one."""
+IN_USE = 3
+"""Batches that a training holds at a time: that of the step, the next one, by which Lightning knows the last,
+and the one that a worker is asked for meanwhile."""
 
 MALLOC = {-3: 32 << 20, -1: 256 << 20}
 """Of glibc's <malloc.h>: blocks from this size on are mapped (M_MMAP_THRESHOLD, the most it takes), and this
@@ -47,13 +49,17 @@ class _Failure(NamedTuple):
 
 
 class _Parcel(NamedTuple):
-    """What comes back for one batch; `batch` is None where nothing was left of it."""
+    """The reply of a worker for one batch; `batch` is None if no clip of it is left."""
 
     batch: Any
     left_out: list[LeftOut]
     failure: _Failure | None
     piped: int
     """bytes of a batch that comes through the pipe since it did not fit into shared memory, else 0"""
+    piece: int | None
+    """that was lent for the batch"""
+    in_piece: bool
+    """whether the clips are there"""
 
 
 class ClipLoader(DataLoader[Any]):
@@ -61,9 +67,10 @@ class ClipLoader(DataLoader[Any]):
 
     Errors of workers are raised as they were, their traceback as the cause.
 
-    Before the workers start, free shared memory is compared with what their batches will take of it. Where
-    it is too little, all batches come through pipes, which is slower, with one warning; so does a single
-    batch where other programs have taken the memory since.
+    Batches travel in pieces of shared memory that are made before the workers start and used again and
+    again, see :class:`~ifdd.training.pieces.Pieces`. A batch that finds none free, or is larger, has one of
+    its own. Where free shared memory is too little for the pieces, all batches come through pipes, which is
+    slower, with one warning; so does a single batch with a piece of its own where there is no room for that.
 
     Args:
         dataset: items (clip, label).
@@ -74,6 +81,7 @@ class ClipLoader(DataLoader[Any]):
         videos: the data set of videos below `dataset`, whose unreadable ones may be left out; None for
             others.
         record: receives what was left out.
+        batches: the items of each batch, by number or as a :class:`~ifdd.training.order.Place`.
         empty: makes the only batch of a process that has no clip; without it, that is an error.
         options: of `torch.utils.data.DataLoader`.
 
@@ -90,6 +98,7 @@ class ClipLoader(DataLoader[Any]):
         processes: int = 1,
         videos: VideoDataset | None = None,
         record: Callable[[Sequence[LeftOut]], None],
+        batches: Sampler[Any],
         empty: Callable[[], Any] | None = None,
         **options: Any,
     ) -> None:
@@ -100,11 +109,13 @@ class ClipLoader(DataLoader[Any]):
         self._warned = False
         self._empty = empty
         self._pack = _Pack(collate, videos)
+        self._tasks = Tasks(batches)
         if workers:
             options |= {"prefetch_factor": PREFETCH, "worker_init_fn": _keep_freed_memory}
         super().__init__(
             cast("Dataset[Any]", _Guarded(dataset, videos)),
-            collate_fn=self._pack,
+            batch_sampler=cast(Any, self._tasks),
+            collate_fn=cast(Any, self._pack),
             num_workers=workers,
             persistent_workers=workers > 0,
             **options,
@@ -118,7 +129,10 @@ class ClipLoader(DataLoader[Any]):
         empty = True
         if self.num_workers and self._iterator is None:
             self._look_for_memory()
+        pieces = self._tasks.pieces
         for parcel in super().__iter__():
+            if pieces is not None and parcel.piece is not None:
+                pieces.came_back(parcel.piece, parcel.batch[0] if parcel.in_piece else None)
             if parcel.left_out:
                 self._record(parcel.left_out)
             if parcel.failure is not None:
@@ -135,12 +149,19 @@ class ClipLoader(DataLoader[Any]):
             raise DatasetError("no clip could be read: nothing is left of this part of the data set")
 
     def _look_for_memory(self) -> None:
-        """Whether the workers that are about to start find enough shared memory."""
-        own = self._batch_bytes * (PREFETCH * self.num_workers + IN_USE)
+        """Makes the pieces for the workers that are about to start, if there is enough shared memory."""
+        count = min(PREFETCH * self.num_workers, len(self)) + IN_USE
+        own = self._batch_bytes * count
         needed = own * self._processes
         free = free_shared_memory()
+        self._pack.pieces = self._tasks.pieces = None
         # Processes that began earlier have taken their part of it: there must be room for all in the whole.
         self._pack.shares = free is None or (own <= free and needed <= shared_memory_size())
+        if self._pack.shares:
+            try:
+                self._pack.pieces = self._tasks.pieces = Pieces(count, self._batch_bytes)
+            except (RuntimeError, OSError):  # another process took it meanwhile
+                self._pack.shares = False
         if not self._pack.shares:
             self._warn(f"{_among(self.num_workers, self._processes)} may take {_mebibytes(needed)}")
 
@@ -169,6 +190,10 @@ class _Guarded:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def __getitems__(self, task: Task) -> tuple[list[Any], int | None]:
+        """What a loader asks for in the place of single items, for :class:`_Pack`."""
+        return [self[place] for place in task.places], task.piece
+
     def __getitem__(self, place: Place | int) -> Any:
         if isinstance(place, Place):
             self.dataset.set_epoch(place.epoch)
@@ -188,28 +213,51 @@ class _Guarded:
 class _Pack:
     """Joins items to a parcel.
 
-    ``shares``: whether workers put clips into shared memory.
+    ``shares``: whether workers put clips into shared memory; ``pieces``: of it that are there for them.
     """
 
     def __init__(self, collate: Callable[..., Any], videos: VideoDataset | None) -> None:
         self.collate = collate
         self.videos = videos
         self.shares = True
+        self.pieces: Pieces | None = None
 
-    def __call__(self, items: Sequence[Any]) -> _Parcel:
+    def __call__(self, task: tuple[Sequence[Any], int | None]) -> _Parcel:
+        items, piece = task
         news = self.videos.take_news() if self.videos is not None else []
         failure = next((item for item in items if isinstance(item, _Failure)), None)
         there = [item for item in items if item is not None]
         if failure is not None or not there:
-            return _Parcel(None, news, failure, 0)
+            return _Parcel(None, news, failure, 0, piece, False)
         try:
             if get_worker_info() is None:
-                return _Parcel(self.collate(there), news, None, 0)
-            empty: Empty = share_memory if self.shares else own_memory
-            sent, piped = _for_sending(self.collate(there, empty=empty))
-            return _Parcel(sent, news, None, piped)
+                return _Parcel(self.collate(there), news, None, 0, None, False)
+            memory = _Memory(self.pieces, piece, self.shares)
+            sent, piped = _for_sending(self.collate(there, empty=memory))
+            return _Parcel(sent, news, None, piped, piece, memory.in_piece and not piped)
         except Exception as error:
-            return _Parcel(None, news, _failure(error), 0)
+            return _Parcel(None, news, _failure(error), 0, piece, False)
+
+
+class _Memory:
+    """An :data:`~ifdd.training.windows.Empty` in a piece, else in new shared memory or the process's own.
+
+    ``in_piece``: whether it is the first of them.
+    """
+
+    def __init__(self, pieces: Pieces | None, piece: int | None, shares: bool) -> None:
+        self.pieces = pieces
+        self.piece = piece
+        self.shares = shares
+        self.in_piece = False
+
+    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if self.pieces is not None and self.piece is not None:
+            memory = self.pieces.tensor(self.piece, shape, dtype)
+            if memory is not None:
+                self.in_piece = True
+                return memory
+        return share_memory(shape, dtype) if self.shares else own_memory(shape, dtype)
 
 
 def _failure(error: Exception) -> _Failure:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scores:
-    """What a test reports.
+    """The scores of a test.
 
     ``war`` = accuracy = trace / total. ``uar`` = mean over the classes that occur of recall_k =
     confusion[k, k] / sum_j confusion[k, j]; a class without any clip has no recall (``None``) and does not
@@ -24,6 +24,11 @@ class Scores:
     confusion: Tensor
     class_names: tuple[str, ...]
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Classes without any clip."""
+        return tuple(name for name, r in zip(self.class_names, self.recall, strict=True) if r is None)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
         return {
@@ -31,6 +36,7 @@ class Scores:
             "uar": self.uar,
             "recall": dict(zip(self.class_names, self.recall, strict=True)),
             "classes": list(self.class_names),
+            "classes_in_uar": len(self.class_names) - len(self.missing),
             "confusion": self.confusion.tolist(),
             "clips": int(self.confusion.sum()),
         }

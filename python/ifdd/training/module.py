@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ifdd.config import IFDDConfig
 from ifdd.data.transforms import BatchMix, ClipAugment
+from ifdd.graphs import Captured, capture
 from ifdd.losses import IFDDLoss, LossParts
 from ifdd.training.config import TrainingConfig
 from ifdd.training.data import sampling_policy
@@ -33,6 +34,19 @@ def _keep_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
     """The state of a checkpoint, for the kernels of this optimiser: the file may come from another device."""
     fused = optimizer.defaults["fused"]
     return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
+
+
+class WithLoss(nn.Module):
+    """A network and its loss as one module: what a training step computes of a mixed batch."""
+
+    def __init__(self, model: nn.Module, criterion: IFDDLoss) -> None:
+        super().__init__()
+        self.model, self.criterion = model, criterion
+
+    def forward(self, clips: Tensor, targets: Tensor) -> LossParts:
+        """Clips (B, 3, T, H, W) and targets (B, K) -> the loss; its parts have no gradient of their own."""
+        parts: LossParts = self.criterion(self.model(clips), targets)
+        return LossParts(parts.total, parts.classification.detach(), parts.lifting.detach())
 
 
 class Recogniser(pl.LightningModule):
@@ -87,6 +101,7 @@ class Recogniser(pl.LightningModule):
         self.scores: Scores | None = None
         self._loss_so_far: Tensor | None = None
         self._first_step = True
+        self._captured: Captured | None = None
 
     def forward(self, clips: Tensor) -> Any:
         """The network's output for clips (B, 3, T, H, W)."""
@@ -105,8 +120,22 @@ class Recogniser(pl.LightningModule):
         return optimizer
 
     def _may_fuse(self) -> bool:
-        """Lightning refuses to clip gradients in mixed precision where the optimiser is fused."""
-        return self.config.optim.gradient_clip is None or self.config.precision == "32"
+        """A fused optimiser divides by the loss scale of float16 itself: too late for clipping before it."""
+        return self.config.optim.gradient_clip is None or self.config.precision != "16-mixed"
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the norm of all gradients. Lightning refuses to where the optimiser is fused and precision is
+        mixed, though bfloat16 has no loss scale.
+        """
+        if self.config.precision == "16-mixed":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Converts and augments frames on the device: they travel as bytes."""
@@ -126,8 +155,7 @@ class Recogniser(pl.LightningModule):
         """Loss of one batch of (clips, labels or soft labels)."""
         clips, labels = batch
         clips, targets = self.mix(clips, labels)
-        output = self.model(clips)
-        parts: LossParts = self.criterion(output, targets)
+        parts = self._losses(clips, targets)
         for name, value, shown in (
             ("loss", parts.total, True),
             ("classification", parts.classification, False),
@@ -151,6 +179,22 @@ class Recogniser(pl.LightningModule):
             self._check_loss()
         self._first_step = False
         return parts.total
+
+    def _losses(self, clips: Tensor, targets: Tensor) -> LossParts:
+        """The loss of a mixed batch, by CUDA graphs where the training has them."""
+        # Made here, so that the network has no second name in the checkpoints.
+        step = WithLoss(self.model, self.criterion)
+        if not self.config.cuda_graph:
+            parts: LossParts = step(clips, targets)
+            return parts
+        if self._captured is None:
+            self._captured = capture(step, clips, targets)
+        parts = self._captured(clips, targets)
+        return parts
+
+    def on_fit_end(self) -> None:
+        """Frees the graphs and their memory; the weights may now move."""
+        self._captured = None
 
     def _check_loss(self) -> None:
         """Stops at a loss that is not a number."""

@@ -144,7 +144,7 @@ class Peers:
 
 
 def _last_words(connection: Connection) -> str | None:
-    """What a rank leaves with: its error, nothing ("") where it died, None where it was done."""
+    """How a rank ended: its error, "" if it died, None if it finished."""
     try:
         return cast("str | None", connection.recv())
     except (EOFError, OSError):

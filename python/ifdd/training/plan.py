@@ -1,18 +1,25 @@
-"""What a training is going to do, known before it starts, and what is odd about it."""
+"""The plan of a training, known before it starts, and warnings about it."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shlex
 from dataclasses import dataclass
 
 import torch
 
 from ifdd.config import IFDDConfig
 from ifdd.text import counted, printable
-from ifdd.training.config import TrainingConfig
+from ifdd.training.config import DEFAULTS, DataConfig, TrainingConfig
 from ifdd.training.launch import ALONE, Launch
 
+_LOCATING = (
+    *("root", "fold", "train_list", "test_list", "classes", "format", "path_column", "label_column"),
+    *("first_label", "strip_prefix", "path_map", "stride", "clips", "soft_labels"),
+)
+"""Settings of the data that decide which videos there are, and how many frames a window needs."""
 FEW_HELD_OUT = 30
 """Below this many held-out clips a score is mostly chance: one clip moves it by more than 3 points."""
 LARGE_DROP = 0.05
@@ -31,7 +38,8 @@ class TrainingPlan:
 
     ``train_clips``, ``held_out_clips``: clips of both parts; ``parameters``: of the network; ``device``:
     ``cpu`` or the name of the GPU; ``done``: epochs that a resumed training has behind it, else 0;
-    ``planned``: epochs it was last planned for, else None; ``launch``: the processes that train together.
+    ``planned``: epochs it was last planned for, else None; ``launch``: the processes that train together;
+    ``class_clips``: training clips of each class, None for drawn ones.
     """
 
     config: TrainingConfig
@@ -44,6 +52,7 @@ class TrainingPlan:
     done: int = 0
     planned: int | None = None
     launch: Launch = ALONE
+    class_clips: tuple[int, ...] | None = None
 
     @property
     def batches(self) -> int:
@@ -88,7 +97,7 @@ class TrainingPlan:
         rows = [
             ("data set", f"{data.name}{self._source()}"),
             ("clips", f"{self.train_clips} for training{left_out}; {held_out}"),
-            ("classes", f"{len(self.class_names)}: {', '.join(map(printable, self.class_names))}"),
+            ("classes", self._classes()),
             ("network", f"{network.backbone}, {self.parameters / 1e6:.2f} million parameters, {size}"),
             ("start", self._start()),
             ("device", f"{self._devices()}, precision {self.config.precision}"),
@@ -96,10 +105,14 @@ class TrainingPlan:
         ]
         if self.rates():
             rows.append(("learning rate", self._rate()))
+            if data.name != "synthetic":
+                rows.append(
+                    ("videos", f"read as they are drawn; to read all in advance: {check_command(data)}")
+                )
         return [f"{heading:<14} {text}" for heading, text in rows]
 
     def warnings(self) -> list[str]:
-        """What will probably not go as its author thinks, in the words of `ifdd fit`."""
+        """Warnings about settings that will probably disappoint, in the words of `ifdd fit`."""
         data, optim, clips = self.config.data, self.config.optim, self.train_clips
         found: list[str] = []
         if not self.rates():
@@ -141,7 +154,7 @@ class TrainingPlan:
         return found
 
     def _better_choice(self) -> str:
-        """What to do about a held-out part of a few clips; a larger one where there are clips for it."""
+        """Advice on a held-out part of a few clips: a larger one, if there are clips for it."""
         clips = self.train_clips + self.held_out_clips
         last = "take the last epoch (--select last), or hold out none (--validation 0)"
         # A third is more than anybody gives away.
@@ -153,6 +166,13 @@ class TrainingPlan:
             return " (drawn faces)"
         parts = [data.root, data.train_list]
         return "".join(f", {part}" for part in parts if part is not None)
+
+    def _classes(self) -> str:
+        names = [printable(name) for name in self.class_names]
+        if self.class_clips is None:
+            return f"{len(names)}: {', '.join(names)}"
+        counts = [f"{name} {count}" for name, count in zip(names, self.class_clips, strict=True)]
+        return f"{len(names)}, with training clips: {', '.join(counts)}"
 
     def _devices(self) -> str:
         ranks = self.launch.world_size
@@ -195,6 +215,23 @@ class TrainingPlan:
         batch = self.config.data.batch_size * optim.accumulate
         scaled = f" (--learning_rate {stated:g} for a batch of 32 is {base:.3g} for {batch})"
         return ", ".join(course) + ("" if base == stated else scaled)
+
+
+def check_command(data: DataConfig) -> str:
+    """The command that looks through the data set of a training."""
+    words = ["ifdd", "check", "--data", data.name]
+    for name in _LOCATING:
+        value = getattr(data, name)
+        if value == DEFAULTS[name]:
+            continue
+        if name == "classes" and not any("," in part for part in value):
+            text = ",".join(value)
+        elif isinstance(value, (list, bool)):
+            text = json.dumps(value, ensure_ascii=False)
+        else:
+            text = str(value)
+        words += [f"--{name}", text]
+    return printable(shlex.join(words))
 
 
 def device_name(config: TrainingConfig) -> str:

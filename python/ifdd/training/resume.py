@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ifdd.checkpoint.training import TrainingRecord
-from ifdd.training.config import TrainingConfig
+from ifdd.text import printable
+from ifdd.training.config import SettingError, TrainingConfig
 from ifdd.training.storage import load_training_checkpoint, training_record
 
 
@@ -32,7 +33,8 @@ def record_to_resume(config: TrainingConfig, last: Path) -> TrainingRecord:
 
     Raises:
         ResumeError: settings differ that change the weights.
-        ValueError: there is no checkpoint, it is damaged, or more epochs are done than asked for.
+        SettingError: more epochs are done than asked for.
+        ValueError: there is no checkpoint, or it is damaged.
     """
     if not last.is_file():
         raise ValueError(f"nothing to resume: {last} does not exist")
@@ -42,7 +44,11 @@ def record_to_resume(config: TrainingConfig, last: Path) -> TrainingRecord:
         raise ResumeError(last.parent, changes)
     done = record.epoch + 1
     if config.optim.epochs < done:
-        raise ValueError(f"{last.parent}: {done} epochs are done, {config.optim.epochs} were asked for")
+        raise SettingError(
+            "optim.epochs",
+            f"must be at least the {done} that are done in {printable(last.parent)}, got "
+            f"{config.optim.epochs}; leave it away to go on as planned",
+        )
     return record
 
 

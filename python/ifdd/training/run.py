@@ -152,7 +152,7 @@ def fit(
         progress,
     )
     if announce is not None and launch.is_first:
-        announce(_plan(config, model, data.class_names, clips, record, launch))
+        announce(_plan(config, model, data, record, launch))
     with run_folder(out, kept=LAST) if launch.is_first else contextlib.nullcontext(), watch.guard():
         if launch.is_first:
             remove_partial_files(out)
@@ -179,15 +179,15 @@ def fit(
 def _plan(
     config: TrainingConfig,
     model: IFDD,
-    class_names: tuple[str, ...],
-    clips: dict[str, int],
+    data: RecognitionData,
     record: TrainingRecord | None,
     launch: Launch,
 ) -> TrainingPlan:
+    clips = data.clips()
     return TrainingPlan(
         config,
         model.config,
-        class_names,
+        data.class_names,
         clips["train"],
         clips["validation"],
         sum(parameter.numel() for parameter in model.parameters()),
@@ -195,6 +195,7 @@ def _plan(
         0 if record is None else record.epoch + 1,
         None if record is None else record.config.optim.epochs,
         launch,
+        data.class_clips(),
     )
 
 
@@ -333,6 +334,7 @@ def _trainer(
         raise SettingError(
             "devices", f"must be at most the {count} GPUs of this machine, got {launch.devices}"
         )
+    _check_graph(config, launch, on_gpu)
     normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
     if normed and launch.world_size > 1 and not on_gpu:
         raise SettingError(
@@ -365,6 +367,20 @@ def _trainer(
         "plugins": [AtomicCheckpointIO(), _environment(launch)],
     }
     return pl.Trainer(**settings)
+
+
+def _check_graph(config: TrainingConfig, launch: Launch, on_gpu: bool) -> None:
+    """Refuses CUDA graphs where there are none.
+
+    Raises:
+        SettingError: on a CPU, and with DDP, whose sums of gradients no graph here has.
+    """
+    if not config.cuda_graph:
+        return
+    if not on_gpu:
+        raise SettingError("cuda_graph", "must be off on a CPU: CUDA graphs need a GPU")
+    if launch.world_size > 1 or config.strategy != "auto":
+        raise SettingError("cuda_graph", "must be off with several processes and with --strategy ddp")
 
 
 def _strategy(config: TrainingConfig, launch: Launch, on_gpu: bool) -> Strategy | str:

@@ -16,7 +16,7 @@ REFERENCE_BATCH = 32
 """The batch at which ``learning_rate`` holds as it is written; other batches scale it linearly."""
 
 ORIGINAL_WARMUP_PEAK = 9.80e-5
-"""What the original's warm-up climbs toward for any base rate: its cosine at 1e-4, read at epoch 10."""
+"""Target of the original's warm-up for any base rate: its cosine at 1e-4, read at epoch 10."""
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,13 @@ class SkippedVideos:
         self._pending: list[Row] = []
         self._read = False
 
-    def add(self, split: str, videos: Sequence[LeftOut]) -> None:
-        """Writes down the videos of a split that are not there yet."""
+    def add(self, split: str, videos: Sequence[LeftOut], first_label: int = 0) -> None:
+        """Writes down the videos of a split that are not there yet, with labels that count as in their
+        list.
+        """
         self._read_once()
         for video, reason in videos:
-            self._note([split, printable(video.path), video.label, reason])
+            self._note([split, printable(video.path), first_label + video.label, reason])
         self._write()
 
     def take(self) -> list[Row]:

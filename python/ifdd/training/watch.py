@@ -49,7 +49,7 @@ class PeerWatch(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """The others end after a signal, too, which is no loss to report: while Lightning tidies up here."""
+        """The others end after a signal, too, not a loss to report: while Lightning tidies up here."""
         if self.peers is not None and isinstance(exception, (KeyboardInterrupt, SystemExit)):
             self.peers.leave()
 

@@ -51,7 +51,7 @@ class FaceWindow:
         )
 
     def caption(self, now: float) -> Caption:
-        """What is drawn into the frame at a moment."""
+        """The drawing for the frame at a moment."""
         box = None
         if self.boxes is not None:
             x0, y0, x1, y1 = (float(np.interp(now, self.times, self.boxes[:, side])) for side in range(4))
@@ -61,7 +61,7 @@ class FaceWindow:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What was written: frames, windows, faces in order of their numbers (none where none was followed), and
+    """The contents of the video: frames, windows, faces by number (none if none was followed), and
     remarks, a line each.
     """
 

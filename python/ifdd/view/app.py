@@ -58,7 +58,7 @@ class PortError(OSError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What is accepted: bytes of a file, and seconds of a video."""
+    """Limits of an upload: bytes of the file, and seconds of the video."""
 
     size: int
     seconds: float
@@ -66,7 +66,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found in a video, and the files with it."""
+    """The results for a video, and the files with them."""
 
     prediction: VideoPrediction
     strips: tuple[FaceStrip, ...]

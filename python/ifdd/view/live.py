@@ -7,15 +7,17 @@ network reads, so nothing is shown of a face before it was there that long.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
+import torch
 
 from ifdd.data.region import CropBox, cut_out, parse_crop
 from ifdd.data.resize import resize_frame
@@ -29,7 +31,11 @@ from ifdd.view.screens import Closed, Screen
 from ifdd.view.sources import Feed, LiveFrame
 
 VIEW_SECONDS = 20.0
-"""What the time axis below the picture shows."""
+"""Length of the time axis below the picture."""
+
+BUSY_SHARE = 0.5
+"""The network begins no sooner again than leaves it this share of the time, while no frame is missed for it:
+windows overlap by all but a few frames, and what follows, draws and writes them needs processors, too."""
 
 FORGET_SECONDS = 3.0
 """A face that is out of sight for so long loses its frames."""
@@ -40,7 +46,7 @@ UNSEEN_SHARE = 0.05
 
 @dataclass(frozen=True)
 class LiveResult:
-    """What the network said of one face: ``probabilities`` (K,) of the window from frame ``first`` to frame
+    """The result for one face: ``probabilities`` (K,) of the window from frame ``first`` to frame
     ``last`` (counted from 0), shown from ``start`` to ``stop`` seconds.
     """
 
@@ -66,7 +72,8 @@ class LiveReport:
         windows: windows that it read, one for each face and run.
         latencies: seconds from the arrival of a window's last frame to the picture that shows its class, in
             the last thousand runs.
-        faces: how many different ones were read.
+        faces: which were read.
+        followed: frames with something to read: a face, or the region.
     """
 
     seconds: float = 0.0
@@ -78,17 +85,18 @@ class LiveReport:
     windows: int = 0
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
     faces: set[int | None] = field(default_factory=set)
+    followed: int = 0
 
     def lines(self) -> list[str]:
         """The report, a line each."""
         seconds = max(self.seconds, 1e-9)
         text = f"{self.frames} frames in {self.seconds:.1f} s ({self.frames / seconds:.1f} a second)"
         if not self.runs:
-            why = (
-                "the network is too slow: it has not finished a window"
-                if self.begun
-                else "no window was full"
-            )
+            why = "no window was full"
+            if self.begun:
+                why = "the network is too slow: it has not finished a window"
+            elif not self.followed:
+                why = "no face was found"
             return [f"{text}; {why}", *self._losses()]
         step = self.frames / self.runs
         rate = self.runs / seconds
@@ -138,7 +146,7 @@ class LiveReader:
         detector: finds faces; None reads `region`.
         face: which faces: the largest in sight, so many of the largest, or all.
         region: what is cut out where no faces are followed, None for the whole frame.
-        stride: least number of frames between two windows.
+        stride: least number of frames between two windows; None: as many as keep to :data:`BUSY_SHARE`.
         wait: let every frame wait for the network, so that none is missed; for files.
         name: of the source, in errors.
 
@@ -153,11 +161,11 @@ class LiveReader:
         detector: FaceDetector | None,
         face: FaceChoice = "all",
         region: CropBox | None = None,
-        stride: int = 1,
+        stride: int | None = None,
         wait: bool = False,
         name: str = "video",
     ) -> None:
-        if stride < 1:
+        if stride is not None and stride < 1:
             raise ValueError(f"stride must be at least 1, got {stride}")
         self.report = LiveReport()
         self.results: dict[int | None, deque[LiveResult]] = {}
@@ -173,7 +181,8 @@ class LiveReader:
         self._now = self._looked = float("-inf")
         self._buffers: dict[int | None, _Buffer] = {}
         self._network = ThreadPoolExecutor(1, "ifdd-network")
-        self._running: Future[list[LiveResult]] | None = None
+        self._running: Future[tuple[list[LiveResult], float]] | None = None
+        self._rested = float("-inf")  # when the network may begin again
         self._arrived = 0.0  # of the last frame of the windows that are read
         self._number = -1
         self._read_to = -1  # the last frame that was in a window
@@ -192,6 +201,7 @@ class LiveReader:
         self._number += 1
         self.report.frames += 1
         boxes = self._follow(frame)
+        self.report.followed += bool(boxes)
         for face, box in boxes.items():
             self._keep(face, box, frame)
         for face in [
@@ -245,7 +255,7 @@ class LiveReader:
 
     def _start(self, frame: LiveFrame, faces: dict[int | None, Box | None]) -> None:
         """Gives the network what is there, if it is free."""
-        if self._running is not None or self._number - self._read_to < self._stride:
+        if self._running is not None or not self._due():
             return
         full = {face: self._buffers[face] for face in faces if len(self._buffers[face].crops) == self._span}
         if not full:
@@ -265,17 +275,26 @@ class LiveReader:
         self.report.begun += 1
         self._running = self._network.submit(self._read, clips, spans)
 
+    def _due(self) -> bool:
+        new = self._number - self._read_to
+        if self._stride is not None:
+            return new >= self._stride
+        return self._wait or new >= self._span or time.monotonic() >= self._rested
+
     def _read(
         self, clips: list[np.ndarray], spans: list[tuple[int | None, int, int, float, float]]
-    ) -> list[LiveResult]:
+    ) -> tuple[list[LiveResult], float]:
+        """The results, and when the network may begin again."""
+        begun = time.monotonic()
         logits = require_finite(self._predictor.logits(clips), self._name)
         shares = logits.double().softmax(1).numpy()
-        return [LiveResult(*span, row) for span, row in zip(spans, shares, strict=True)]
+        results = [LiveResult(*span, row) for span, row in zip(spans, shares, strict=True)]
+        return results, begun + (time.monotonic() - begun) / BUSY_SHARE
 
     def _collect(self, block: bool) -> None:
         if self._running is None or not (block or self._running.done()):
             return
-        results = self._running.result()
+        results, self._rested = self._running.result()
         self._running = None
         self.report.runs += 1
         self.report.windows += len(results)
@@ -302,6 +321,20 @@ class LiveReader:
         return Caption(face, corners, known[-1].probabilities if known else None)
 
 
+@contextmanager
+def _one_processor_left() -> Iterator[None]:
+    """Keeps one processor from the network: following, drawing and writing need it. PyTorch threads wait for
+    each other at every step, so a single one that has to share its processor holds up all.
+    """
+    before = torch.get_num_threads()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(min(before, max(1, usable - 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run_live(
     reader: LiveReader,
     feed: Feed,
@@ -326,9 +359,12 @@ def run_live(
         PredictionError: the network gave NaN or infinite values.
     """
     painter: Painter | None = None
+    page: tuple[int, float] | None = None
+    shown: list[tuple[str, list[Span]]] = []
     recent: deque[float] = deque(maxlen=50)
     begun = time.monotonic()
     with ExitStack() as stack:
+        stack.enter_context(_one_processor_left())
         for screen in screens:
             stack.callback(screen.close)
         stack.enter_context(feed)
@@ -344,14 +380,16 @@ def run_live(
                         painter = Painter(class_names, frame.image.shape[1], frame.image.shape[0], bands)
                     state = _state(reader, recent)
                     end = float(np.ceil(frame.seconds + 1e-9))
+                    if page != (reader.report.runs, end):
+                        page, shown = (reader.report.runs, end), _bands(reader, bands)
                     picture = painter.draw(
                         frame.image,
                         captions,
                         frame.seconds,
-                        _bands(reader, bands),
+                        shown,
                         (max(0.0, end - VIEW_SECONDS), max(end, VIEW_SECONDS)),
                         state,
-                        page=(reader.report.runs, end),
+                        page=page,
                     )
                     stop = frame.seconds + 0.04 if frame.stop is None else frame.stop
                     for screen in screens:

@@ -1,7 +1,8 @@
-"""What is drawn on the frames of a video: boxes with their classes, and probabilities over time below."""
+"""Draws on the frames of a video: boxes with their classes, and probabilities over time below."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ifdd.data.resize import resize_frame
 from ifdd.text import drawn_text
 
 COLOURS = (
@@ -37,6 +39,9 @@ MOST_BANDS = 4
 _BACKGROUND = (24, 24, 24)
 _TEXT = (235, 235, 235)
 _FAINT = (110, 110, 110)
+_EMPTY = (45, 45, 45)
+
+Colour = tuple[int, int, int]
 
 
 class Span(NamedTuple):
@@ -85,7 +90,10 @@ class Painter:
             self._picture[0] + self._picture[0] % 2,
             self._picture[1] + self._panel + (self._picture[1] + self._panel) % 2,
         )
-        self._page: tuple[object, Image.Image] | None = None
+        self._bands_top = legend_lines * self._line + self._line // 2
+        self._bands_bottom = self._bands_top + self._bands * 2 * self._line
+        self._page: tuple[object, np.ndarray] | None = None
+        self._written: tuple[object, np.ndarray] | None = None
 
     def draw(
         self,
@@ -113,26 +121,26 @@ class Painter:
         Returns:
             uint8 RGB, as high and wide as :attr:`size` says.
         """
-        canvas = Image.new("RGB", self.size, (0, 0, 0))
-        canvas.paste(Image.fromarray(image).resize(self._picture, Image.Resampling.BICUBIC), (0, 0))
-        draw = ImageDraw.Draw(canvas)
-        scale = (self._picture[0] / image.shape[1], self._picture[1] / image.shape[0])
+        width, height = self._picture
+        canvas = np.zeros((self.size[1], self.size[0], 3), np.uint8)
+        picture = canvas[:height, :width]
+        picture[:] = resize_frame(image, (height, width))
+        scale = (width / image.shape[1], height / image.shape[0])
         for caption in captions:
-            self._draw_face(draw, caption, scale)
+            self._draw_face(picture, caption, scale)
         if status:
-            self._label(draw, 2, 2, status, (0, 0, 0))
+            self._draw_label(picture, 2, 2, status, (0, 0, 0))
         if page is None or self._page is None or self._page[0] != page:
             self._page = (page, self._draw_panel(bands, view))
-        canvas.paste(self._page[1], (0, self._picture[1]))
+        panel = canvas[height:]
+        panel[:] = self._page[1]
         left, right = self._axis()
         if view[1] > view[0] and view[0] <= now <= view[1]:
-            x = left + (right - left) * (now - view[0]) / (view[1] - view[0])
-            top = self._picture[1] + self._panel - self._line - self._bands * 2 * self._line
-            draw.line([(x, top), (x, self._picture[1] + self._panel - self._line)], (255, 255, 255), 2)
-        pixels: np.ndarray = np.asarray(canvas)
-        return pixels
+            x = round(left + (right - left) * (now - view[0]) / (view[1] - view[0]))
+            _fill(panel, (x, self._bands_top, x + 2, self._bands_bottom), (255, 255, 255))
+        return canvas
 
-    def _draw_face(self, draw: ImageDraw.ImageDraw, caption: Caption, scale: tuple[float, float]) -> None:
+    def _draw_face(self, picture: np.ndarray, caption: Caption, scale: tuple[float, float]) -> None:
         values = caption.probabilities
         best = None if values is None else int(values.argmax())
         colour = (160, 160, 160) if best is None else _colour(best)
@@ -141,29 +149,29 @@ class Painter:
             text += "..."
         else:
             text += f"{self._names[best]}  {100 * values[best]:.0f} %"
-        x, y = 2.0, float(self._picture[1] - self._line - 2)
+        x, y = 2, self._picture[1] - self._line - 2
         if caption.box is not None:
-            x0, y0, x1, y1 = (
-                value * scale[axis] for value, axis in zip(caption.box, (0, 1, 0, 1), strict=True)
+            x, y0, x1, y1 = (
+                round(value * scale[axis]) for value, axis in zip(caption.box, (0, 1, 0, 1), strict=True)
             )
-            x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
-            draw.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, self._letters // 6))
-            x = x0
+            x1, y1, thick = max(x1, x + 1), max(y1, y0 + 1), max(2, self._letters // 6)
+            for side in (
+                (x, y0, x1, y0 + thick),
+                (x, y1 - thick, x1, y1),
+                (x, y0, x + thick, y1),
+                (x1 - thick, y0, x1, y1),
+            ):
+                _fill(picture, side, colour)
             # Above the box, or inside where there is no room.
             y = y0 - self._line if y0 >= self._line else y0
-        self._label(draw, x, y, text, colour)
+        self._draw_label(picture, x, y, text, colour)
 
-    def _label(
-        self, draw: ImageDraw.ImageDraw, x: float, y: float, text: str, colour: tuple[int, int, int]
-    ) -> None:
-        room = self._picture[0] - 4
-        shown, font, width = _fitting(text, self._letters, room)
-        x = min(max(x, 0), max(0, self._picture[0] - width - 6))
-        y = min(max(y, 0), self._picture[1] - self._line)
-        draw.rectangle((x, y, x + width + 6, y + self._line), fill=colour)
-        light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-        ink = (0, 0, 0) if light > 110 else (255, 255, 255)
-        draw.text((x + 3, y + self._line / 2), shown, ink, font, anchor="lm")
+    def _draw_label(self, picture: np.ndarray, x: int, y: int, text: str, colour: Colour) -> None:
+        height, width = picture.shape[:2]
+        label = _label(text, self._letters, self._line, width - 4, colour)[:height, :width]
+        x = min(max(x, 0), width - label.shape[1])
+        y = min(max(y, 0), height - label.shape[0])
+        picture[y : y + label.shape[0], x : x + label.shape[1]] = label
 
     def _axis(self) -> tuple[int, int]:
         return 3 * self._letters, self._picture[0] - 2 * self._letters
@@ -183,82 +191,111 @@ class Painter:
 
     def _draw_panel(
         self, bands: Sequence[tuple[str, Sequence[Span]]], view: tuple[float, float]
-    ) -> Image.Image:
+    ) -> np.ndarray:
+        shown = [*bands, *[("", ())] * self._bands][: self._bands]
+        left, right = self._axis()
+        ticks = _ticks(view, max(2, (right - left) // (6 * self._letters)))
+        scale = (right - left) / max(view[1] - view[0], 1e-9)
+        places = [(left + round(scale * (at - view[0])), text) for at, text in ticks]
+        panel: np.ndarray = self._write_panel(tuple(title for title, _ in shown), tuple(places)).copy()
+        for number, (_, spans) in enumerate(shown):
+            top = self._bands_top + number * 2 * self._line
+            _draw_band(panel[top : top + 2 * self._line - 3, left:right], spans, view)
+        for x, _ in places:
+            _fill(panel, (x, self._bands_top, x + 1, self._bands_bottom), _FAINT)
+        return panel
+
+    def _write_panel(self, titles: tuple[str, ...], ticks: tuple[tuple[int, str], ...]) -> np.ndarray:
+        """All that is written: it stays while the time axis does."""
+        if self._written is not None and self._written[0] == (titles, ticks):
+            return self._written[1]
         panel = Image.new("RGB", (self.size[0], self.size[1] - self._picture[1]), _BACKGROUND)
         draw = ImageDraw.Draw(panel)
-        lines = 1 + max(line for _, line, _ in self._legend)
         for number, (x, line, name) in enumerate(self._legend):
             middle = line * self._line + self._line / 2 + 2
             half = self._letters // 3
             draw.rectangle((x, middle - half, x + 2 * half, middle + half), fill=_colour(number))
             draw.text((x + 2 * half + 4, middle), name, _TEXT, _fitting(name, self._letters, 10**6)[1], "lm")
-        left, right = self._axis()
-        top = lines * self._line + self._line // 2
-        for title, spans in [*bands, *[("", ())] * self._bands][: self._bands]:
-            self._draw_band(draw, spans, view, (left, top, right, top + 2 * self._line - 3))
-            draw.text((3, top + self._line - 2), title, _TEXT, _fitting(title, self._letters, 10**6)[1], "lm")
-            top += 2 * self._line
-        self._draw_ticks(draw, view, (left, right), lines * self._line + self._line // 2, top)
-        return panel
+        for number, title in enumerate(titles):
+            middle = self._bands_top + (2 * number + 1) * self._line - 2
+            draw.text((3, middle), title, _TEXT, _fitting(title, self._letters, 10**6)[1], "lm")
+        for x, text in ticks:
+            font = _fitting(text, self._letters - 1, 10**6)[1]
+            draw.text((x, self._bands_bottom + self._line / 2 - 1), text, _TEXT, font, "mm")
+        pixels: np.ndarray = np.asarray(panel)
+        self._written = ((titles, ticks), pixels)
+        return pixels
 
-    def _draw_band(
-        self,
-        draw: ImageDraw.ImageDraw,
-        spans: Sequence[Span],
-        view: tuple[float, float],
-        box: tuple[int, int, int, int],
-    ) -> None:
-        """Of every window a column of its probabilities, one on the other."""
-        left, top, right, bottom = box
-        draw.rectangle((left, top, right, bottom - 1), fill=(45, 45, 45))
-        scale = (right - left) / max(view[1] - view[0], 1e-9)
-        for span in spans:
-            if span.stop <= view[0] or span.start >= view[1]:
-                continue
-            x0 = left + max(0.0, span.start - view[0]) * scale
-            x1 = left + (min(span.stop, view[1]) - view[0]) * scale
-            edges = bottom - (bottom - top) * np.concatenate([[0.0], np.cumsum(span.probabilities)])
-            for number in range(len(self._names)):
-                corner = round(x0), round(float(edges[number + 1]))
-                other = round(x1) - 1, round(float(edges[number])) - 1
-                if other[0] >= corner[0] and other[1] >= corner[1]:
-                    draw.rectangle((*corner, *other), _colour(number))
 
-    def _draw_ticks(
-        self,
-        draw: ImageDraw.ImageDraw,
-        view: tuple[float, float],
-        ends: tuple[int, int],
-        top: int,
-        bottom: int,
-    ) -> None:
-        left, right = ends
-        length = view[1] - view[0]
-        most = max(2, (right - left) // (6 * self._letters))
-        step = next(
-            (step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60) if length / step <= most), length
-        )
-        tick = float(np.ceil(view[0] / step - 1e-9)) * step + 0.0  # no -0
-        while tick <= view[1] + 1e-9 and length > 0:
-            x = left + (right - left) * (tick - view[0]) / length
-            draw.line([(x, top), (x, bottom)], _FAINT, 1)
-            text = f"{tick:g} s" if step >= 1 else f"{tick:.1f} s"
-            shown, font, _ = _fitting(text, self._letters - 1, 10**6)
-            draw.text((x, bottom + self._line / 2 - 1), shown, _TEXT, font, "mm")
-            tick += step
+def _draw_band(pixels: np.ndarray, spans: Sequence[Span], view: tuple[float, float]) -> None:
+    """Of every window a column of its probabilities, one on the other, into pixels (h, w, 3)."""
+    height, width = pixels.shape[:2]
+    pixels[:] = _EMPTY
+    if not spans:
+        return
+    ends = np.array([(span.start, span.stop) for span in spans]).clip(*view) - view[0]
+    columns = np.rint(ends * (width / max(view[1] - view[0], 1e-9))).astype(int)
+    owners = np.full(width, -1)
+    for number, (begin, end) in enumerate(columns.tolist()):
+        owners[begin:end] = number
+    drawn, places = np.unique(owners, return_inverse=True)
+    shares = np.array([spans[number].probabilities for number in drawn.tolist()])
+    tops = np.rint(np.cumsum(shares, axis=1) * height).astype(int)
+    # Of each row, counted from below, the class whose part of the column it lies in.
+    rows = np.arange(height - 1, -1, -1)[:, None]
+    classes = np.zeros((height, len(drawn)), np.uint8)
+    for top in tops[:, :-1].T:
+        classes += rows >= top
+    colours = np.array([_colour(number) for number in range(shares.shape[1])], np.uint8)[classes]
+    colours[:, drawn < 0] = _EMPTY
+    pixels[:] = colours[:, places]
+
+
+def _ticks(view: tuple[float, float], most: int) -> list[tuple[float, str]]:
+    """At most about so many moments of the time axis, and what is written there."""
+    length = view[1] - view[0]
+    if length <= 0:
+        return []
+    step = next((step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60) if length / step <= most), length)
+    first = math.ceil(view[0] / step - 1e-9)
+    last = math.floor(view[1] / step + 1e-9)
+    return [
+        (number * step, f"{number * step:g} s" if step >= 1 else f"{number * step:.1f} s")
+        for number in range(first, last + 1)
+    ]
+
+
+def _fill(pixels: np.ndarray, box: tuple[int, int, int, int], colour: Colour) -> None:
+    """The part of the rectangle x0, y0, x1, y1 (exclusive) that lies inside of pixels (h, w, 3)."""
+    x0, y0, x1, y1 = (max(side, 0) for side in box)
+    pixels[y0:y1, x0:x1] = colour
 
 
 def _colour(number: int) -> tuple[int, int, int]:
     return COLOURS[number % len(COLOURS)]
 
 
+@lru_cache(maxsize=64)
+def _label(text: str, size: int, line: int, room: int, colour: Colour) -> np.ndarray:
+    """`text` on a ground of this colour, in a line so high and at most so wide: uint8 (line, w, 3)."""
+    shown, font, width = _fitting(text, size, room)
+    image = Image.new("RGB", (width + 7, line + 1), colour)
+    light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    ink = (0, 0, 0) if light > 110 else (255, 255, 255)
+    ImageDraw.Draw(image).text((3, line / 2), shown, ink, font, anchor="lm")
+    return np.asarray(image)
+
+
 @lru_cache(maxsize=256)
 def _fitting(text: str, size: int, room: int) -> tuple[str, ImageFont.FreeTypeFont, int]:
     """`text` without its end where there is no room for it, its font and its width."""
     shown, file = drawn_text(text)
-    font = ImageFont.truetype(file, size)
+    font = _font(file, size)
     if font.getlength(shown) > room:
         while shown and font.getlength(f"{shown}...") > room:
             shown = shown[:-1]
         shown += "..."
     return shown, font, round(font.getlength(shown))
+
+
+_font = lru_cache(maxsize=32)(ImageFont.truetype)

@@ -98,7 +98,7 @@ class WindowScreen:
 
 
 class FilmScreen:
-    """An annotated video file.
+    """An annotated video file, encoded to keep up with a camera.
 
     Args:
         path: as for :class:`ifdd.view.film.Film`.
@@ -113,7 +113,8 @@ class FilmScreen:
     def show(self, picture: np.ndarray, start: float, stop: float, state: dict[str, Any]) -> None:
         """See :class:`Screen`."""
         if self._film is None:
-            self._film = Film(self._path, (picture.shape[1], picture.shape[0]), self._fps).__enter__()
+            size = (picture.shape[1], picture.shape[0])
+            self._film = Film(self._path, size, self._fps, fast=True).__enter__()
         self._film.write(picture, start, stop)
 
     def close(self) -> None:

@@ -71,7 +71,7 @@ def read_source(source: str) -> Iterator[_Late]:
 
 
 def _camera(number: int) -> tuple[str, str]:
-    """What FFmpeg calls a camera, and the driver."""
+    """FFmpeg's name of a camera, and the driver."""
     if sys.platform == "darwin":
         return f"{number}:none", "avfoundation"
     if sys.platform == "win32":
@@ -107,6 +107,8 @@ def _device(address: str, driver: str | None) -> Iterator[_Late]:
             for frame in _decoded(container):
                 # Clocks of cameras differ: what counts is when a frame comes.
                 yield time.monotonic() - begun, None, partial(to_rgb, frame)
+    except av.ExitError:  # how FFmpeg says that the time is over
+        raise VideoError(f"{printable(address)}: gave nothing for {OPEN_SECONDS:g} seconds") from None
     except (av.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, VideoError):
             raise

@@ -1,4 +1,4 @@
-"""What is said about privacy and limits wherever results are shown."""
+"""The notice about privacy and limits that is shown with all results."""
 
 LOCAL = "Pictures stay on this machine: nothing is sent anywhere."
 

@@ -73,6 +73,7 @@ class DFEW(SplitDataset):
         )
         listed = lists.read_dfew(file, first_label)
         self.dropped = listed.dropped
+        self.first_label = 0 if first_label == 0 else 1
         votes: dict[int, tuple[float, ...]] = {}
         if soft_labels:
             votes = lists.read_dfew_votes(

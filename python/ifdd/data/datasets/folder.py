@@ -19,26 +19,29 @@ if TYPE_CHECKING:
 _PARTS = ("train", "test")
 _PART_NAMES = frozenset({*_PARTS, "training", "testing", "val", "valid", "validation", "dev"})
 """Folders of these names alone are parts of a data set, not classes."""
+_FLAT = "images, and no folder of frames for each video"
 
 
 class FolderDataset(SplitDataset):
     """Videos in one folder for each class: `root/happy/a.mp4`, `root/sad/b/0001.jpg` (a folder of frames).
 
     Folders in between are allowed (`root/happy/person/a.mp4`). If `root` holds the folders `train` and
-    `test`, each has the folders of the classes; otherwise both splits are all videos of `root`.
+    `test`, each has the folders of the classes; otherwise both splits are all videos of `root`. A folder
+    without a video is left out with a warning, unless `class_names` holds it.
 
     Args:
         root: the folder.
         split: "train" (random windows, augmentation) or "test"; "validation" is the part that `validation`
             holds out of the training videos.
-        class_names: the classes in label order; by default the names of the folders, sorted.
+        class_names: the classes in label order, in any case; by default the names of the folders that hold a
+            video, sorted.
         validation: part of each class held out from training.
         clip_frames: T.
         options: see `VideoDataset`.
 
     Raises:
-        DatasetError: no folders, none with a video, one that is none of `class_names`, or parts of a data set
-            by other names.
+        DatasetError: fewer than two folders with a video, one that is none of `class_names`, two that differ
+            in case only, or parts of a data set by other names.
     """
 
     def __init__(
@@ -53,48 +56,86 @@ class FolderDataset(SplitDataset):
     ) -> None:
         root = layout.folder(root)
         part = layout.list_part(split)
-        train, test = (_folders(root / name) for name in _PARTS)
+        parts = {name: _folders(root / name) for name in _PARTS}
         #: Whether the splits have folders of their own.
-        self.divided = divided = bool(train and test)
+        self.divided = divided = all(parts.values())
         top = root / part if divided else root
-        # Of all splits together: a label must mean the same in each.
-        found = sorted(
-            {folder.name for folder in (*train, *test)} if divided else {f.name for f in _folders(root)}
-        )
-        if not divided and found and {name.lower() for name in found} <= _PART_NAMES:
+        tops = parts if divided else {part: _folders(root)}
+        present = sorted({folder.name for folders in tops.values() for folder in folders})
+        if not divided and present and {name.lower() for name in present} <= _PART_NAMES:
             raise DatasetError(
-                f"{printable(root)}: holds the folders {', '.join(map(printable, found))}; the two parts are "
-                "called train and test, and each holds a folder for each class (--validation takes a part of "
-                "train)"
+                f"{printable(root)}: holds the folders {', '.join(map(printable, present))}; the two parts "
+                "are called train and test, and each holds a folder for each class (--validation takes a "
+                "part of train)"
             )
-        names = tuple(found if class_names is None else class_names)
-        if class_names is not None and (unknown := [name for name in found if name not in names]):
-            raise DatasetError(
-                f"{printable(root)}: folder {unknown[0]!r} is none of the classes {', '.join(names)}"
-            )
-        if len(names) < 2 or not found:
+        by_name = {name: _by_name(folders) for name, folders in tops.items()}
+        # Of all parts together: a label must mean the same in each.
+        folders = [folder for of_part in by_name.values() for folder in of_part.values()]
+        names = _with_videos(folders) if class_names is None else tuple(class_names)
+        wanted = {name.lower() for name in names}
+        remarks = []
+        for folder in folders:
+            if folder.name.lower() in wanted:
+                continue
+            if next(_videos(folder), None) is not None:
+                raise DatasetError(
+                    f"{printable(root)}: folder {folder.name!r} is none of the classes {', '.join(names)}"
+                )
+            why = _FLAT if _is_video(folder) else "no video in it"
+            remarks.append(f"{printable(folder)}: {why}, so it is not a class and is left out")
+        if len(names) < 2:
             here = len(list_videos(root))
             instead = "" if any(root.iterdir()) else ", it is empty"
             if here:
                 instead = f" and {counted(here, 'video')}: is the folder above meant?"
+            left_out = f" ({'; '.join(remarks)})" if remarks else ""
             raise DatasetError(
                 f"{printable(root)}: expected a folder of videos for each class, found "
-                f"{counted(len(found), 'folder')}{instead}"
+                f"{counted(len(names), 'folder')}{instead}{left_out}"
             )
+        if not divided and split == "test":
+            remarks.append(f"{printable(top)}: both splits are all of its videos (no folders train and test)")
         videos = []
-        remarks = [f"{printable(top)}: both splits are all of its videos (no folders train and test)"]
-        if divided or split != "test":
-            remarks = []
         for label, name in enumerate(names):
-            paths = list(_videos(top / name))
+            found = by_name[part].get(name.lower())
+            paths = [] if found is None else list(_videos(found))
             videos += [Video(path, label) for path in paths]
-            if not paths:
-                flat = (top / name).is_dir() and _is_video(top / name)
-                why = "images, and no folder of frames for each video" if flat else "no video of this class"
-                remarks.append(f"{printable(top / name)}: {why}")
+            if found is not None and not paths and _is_video(found):
+                remarks.append(f"{printable(found)}: {_FLAT}")
         if not videos:
-            raise DatasetError(f"no videos: {'; '.join(remarks[-len(names) :])}")
+            nothing = f"{printable(top)}: no videos of {', '.join(map(printable, names))}"
+            raise DatasetError("; ".join([nothing, *remarks]))
+        self._top = top
         super().__init__(videos, names, split, validation, clip_frames, remarks, **options)
+
+    def _called(self) -> str:
+        return printable(self._top)
+
+
+def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders by their names in small letters, in which classes are compared.
+
+    Raises:
+        DatasetError: two names are the same but for case.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        other = found.setdefault(folder.name.lower(), folder)
+        if other is not folder:
+            raise DatasetError(
+                f"{printable(folder.parent)}: folders {other.name!r} and {folder.name!r} differ in case "
+                "only; a class has one folder"
+            )
+    return found
+
+
+def _with_videos(folders: Sequence[Path]) -> tuple[str, ...]:
+    """Names of the folders that hold a video, sorted; those of several parts once, as in the first."""
+    names: dict[str, str] = {}
+    for folder in folders:
+        if folder.name.lower() not in names and next(_videos(folder), None) is not None:
+            names[folder.name.lower()] = folder.name
+    return tuple(sorted(names.values()))
 
 
 def _folders(root: Path) -> list[Path]:

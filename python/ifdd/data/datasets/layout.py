@@ -1,4 +1,4 @@
-"""What the data sets with a training and a test list share: their folders, names and parts."""
+"""Layout of the data sets with a training and a test list: their folders, names and parts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class SplitDataset(VideoDataset):
             that "train" with the same `validation` and seed leaves out.
         validation: part of each class held out from training, 0 to below 1.
         clip_frames, options: see `VideoDataset`; what is not given is as in `policy`.
-        remarks: what is worth knowing about the list; each is a warning, too.
+        remarks: what is worth knowing about the list; each is a warning, too, and so is a class without a
+            video.
 
     Raises:
         ValueError: "validation" of a training list that holds nothing out, or another option is not usable.
@@ -37,6 +38,8 @@ class SplitDataset(VideoDataset):
 
     #: How windows are taken in the published setting.
     policy = SamplingPolicy()
+    #: Number of the first class in the list.
+    first_label = 0
 
     def __init__(
         self,
@@ -51,6 +54,13 @@ class SplitDataset(VideoDataset):
         self.remarks = tuple(remarks)
         for remark in self.remarks:
             warnings.warn(remark, DatasetWarning, stacklevel=3)
+        present = {video.label for video in videos}
+        #: Classes of which the list has no video.
+        self.missing_classes = tuple(name for k, name in enumerate(class_names) if k not in present)
+        if self.missing_classes and videos:
+            names = ", ".join(map(printable, self.missing_classes))
+            kind = "test" if split == "test" else "training"
+            warnings.warn(f"{self._called()}: no {kind} video of {names}", DatasetWarning, stacklevel=3)
         numbers: Sequence[int] = range(len(videos))
         if split != "test":
             kept, held = hold_out([video.label for video in videos], validation, options.get("seed", 0))

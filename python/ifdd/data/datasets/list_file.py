@@ -29,7 +29,7 @@ class ListDataset(SplitDataset):
             also as a folder of frames without the suffix, and one with backslashes also with slashes.
         split: "train" (random windows, augmentation) or "test"; "validation" is the part that `validation`
             holds out of a training list.
-        format, first_label, path_column, label_column, companions: see
+        format, first_label, path_column, label_column, companions, faults: see
             `ifdd.data.foreign_lists.read_listing`.
         strip_prefix: taken off the names, for lists with the absolute paths of another machine.
         path_map: "OLD=NEW", one or several: names that begin with the folder OLD begin with NEW instead.
@@ -52,6 +52,7 @@ class ListDataset(SplitDataset):
         companions: Sequence[str | Path] = (),
         strip_prefix: str = "",
         path_map: str | Sequence[str] | None = None,
+        faults: list[str] | None = None,
         validation: float = 0.0,
         clip_frames: int = 16,
         **options: Unpack[ClipOptions],
@@ -67,7 +68,9 @@ class ListDataset(SplitDataset):
             path_column=path_column,
             label_column=label_column,
             companions=[Path(other) for other in companions],
+            faults=faults,
         )
+        self.first_label = listing.first
         self._locator = Locator(base, list_file.parent, strip_prefix, _pairs(path_map))
         self._entries: dict[Path, Entry] = {}
         videos = []

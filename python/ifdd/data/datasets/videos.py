@@ -209,7 +209,13 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
                 return self._load(index, index)
             except VideoError as error:
                 raise VideoError(f"{error}; {TEST_IS_WHOLE}") from None
-        if not (self.training and self.skips):
+        if not self.skips:
+            try:
+                return self._load(index, index)
+            except VideoError as error:
+                way = "--on_error skip trains without such videos, and " if self.training else ""
+                raise VideoError(f"{error}; {way}`ifdd check` finds them all in advance") from None
+        if not self.training:
             return self._load(index, index)
         for step in range(len(self)):
             place = (index + step) % len(self)
@@ -239,7 +245,7 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         return bool(self._skipped[index])
 
     def take_news(self) -> list[LeftOut]:
-        """What this process left out since the last call."""
+        """The videos that this process skipped since the last call."""
         news, self._news = self._news, []
         return news
 
@@ -278,7 +284,9 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         text = f"{name}: {which} missing: {names}{more}"
         if not self.skips or not there:
             hint = f"; {TEST_IS_WHOLE}" if self.on_error == "skip" and not self.skips else ""
-            raise DatasetError(text + self._advice(missing, [videos[place] for place in there]) + hint)
+            advice = self._advice(missing, [videos[place] for place in there])
+            unread = "; `ifdd check` also finds those that cannot be read"
+            raise DatasetError(text + advice + hint + unread)
         warnings.warn(text.replace("missing:", "missing and left out:", 1), DatasetWarning, stacklevel=4)
         self.left_out = [LeftOut(video, "missing") for video in missing]
         return there

@@ -123,7 +123,7 @@ class SyntheticExpressions(Dataset[tuple[Tensor, int]]):
         return torch.from_numpy(image), label
 
     def truth(self, index: int) -> ClipTruth:
-        """What clip `index` shows, without rendering it."""
+        """The content of clip `index`, without rendering it."""
         label, number, _, play, _ = self._draw(index)
         intensity: Floats = play.intensity
         apex = int(intensity.argmax()) if intensity.any() else None

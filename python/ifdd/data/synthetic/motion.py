@@ -1,4 +1,4 @@
-"""What happens in a synthetic clip: facial action units over time, head motion, light and other distractors.
+"""The script of a synthetic clip: facial action units over time, head motion, light and other distractors.
 
 Action units follow the Facial Action Coding System (Ekman & Friesen, 1978); the mixtures that make up each
 emotion are the usual EMFACS prototypes (Friesen & Ekman, 1983), strengths chosen for these drawn faces.
