@@ -164,7 +164,7 @@ def _nothing_to_resume(out: Path) -> str:
     inside = _trainings(out)
     if inside:
         return (
-            f"--resume: {printable(out)} is no training, but {', '.join(inside)} in it; name one with --out"
+            f"--resume: {printable(out)} is not a training but holds {', '.join(inside)}; name one with --out"
         )
     if out.is_dir():
         return f"--resume: {printable(out)} holds no training to go on with (no {LAST}); omit --resume"

@@ -201,7 +201,15 @@ DEFAULTS: dict[str, Any] = {part.name: part.default for part in fields(DataConfi
 
 
 def uses(dataset: str, setting: str) -> bool:
-    """Whether a data set uses a setting of the data."""
+    """Whether a data set uses a setting of the data.
+
+    Args:
+        dataset: a name in `DataConfig.name`.
+        setting: name of a field of `DataConfig`.
+
+    Returns:
+        False for a setting that belongs to other data sets.
+    """
     return dataset in ONLY_FOR.get(setting, (dataset,))
 
 
