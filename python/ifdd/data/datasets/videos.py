@@ -284,8 +284,8 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         text = f"{name}: {which} missing: {names}{more}"
         if not self.skips or not there:
             hint = f"; {TEST_IS_WHOLE}" if self.on_error == "skip" and not self.skips else ""
-            unread = "; `ifdd check` also finds those that cannot be read"
-            raise DatasetError(text + self._advice(missing) + hint + unread)
+            advice = self._advice(missing) or "; `ifdd check` also finds those that cannot be read"
+            raise DatasetError(text + advice + hint)
         warnings.warn(text.replace("missing:", "missing and left out:", 1), DatasetWarning, stacklevel=4)
         self.left_out = [LeftOut(video, "missing") for video in missing]
         return there
