@@ -285,8 +285,8 @@ class VideoDataset(Dataset[tuple[Tensor, Any]]):
         if not self.skips or not there:
             hint = f"; {TEST_IS_WHOLE}" if self.on_error == "skip" and not self.skips else ""
             advice = self._advice(missing, [videos[place] for place in there])
-            unread = "" if advice else "; `ifdd check` also finds those that cannot be read"
-            raise DatasetError(text + advice + hint + unread)
+            advice = advice or "; `ifdd check` also finds those that cannot be read"
+            raise DatasetError(text + advice + hint)
         warnings.warn(text.replace("missing:", "missing and left out:", 1), DatasetWarning, stacklevel=4)
         self.left_out = [LeftOut(video, "missing") for video in missing]
         return there
