@@ -71,7 +71,7 @@ def test_the_error_says_how_missing_videos_would_be_found(tmp_path: Path) -> Non
         listed(tmp_path, lines)
     assert str(info.value) == (
         f"{tmp_path / 'list.txt'}: 3 of 3 videos are missing: /home/me/a/x, /home/me/a/y, /home/me/a/z; "
-        "2 of 3 are found with --strip_prefix /home/me/"
+        "2 of 3 are found with --strip_prefix /home/me/; `ifdd check` also finds those that cannot be read"
     )
     with pytest.raises(DatasetError, match="1 of 3 videos is missing"):
         listed(tmp_path, lines, strip_prefix="/home/me/")
@@ -94,19 +94,20 @@ def test_the_advice_is_what_finds_most_and_loses_none(tmp_path: Path) -> None:
         (tmp_path / "videos" / name).mkdir(parents=True)
     lines = "".join(f"{name} {NAMES.index(name[0])}\n" for name in names)
     (tmp_path / "list.txt").write_text(lines)
+    advice = rf"; 9 of 9 are found with --root {tmp_path / 'videos'}; `ifdd check`"
     for root in ("videos/a", "videos/a/0"):
-        with pytest.raises(DatasetError, match=rf"; 9 of 9 are found with --root {tmp_path / 'videos'}$"):
+        with pytest.raises(DatasetError, match=advice):
             ListDataset(tmp_path / "list.txt", NAMES, tmp_path / root, **small())
     (tmp_path / "videos/list.txt").write_text(lines + "a/x/9 0\n")
     # Only "a/9" is missing "x/", and what finds it would lose the others.
     (tmp_path / "videos/x/9").mkdir(parents=True)
-    with pytest.raises(DatasetError, match=r"1 of 10 videos is missing: [^;]*$"):
+    with pytest.raises(DatasetError, match=r"1 of 10 videos is missing: [^;]*; `ifdd check`"):
         ListDataset(tmp_path / "videos/list.txt", NAMES, **small())
     # The beginning of a list is often of one class, and says nothing about the rest.
     for number in range(3):
         (tmp_path / "only" / str(number)).mkdir(parents=True)
     (tmp_path / "list.txt").write_text("".join(f"b/{n % 3} 0\n" for n in range(200)) + "c/9 0\n" * 300)
-    with pytest.raises(DatasetError, match=r"missing: [^;]*$"):
+    with pytest.raises(DatasetError, match=r"missing: [^;]*; `ifdd check`"):
         ListDataset(tmp_path / "list.txt", NAMES, tmp_path / "only", **small(), first_label=0)
 
 

@@ -163,9 +163,8 @@ def _nothing_to_resume(out: Path) -> str:
     """Why no training can go on in a folder, and which are near."""
     inside = _trainings(out)
     if inside:
-        return (
-            f"--resume: {printable(out)} is no training, but {', '.join(inside)} in it; name one with --out"
-        )
+        names = ", ".join(inside)
+        return f"--resume: {printable(out)} is not a training but holds {names}; name one with --out"
     if out.is_dir():
         return f"--resume: {printable(out)} holds no training to go on with (no {LAST}); omit --resume"
     beside = _trainings(out.absolute().parent)

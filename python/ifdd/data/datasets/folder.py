@@ -83,7 +83,7 @@ class FolderDataset(SplitDataset):
                 )
             why = _FLAT if _is_video(folder) else "no video in it"
             remarks.append(f"{printable(folder)}: {why}, so it is not a class and is left out")
-        if len(names) < 2:
+        if len(names) < 2 or not folders:
             here = len(list_videos(root))
             instead = "" if any(root.iterdir()) else ", it is empty"
             if here:
@@ -91,7 +91,7 @@ class FolderDataset(SplitDataset):
             left_out = f" ({'; '.join(remarks)})" if remarks else ""
             raise DatasetError(
                 f"{printable(root)}: expected a folder of videos for each class, found "
-                f"{counted(len(names), 'folder')}{instead}{left_out}"
+                f"{counted(len(names) if folders else 0, 'folder')}{instead}{left_out}"
             )
         if not divided and split == "test":
             remarks.append(f"{printable(top)}: both splits are all of its videos (no folders train and test)")
