@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ifdd import _interrupt  # noqa: F401 (before the imports that take long)
 from ifdd.acceleration import accelerate
 from ifdd.config import IFDDConfig
 from ifdd.factory import create_model, list_models

@@ -323,6 +323,7 @@ def _samples(explanation: Explanation) -> _Row:
                     bbox=_BLANK,
                 )
         axes.set_yticks([1, 0], ["static", "dynamic"])
+        axes.tick_params(axis="y", length=0, pad=6)  # a sample may lie on the edge: its mark needs room
         for label, colour in zip(axes.get_yticklabels(), (STATIC, DYNAMIC), strict=True):
             label.set_color(colour)
         axes.set_ylim(-0.8, 1.8)
@@ -354,7 +355,7 @@ def _joined(places: np.ndarray, nearest: float) -> list[tuple[float, list[int]]]
 
 
 def _time_ticks(axes: Axes, start: float, stop: float) -> None:
-    ticks = np.asarray(MaxNLocator(8).tick_values(start, stop))
+    ticks = np.asarray(MaxNLocator(8, steps=(1, 2, 5, 10)).tick_values(start, stop))
     axes.set_xticks(ticks[(ticks >= start) & (ticks <= stop)])
     axes.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
 

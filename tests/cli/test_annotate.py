@@ -8,6 +8,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
 from ifdd import prediction
 from ifdd.data.face import CropBox
@@ -18,6 +19,8 @@ from ifdd.view import annotate as annotating
 from ifdd.view import film
 from ifdd.view.annotate import annotate
 from ifdd.view.overlay import COLOURS, Caption, Painter, Span
+
+from .conftest import full_disk
 
 Run = Callable[..., Any]
 TIMES = [0, 40, 80, 150, 160, 200, 300, 310, 320, 360, 400, 440, 480, 520, 560, 600, 640, 680]
@@ -263,6 +266,15 @@ def test_what_cannot_be_annotated(
     assert not (tmp_path / "new.mp4").exists()
 
 
+def test_a_full_disk_is_named_with_the_file(ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """An annotated video can be made again: nothing is left of it."""
+    target = tmp_path / "o.mp4"
+    with full_disk(300):
+        result = ifdd("annotate", video, "--checkpoint", checkpoint, "--out", target)
+    assert (result.code, result.err) == (1, f"ifdd: error: {target}: cannot be written (File too large)\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_an_encoder_it_says_so(
     checkpoint: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +296,41 @@ def test_the_picture_has_room_for_names_of_any_kind() -> None:
     assert painter.size[0] % 2 == painter.size[1] % 2 == 0
     band = [tuple(pixel) for pixel in picture.reshape(-1, 3)[::7]]
     assert COLOURS[1] in band
+
+
+def test_a_face_at_the_upper_left_border_keeps_its_label() -> None:
+    """It is written below the line of the live picture that stands there, and all of it inside."""
+    painter = Painter(("a", "b"), 480, 360)
+    values = np.array([0.2, 0.8])
+    faces = [Caption(1, (0, 0, 90, 90), values), Caption(2, (400, 300, 480, 360), None)]
+    blank = np.full((360, 480, 3), 99, np.uint8)
+    alone = painter.draw(blank, [], 0.0, [], (0, 1), "25 frames/s")
+    picture = painter.draw(blank, faces, 0.0, [], (0, 1), "25 frames/s")
+    height, width = 2 + painter._line + 1, 60
+    changed = (picture != alone).any(axis=2)
+    assert not changed[2:height, 4:width].any(), "the line is covered"
+    label = (picture[height : height + painter._line, 4:20] == COLOURS[1]).all(axis=2)
+    assert label.mean() > 0.5
+
+
+@pytest.mark.parametrize("name", ["long " * 40, "\u062d\u0632\u064a\u0646"])
+def test_a_label_ends_with_its_number(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """However long the name is, and though it may be written from right to left."""
+    written: list[tuple[float, str]] = []
+    text = ImageDraw.ImageDraw.text
+
+    def keep(self: Any, place: tuple[float, float], shown: str, *rest: Any, **more: Any) -> None:
+        written.append((place[0], shown))
+        text(self, place, shown, *rest, **more)
+
+    painter = Painter((name, "b"), 480, 360)
+    blank = np.zeros((360, 480, 3), np.uint8)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", keep)
+    painter.draw(blank, [Caption(7, (300, 100, 400, 200), np.array([0.83, 0.17]))], 0.0, [], (0, 1))
+    number, shown, share = written[:3]
+    assert (number[1], share[1]) == ("7", "83 %")
+    assert shown[1][:4] == name[:4]
+    assert number[0] < shown[0] < share[0] < 300
 
 
 def test_bands_show_the_shares_of_each_window() -> None:

@@ -18,6 +18,8 @@ import pytest
 from ifdd.prediction import Predictor
 from ifdd.view.app import Limits, build_page, serve
 
+from .conftest import write_video
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 MISSING = [
@@ -167,6 +169,13 @@ def test_upload_result_downloads_and_no_other_host(
     browser.find("#explain").click()
     browser.wait(lambda: "Window 0 is explained below" in browser.find("#status").text)
 
+    # On a narrow screen pictures stand below each other, and the table scrolls by itself.
+    narrow = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
+    browser.wait(lambda: browser.find("#annotated").rect["width"] > 300)
+    assert browser.find("#faces").rect["width"] > 300
+    assert browser.find("#status [role=region]").rect["width"] < 400
+
     hosts = {address.split("/")[2] for address in browser.requests() if address.startswith(("http", "ws"))}
     assert hosts == {url.split("/")[2]}
     assert asked <= {"127.0.0.1", "localhost", "::1"}
@@ -184,6 +193,11 @@ def test_bad_files_give_one_line(browser: Browser, tmp_path: Path, video: Path) 
     large.write_bytes(video.read_bytes() + bytes(300_000))
     browser.find("#video input[type=file]").send_keys(str(large))
     browser.wait(lambda: "exceed the maximum allowed size" in browser.find("body").text)
+
+    browser.driver.refresh()
+    browser.choose(write_video(tmp_path / "long.mp4", fps=5))  # 4 seconds
+    browser.analyse()
+    assert browser.status() == "long.mp4: longer than the 3 seconds this page takes (--max_seconds)"
 
 
 def test_two_users_at_once(browser: Browser, url: str, video: Path, tmp_path: Path) -> None:

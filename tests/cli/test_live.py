@@ -7,8 +7,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import av
@@ -27,7 +28,7 @@ from ifdd.view.overlay import Painter
 from ifdd.view.screens import Closed, FilmScreen, PageScreen
 from ifdd.view.sources import WAITING, Feed, LiveFrame
 
-from .conftest import write_video
+from .conftest import full_disk, write_video
 
 Run = Callable[..., Any]
 
@@ -264,31 +265,88 @@ def test_who_finds_no_face_is_told(checkpoint: Path, monkeypatch: pytest.MonkeyP
     assert reader.report.lines()[0].endswith("; no face was found")
 
 
-def test_an_address_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["http", "rtsp"])
+def test_an_address_that_is_silent_is_given_up(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "OPEN_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        address = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/x"
         with pytest.raises(VideoError, match=r"/x: gave nothing for 0\.2 seconds"):
             list(sources.read_source(address))
 
 
-def test_a_full_disk_is_named_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "o.mp4"
-    screen = FilmScreen(path)
-    screen.show(np.zeros((64, 64, 3), np.uint8), 0.0, 0.1, {})
-    assert screen._film is not None
+def film_until_full(path: Path, size: int) -> str:
+    """Films noise until no byte more fits; returns the error."""
+    screen, rng = FilmScreen(path), np.random.default_rng(0)
 
-    class Full:
-        def mux(self, packets: Any) -> None:
-            raise OSError(28, "No space left on device", "a part")
+    def film() -> None:
+        for number in range(200):
+            picture = rng.integers(0, 255, (96, 96, 3), dtype=np.uint8)
+            screen.show(picture, number / 25, (number + 1) / 25, {})
 
-    monkeypatch.setattr(screen._film, "_container", Full())
-    message = rf"^{re.escape(str(path))}: cannot be written \(No space left on device\)$"
-    with pytest.raises(FilmError, match=message):
-        screen.show(np.zeros((64, 64, 3), np.uint8), 0.1, 0.2, {})
-    with pytest.raises(FilmError, match=message):
+    with full_disk(size):
+        with pytest.raises(FilmError) as caught:
+            film()
         screen.close()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mov", ".mkv"])
+def test_a_full_disk_leaves_a_film_that_plays(tmp_path: Path, ending: str) -> None:
+    """What was filmed cannot be filmed again."""
+    path = tmp_path / f"o{ending}"
+    text = film_until_full(path, 400_000)
+    said = re.fullmatch(
+        rf"{re.escape(str(path))}: cannot be written \(File too large\); "
+        r"the first (\d+\.\d) seconds are there",
+        text,
+    )
+    assert said, text
+    played = 0
+    with av.open(str(path)) as container, suppress(av.InvalidDataError):  # the last picture is half there
+        for _ in container.decode(video=0):
+            played += 1
+    assert played >= 25
+    assert abs(float(said[1]) - played / 25) <= 0.1
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_disk_that_is_full_at_once_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "o.mp4"
+    assert film_until_full(path, 100) == f"{path}: cannot be written (File too large)"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_takes_no_files_is_named_with_the_file(tmp_path: Path) -> None:
+    """Such as /proc, which the superuser may write."""
+    path = tmp_path / "gone" / "o.mp4"
+    with pytest.raises(FilmError, match=rf"^{re.escape(str(path))}: cannot be written \("):
+        FilmScreen(path).show(np.zeros((64, 64, 3), np.uint8), 0.0, 0.1, {})
+
+
+def test_a_viewer_who_stalls_holds_up_nobody() -> None:
+    """It asks for the pictures and never takes one."""
+    screen = PageScreen()
+    picture = np.random.default_rng(0).integers(0, 255, (360, 480, 3), dtype=np.uint8)
+    address = ("127.0.0.1", int(screen.url.rstrip("/").rpartition(":")[2]))
+    with socket.create_connection(address) as stalled:
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stalled.sendall(b"GET /stream HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        begun = time.process_time()
+        sent = 0
+        # More than any socket holds, with time for the page to send it.
+        for number in range(100):
+            screen.show(picture, number / 25, (number + 1) / 25, {"text": str(number)})
+            item = screen.next_jpeg(number)
+            assert item is not None
+            sent += len(item[1])
+        assert sent > 10_000_000
+        assert time.process_time() - begun < 30
+        assert get(screen.url, "/state") == (200, b'{"text": "99"}')
+        assert get(screen.url, "/stream")[0] == 200
+        closing = Thread(target=screen.close)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
 
 
 def get(url: str, path: str, host: str | None = None) -> tuple[int, bytes]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ifdd._interrupt import EXIT_INTERRUPTED
 from ifdd.cli._commands import COMMANDS, EXIT_FAILED, EXIT_TERMINATED, EXIT_USAGE, UsageError
 from ifdd.cli._imports import failed_import
 from ifdd.cli._warnings import one_line_warnings
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         print("ifdd: interrupted", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) went away: nothing is wrong, and nothing more can be written.
         with contextlib.suppress(OSError):

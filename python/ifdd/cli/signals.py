@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ifdd._interrupt import on_interrupt
 from ifdd.cli._commands import EXIT_TERMINATED
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -38,7 +39,7 @@ def stoppable() -> Iterator[Callable[[], None]]:
     before = {}
     try:
         # A process in the background may have been told to ignore Ctrl-C: it stays so.
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, on_interrupt):
             before[signal.SIGINT] = signal.signal(signal.SIGINT, end)
         before[signal.SIGTERM] = signal.signal(signal.SIGTERM, end)
     except ValueError:  # not in the main thread: whoever runs this one decides

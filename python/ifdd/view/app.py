@@ -49,6 +49,7 @@ _POLICY = "; ".join(
 _WHOLE = "the whole picture, no faces"
 _CHOICES = [("all faces", "all"), ("the largest face", "largest"), (_WHOLE, "off")]
 _FIGURE_DPI = 150
+_LEAST_WIDTH = 320  # of a picture; where there is no room for two, one stands below the other
 _KEPT_SECONDS = 3600
 
 
@@ -228,8 +229,16 @@ def build_page(predictor: Predictor, folder: Path, limits: Limits) -> Any:
         status = gradio.HTML(elem_id="status")
         with gradio.Row():
             # No buttons: theirs would share a picture with another host.
-            faces = gradio.Gallery(label="Faces", columns=2, height="auto", elem_id="faces", buttons=[])
-            video = gradio.Video(label="Annotated video", elem_id="annotated", autoplay=False, buttons=[])
+            faces = gradio.Gallery(
+                label="Faces", columns=2, height="auto", elem_id="faces", buttons=[], min_width=_LEAST_WIDTH
+            )
+            video = gradio.Video(
+                label="Annotated video",
+                elem_id="annotated",
+                autoplay=False,
+                buttons=[],
+                min_width=_LEAST_WIDTH,
+            )
         gradio.HTML("<h2>Probabilities over time</h2>")
         strip = gradio.Image(**_figure("strip", "Probabilities over time"))
         gradio.HTML("<h2>What the network looked at, in the window it is surest of or another</h2>")
@@ -319,8 +328,10 @@ def _summary(prediction: VideoPrediction) -> str:
     return (
         f"<p role='status'>{html.escape(printable(prediction.path))}: {footage.frames_read} frames, "
         f"{footage.seconds:.1f} seconds</p>{damage}"
+        # Wider than a narrow screen, the table is scrolled: with the keyboard, too.
+        "<div tabindex='0' role='region' aria-label='Probabilities' style='overflow-x:auto'>"
         "<table><thead><tr><th></th><th scope='col'>class</th><th scope='col'>windows</th>"
-        f"{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

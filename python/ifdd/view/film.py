@@ -37,7 +37,7 @@ class FilmError(ValueError):
 
 class Film:
     """A video file that grows frame by frame; a context manager. After the block the file is there whole, or
-    as it was before if the block failed.
+    as it was before if the block failed. What cannot be filmed again is kept: see `live`.
 
     Args:
         path: with an ending of :data:`FORMATS`.
@@ -45,13 +45,15 @@ class Film:
         fps: about how many a second; the times given with the frames count.
         sound: a file whose first sound track is copied as it is.
         sound_from: its time stamp, in seconds, at which the first frame is shown.
-        fast: half the processor time or less, for about two and a half times the bytes.
+        live: half the processor time or less, for about two and a half times the bytes; and where the disk
+            is full the film up to there is kept, all but the last second.
 
     Attributes:
         remark: why the sound was left out, or None.
 
     Raises:
-        FilmError: an ending that is not known, no encoder, or a file that cannot be written (a full disk).
+        FilmError: an ending that is not known, no encoder, or a file that cannot be written (a full disk);
+            the message says how much of a live film was kept.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Film:
         fps: float,
         sound: str | os.PathLike[str] | None = None,
         sound_from: float = 0.0,
-        fast: bool = False,
+        live: bool = False,
     ) -> None:
         self.path = Path(path)
         self.remark: str | None = None
@@ -70,8 +72,9 @@ class Film:
         self._fps = fps
         self._sound_path = None if sound is None else Path(sound)
         self._sound_from = sound_from
-        self._preset = "ultrafast" if fast else "veryfast"
+        self._live = live
         self._last = -1
+        self._ended = False
         self._stack = contextlib.ExitStack()
         self._packets: Iterator[Any] = iter(())
         self._packet: Any = None
@@ -79,9 +82,14 @@ class Film:
     def __enter__(self) -> Film:
         import av
 
-        with self._stack:
-            part = self._stack.enter_context(part_of(self.path))
-            self._container: Any = self._stack.enter_context(av.open(str(part), "w", format=self._format))
+        # Readable from the first second on, and an ordinary file once it is complete.
+        fragments = {"movflags": "frag_keyframe+hybrid_fragmented"}
+        options = fragments if self._live and self._format in ("mp4", "mov") else {}
+        with self._writing(), self._stack:
+            self._part = self._stack.enter_context(part_of(self.path))
+            self._container: Any = self._stack.enter_context(
+                av.open(str(self._part), "w", format=self._format, options=options)
+            )
             encoder = next((name for name in _ENCODERS if name in av.codecs_available), None)
             if encoder is None:
                 raise FilmError(f"the installed PyAV has none of the encoders {', '.join(_ENCODERS)}")
@@ -92,24 +100,31 @@ class Film:
             stream.pix_fmt = "yuv420p"
             stream.codec_context.time_base = _TIME_BASE
             if encoder == "libx264":
-                stream.options = {"crf": "20", "preset": self._preset}
+                stream.options = {"crf": "20", "preset": "ultrafast" if self._live else "veryfast"}
             else:
                 stream.bit_rate = max(1_000_000, 4 * self._size[0] * self._size[1])
+            if self._live:
+                stream.gop_size = max(1, round(self._fps))  # a second
             self._stream = stream
             if self._sound_path is not None and self._sound_path.is_file():
                 self._open_sound(self._sound_path)
+            self._container.start_encoding()  # only now is the file opened
             self._stack = self._stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            with self._writing(), self._stack:
-                self._container.mux(self._stream.encode(None))
-                self._copy_sound(None)
-        else:
+        if self._ended:
+            return
+        if error is not None:
             self._stack.__exit__(kind, error, trace)
+            return
+        with self._writing():
+            self._container.mux(self._stream.encode(None))
+            self._copy_sound(None)
+            self._container.close()
+            self._stack.close()
 
     def write(self, picture: np.ndarray, start: float, stop: float) -> None:
         """The next frame: uint8 RGB (H, W, 3), shown from `start` to `stop` seconds."""
@@ -130,7 +145,28 @@ class Film:
         try:
             yield
         except OSError as error:  # FFmpeg's errors of the system are some, and name a part of the file
-            raise FilmError(f"{printable(self.path)}: cannot be written ({reason(error)})") from None
+            self._ended = True
+            kept = self._kept_seconds() if self._live and self._part.exists() else 0.0
+            with contextlib.suppress(OSError):  # the same once more
+                if kept:
+                    self._stack.close()
+                else:
+                    self._stack.__exit__(type(error), error, error.__traceback__)
+            text = f"{printable(self.path)}: cannot be written ({reason(error)})"
+            raise FilmError(f"{text}; the first {kept:.1f} seconds are there" if kept else text) from None
+
+    def _kept_seconds(self) -> float:
+        """How much of a film that cannot grow any more can be played; it is closed."""
+        import av
+
+        with contextlib.suppress(OSError):
+            self._container.close()
+        seconds = 0.0
+        with contextlib.suppress(av.FFmpegError, OSError), av.open(str(self._part)) as film:
+            for packet in film.demux(film.streams.video[:1]) if film.streams.video else ():
+                if packet.pts is not None and not packet.is_corrupt:
+                    seconds = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+        return seconds
 
     def _open_sound(self, path: Path) -> None:
         import av

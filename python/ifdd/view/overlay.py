@@ -126,10 +126,9 @@ class Painter:
         picture = canvas[:height, :width]
         picture[:] = resize_frame(image, (height, width))
         scale = (width / image.shape[1], height / image.shape[0])
+        taken = self._draw_label(picture, 2, 2, (status,), (0, 0, 0)) if status else (0, 0)
         for caption in captions:
-            self._draw_face(picture, caption, scale)
-        if status:
-            self._draw_label(picture, 2, 2, status, (0, 0, 0))
+            self._draw_face(picture, caption, scale, taken)
         if page is None or self._page is None or self._page[0] != page:
             self._page = (page, self._draw_panel(bands, view))
         panel = canvas[height:]
@@ -140,15 +139,17 @@ class Painter:
             _fill(panel, (x, self._bands_top, x + 2, self._bands_bottom), (255, 255, 255))
         return canvas
 
-    def _draw_face(self, picture: np.ndarray, caption: Caption, scale: tuple[float, float]) -> None:
+    def _draw_face(
+        self, picture: np.ndarray, caption: Caption, scale: tuple[float, float], taken: tuple[int, int]
+    ) -> None:
+        """`taken` are the right and the lower end of what is written in the upper left corner."""
         values = caption.probabilities
         best = None if values is None else int(values.argmax())
         colour = (160, 160, 160) if best is None else _colour(best)
-        text = "" if caption.face is None else f"{caption.face}  "
-        if values is None or best is None:
-            text += "..."
-        else:
-            text += f"{self._names[best]}  {100 * values[best]:.0f} %"
+        number = () if caption.face is None else (str(caption.face),)
+        known = (
+            ("...",) if values is None or best is None else (self._names[best], f"{100 * values[best]:.0f} %")
+        )
         x, y = 2, self._picture[1] - self._line - 2
         if caption.box is not None:
             x, y0, x1, y1 = (
@@ -164,14 +165,22 @@ class Painter:
                 _fill(picture, side, colour)
             # Above the box, or inside where there is no room.
             y = y0 - self._line if y0 >= self._line else y0
-        self._draw_label(picture, x, y, text, colour)
+            if x < taken[0] and y < taken[1]:
+                y = taken[1]
+        self._draw_label(picture, x, y, (*number, *known), colour)
 
-    def _draw_label(self, picture: np.ndarray, x: int, y: int, text: str, colour: Colour) -> None:
+    def _draw_label(
+        self, picture: np.ndarray, x: int, y: int, parts: tuple[str, ...], colour: Colour
+    ) -> tuple[int, int]:
+        """Returns its right and its lower end."""
         height, width = picture.shape[:2]
-        label = _label(text, self._letters, self._line, width - 4, colour)[:height, :width]
+        room = width - 8 if len(parts) == 1 else width // 2
+        label = _label(parts, self._letters, self._line, room, colour)[:height, :width]
         x = min(max(x, 0), width - label.shape[1])
         y = min(max(y, 0), height - label.shape[0])
-        picture[y : y + label.shape[0], x : x + label.shape[1]] = label
+        right, bottom = x + label.shape[1], y + label.shape[0]
+        picture[y:bottom, x:right] = label
+        return right, bottom
 
     def _axis(self) -> tuple[int, int]:
         return 3 * self._letters, self._picture[0] - 2 * self._letters
@@ -276,13 +285,22 @@ def _colour(number: int) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=64)
-def _label(text: str, size: int, line: int, room: int, colour: Colour) -> np.ndarray:
-    """`text` on a ground of this colour, in a line so high and at most so wide: uint8 (line, w, 3)."""
-    shown, font, width = _fitting(text, size, room)
+def _label(parts: tuple[str, ...], size: int, line: int, room: int, colour: Colour) -> np.ndarray:
+    """The parts, each at most `room` wide, on a ground of this colour in a line so high: uint8 (line, w, 3).
+
+    Each is drawn by itself: in one text, a name that is written from right to left would draw the numbers
+    around it to its other side.
+    """
+    fitted = [_fitting(part, size, room) for part in parts]
+    gap = size // 2
+    width = sum(width for *_, width in fitted) + gap * (len(parts) - 1)
     image = Image.new("RGB", (width + 7, line + 1), colour)
     light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     ink = (0, 0, 0) if light > 110 else (255, 255, 255)
-    ImageDraw.Draw(image).text((3, line / 2), shown, ink, font, anchor="lm")
+    draw, x = ImageDraw.Draw(image), 3
+    for shown, font, width in fitted:
+        draw.text((x, line / 2), shown, ink, font, anchor="lm")
+        x += width + gap
     return np.asarray(image)
 
 

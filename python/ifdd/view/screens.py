@@ -114,7 +114,7 @@ class FilmScreen:
         """See :class:`Screen`."""
         if self._film is None:
             size = (picture.shape[1], picture.shape[0])
-            self._film = Film(self._path, size, self._fps, fast=True).__enter__()
+            self._film = Film(self._path, size, self._fps, live=True).__enter__()
         self._film.write(picture, start, stop)
 
     def close(self) -> None:

@@ -99,6 +99,7 @@ def _device(address: str, driver: str | None) -> Iterator[_Late]:
         import av
     except ImportError:
         raise VideoError(needs(address, "PyAV")) from None
+    heard = time.monotonic()
     try:
         with av.open(address, format=driver, timeout=OPEN_SECONDS) as container:
             if not container.streams.video:
@@ -107,11 +108,13 @@ def _device(address: str, driver: str | None) -> Iterator[_Late]:
             for frame in _decoded(container):
                 # Clocks of cameras differ: what counts is when a frame comes.
                 yield time.monotonic() - begun, None, partial(to_rgb, frame)
-    except av.ExitError:  # how FFmpeg says that the time is over
-        raise VideoError(f"{printable(address)}: gave nothing for {OPEN_SECONDS:g} seconds") from None
+                heard = time.monotonic()
     except (av.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, VideoError):
             raise
+        # An error of its own says that the time is over, but of RTSP, for example, only that data is missing.
+        if isinstance(error, av.ExitError) or time.monotonic() - heard >= OPEN_SECONDS:
+            raise VideoError(f"{printable(address)}: gave nothing for {OPEN_SECONDS:g} seconds") from None
         raise VideoError(f"{printable(address)}: cannot be read ({reason(error)})") from None
 
 
