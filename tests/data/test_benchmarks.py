@@ -129,7 +129,7 @@ def test_missing_videos_are_reported_at_once(dfew: Path, tmp_path: Path) -> None
     assert "\n" not in message
     assert all(f"{number:05d}" in message for number in (2, 3, 4, 5, 6))
     assert "00007" not in message
-    assert message.endswith(", ...")
+    assert message.endswith(", ...; `ifdd check` also finds those that cannot be read")
 
 
 @pytest.mark.parametrize(
