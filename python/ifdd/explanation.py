@@ -133,12 +133,13 @@ def draw_strip(
 
 @contextmanager
 def _fonts(texts: Sequence[str]) -> Iterator[None]:
-    style = {"font.family": figure_fonts(texts), "pdf.fonttype": 42, "axes.linewidth": 0.6}
     logger = logging.getLogger("matplotlib.font_manager")
     before = logger.level
     logger.setLevel(logging.ERROR)  # fonts behind the first often have no bold letters, which is no news
     try:
-        with matplotlib.rc_context(style):
+        with matplotlib.rc_context(
+            {"font.family": figure_fonts(texts), "pdf.fonttype": 42, "axes.linewidth": 0.6}
+        ):
             yield
     finally:
         logger.setLevel(before)
