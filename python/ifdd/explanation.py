@@ -6,6 +6,7 @@ in inches, and names that are too long for theirs are cut in the middle, so no t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,10 +133,16 @@ def draw_strip(
 
 @contextmanager
 def _fonts(texts: Sequence[str]) -> Iterator[None]:
-    with matplotlib.rc_context(
-        {"font.family": figure_fonts(texts), "pdf.fonttype": 42, "axes.linewidth": 0.6}
-    ):
-        yield
+    logger = logging.getLogger("matplotlib.font_manager")
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # fonts behind the first often have no bold letters, which is no news
+    try:
+        with matplotlib.rc_context(
+            {"font.family": figure_fonts(texts), "pdf.fonttype": 42, "axes.linewidth": 0.6}
+        ):
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _save(figure: Figure, path: str | Path, dpi: int) -> Path:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -266,12 +267,19 @@ def test_what_cannot_be_annotated(
     assert not (tmp_path / "new.mp4").exists()
 
 
-def test_a_full_disk_is_named_with_the_file(ifdd: Run, video: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
     """An annotated video can be made again: nothing is left of it."""
-    target = tmp_path / "o.mp4"
-    with full_disk(300):
-        result = ifdd("annotate", video, "--checkpoint", checkpoint, "--out", target)
-    assert (result.code, result.err) == (1, f"ifdd: error: {target}: cannot be written (File too large)\n")
+    target, rng = tmp_path / "o.mp4", np.random.default_rng(0)
+
+    def write() -> None:
+        with film.Film(target, (96, 96), 25.0) as written:
+            for number in range(100):
+                picture = rng.integers(0, 255, (96, 96, 3), dtype=np.uint8)
+                written.write(picture, number / 25, (number + 1) / 25)
+
+    message = rf"^{re.escape(str(target))}: cannot be written \(File too large\)$"
+    with full_disk(100_000), pytest.raises(film.FilmError, match=message):
+        write()
     assert list(tmp_path.iterdir()) == []
 
 

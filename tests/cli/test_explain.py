@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,12 @@ def test_texts_of_a_figure_do_not_run_into_each_other(
     explanation.draw_explanation(shown, tmp_path / "f.png", note="note " * 60)
     assert overlapping(drawn[0]) == []
     assert {"2,3,4", "3,4"} <= set(texts(drawn[0]))
+    (samples,) = [
+        axes for axes in drawn[0].axes if "static" in [t.get_text() for t in axes.get_yticklabels()]
+    ]
+    mark = 0.5 * np.sqrt(samples.collections[1].get_sizes()[0]) * drawn[0].dpi / 72
+    left = samples.get_window_extent().x0 - mark  # of the sample at the beginning
+    assert all(label.get_window_extent().x1 < left for label in samples.get_yticklabels())
 
 
 def test_the_time_axis_and_the_samples_are_in_seconds_of_the_video(
@@ -289,6 +296,14 @@ def test_fonts_for_what_the_usual_one_lacks(drawn: list[Figure]) -> None:
     assert figure_label(in_stix) == r"\u2a3f"
     with matplotlib.rc_context({"font.family": figure_fonts([in_stix, "\U0001abcd"])}):
         assert figure_label(f"{in_stix}\U0001abcd") == f"{in_stix}\\U0001abcd"
+
+
+def test_a_font_without_bold_letters_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    with explanation._fonts([]):
+        logging.getLogger("matplotlib.font_manager").warning("Failed to find font weight bold")
+    assert caplog.records == []
+    logging.getLogger("matplotlib.font_manager").warning("elsewhere it is")
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(

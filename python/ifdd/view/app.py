@@ -171,7 +171,7 @@ def build_page(predictor: Predictor, folder: Path, limits: Limits) -> Any:
     names = predictor.class_names
 
     def visit(file: str | None, face: str, progress: Any = gradio.Progress()) -> tuple[Any, ...]:  # noqa: B008
-        nothing = (None,) * 8
+        nothing = (None,) * 9
         if not file:
             return (_alert("Choose a video first."), *nothing)
         place = _new_place(folder)
@@ -196,6 +196,7 @@ def build_page(predictor: Predictor, folder: Path, limits: Limits) -> Any:
             str(found.json),
             str(found.video),
             found.explained,
+            None,
             (file, face),
         )
 
@@ -245,6 +246,7 @@ def build_page(predictor: Predictor, folder: Path, limits: Limits) -> Any:
         with gradio.Row():
             number = gradio.Number(label="Window", precision=0, minimum=0, elem_id="window")
             again = gradio.Button("Explain this window", elem_id="explain")
+        told = gradio.HTML(elem_id="explained")
         figure = gradio.Image(**_figure("explanation", "What the network looked at"))
         with gradio.Row():
             as_json = gradio.DownloadButton("Download JSON", elem_id="json")
@@ -254,7 +256,7 @@ def build_page(predictor: Predictor, folder: Path, limits: Limits) -> Any:
         start.click(
             visit,
             [file, face],
-            [status, faces, video, strip, figure, as_json, as_video, number, analysed],
+            [status, faces, video, strip, figure, as_json, as_video, number, told, analysed],
             concurrency_id="network",
             concurrency_limit=1,
             api_name=False,
@@ -262,7 +264,7 @@ def build_page(predictor: Predictor, folder: Path, limits: Limits) -> Any:
         again.click(
             explain,
             [analysed, number],
-            [status, figure],
+            [told, figure],
             concurrency_id="network",
             api_name=False,
         )
