@@ -7,6 +7,7 @@ network reads, so nothing is shown of a face before it was there that long.
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections import deque
@@ -189,6 +190,16 @@ class LiveReader:
         self._begun: int | None = None  # the first that was
 
     def __enter__(self) -> LiveReader:
+        config = self._predictor.config
+        blank = np.zeros((config.clip_frames, config.image_size, config.image_size, 3), np.uint8)
+        # What first calls load and prepare: a camera would not wait for it.
+        try:
+            self._network.submit(self._predictor.logits, [blank]).result()
+            if self._detector is not None:
+                importlib.import_module("scipy.optimize")  # the tracker's
+        except BaseException:
+            self._network.shutdown(wait=False, cancel_futures=True)
+            raise
         return self
 
     def __exit__(
@@ -362,13 +373,14 @@ def run_live(
     page: tuple[int, float] | None = None
     shown: list[tuple[str, list[Span]]] = []
     recent: deque[float] = deque(maxlen=50)
-    begun = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(_one_processor_left())
         for screen in screens:
             stack.callback(screen.close)
-        stack.enter_context(feed)
+        Painter(class_names, 64, 64, bands)  # loads fonts, see LiveReader.__enter__
         stack.enter_context(reader)
+        stack.enter_context(feed)
+        begun = time.monotonic()
         try:
             with suppress(Closed):
                 for frame in feed:
