@@ -182,7 +182,7 @@ def test_none_is_returned_and_what_is_no_tensor_runs_as_it_is(recorded_graphs: l
     assert torch.equal(captured(2.0)[0], torch.full((3,), 5.0))
     module = Sums()
     module.forward = lambda x: (x, 3)  # type: ignore[method-assign, assignment, return-value]
-    with pytest.raises(ValueError, match="must return tensors or None, got int$"):
+    with pytest.raises(ValueError, match=r"must return tensors or None, got int$"):
         capture(module, x)
 
 

@@ -64,7 +64,7 @@ def test_graphs_are_refused_where_there_are_none(tiny_config: Make, tmp_path: Pa
             run._check_graph(settings, launch, on_gpu=True)
     run._check_graph(config, ALONE, on_gpu=True)
     recomputed = replace(config, model={**config.model, "activation_checkpointing": True})
-    with pytest.raises(SettingError, match="must be off with --model.activation_checkpointing true"):
+    with pytest.raises(SettingError, match=r"must be off with --model\.activation_checkpointing true"):
         run._check_graph(recomputed, ALONE, on_gpu=True)
 
 
