@@ -7,26 +7,39 @@ outside of it: docs/training.md, "CUDA graphs".
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils import _pytree as pytree
 
 WARMUP = 3
 """Calls before a capture: libraries make their workspaces in them, Triton compiles and tunes its kernels."""
 
-State = tuple[bool, bool, bool, torch.dtype]
+
+class State(NamedTuple):
+    """What a graph is captured in, and replayed in only."""
+
+    training: tuple[bool, ...]
+    """of the module and each part of it"""
+    trained: tuple[bool, ...]
+    """which parameters require a gradient"""
+    gradients: bool
+    autocast: bool
+    autocast_dtype: torch.dtype
 
 
 def capture(module: nn.Module, *examples: Tensor, warmup: int = WARMUP) -> Captured:
     """Captures the graphs of a module for inputs like the examples.
 
-    In training mode and where gradients are recorded there is a graph of backward, too, and the result takes
-    part in autograd like the module: optimisers, their rates, gradient clipping, loss scaling, averages of
-    the weights and several backward passes before a step work as they do without it::
+    Where gradients are recorded there is a graph of backward, too, and the result takes part in autograd like
+    the module: optimisers, their rates, gradient clipping, loss scaling, averages of the weights and several
+    calls, each with its backward, before a step work as they do without it. Backward of a call runs once,
+    before the next call, and as PyTorch recommends it: outside autocast::
 
         step = capture(network_with_loss, clips, targets)
         for clips, targets in loader:
@@ -37,8 +50,9 @@ def capture(module: nn.Module, *examples: Tensor, warmup: int = WARMUP) -> Captu
     The examples are run, and change nothing: buffers and random numbers are what they were before.
 
     Args:
-        module: takes tensors, and returns a tensor or a tuple (or other tree) of them. It may not read values
-            on the host, and none of its children may have hooks: a replay would not call them.
+        module: takes tensors, and returns a tensor or a tuple (or other tree) of tensors and None. It may not
+            read values on the host. None of its parts may have hooks, which a replay would not call, nor its
+            parameters those of `Tensor.register_hook`, which would be applied twice.
         examples: one for each input, on a GPU.
         warmup: calls before the capture.
 
@@ -46,7 +60,9 @@ def capture(module: nn.Module, *examples: Tensor, warmup: int = WARMUP) -> Captu
         :class:`Captured`.
 
     Raises:
-        ValueError: inputs that are not tensors on one GPU or require a gradient, or a module with hooks.
+        ValueError: inputs that are not tensors on one GPU or require a gradient; a module or parameters with
+            hooks; a result of an earlier call of the module that can still be backpropagated; a module that
+            returns anything but tensors and None.
     """
     devices = {example.device for example in examples if isinstance(example, Tensor)}
     if not examples or len(devices) != 1 or not all(isinstance(example, Tensor) for example in examples):
@@ -58,15 +74,23 @@ def capture(module: nn.Module, *examples: Tensor, warmup: int = WARMUP) -> Captu
     hooked = [name or type(module).__name__ for name, part in module.named_modules() if _has_hooks(part)]
     if hooked:
         raise ValueError(f"capture: {hooked[0]} has hooks, which a replay would not call; remove them")
+    hooked = [name for name, parameter in module.named_parameters() if parameter._backward_hooks]
+    if hooked:
+        raise ValueError(
+            f"capture: parameter {hooked[0]} has hooks, which a replay would apply twice; remove them"
+        )
     return Captured(module, examples, warmup)
 
 
 class Captured:
     """The graphs of a module for inputs of one shape; :func:`capture` makes them.
 
-    A call with inputs of other shapes, dtypes or devices, in another mode (training, gradients, autocast), or
-    with inputs that require a gradient runs the module as it is. Results belong to the caller: the next
-    replay does not write into them. Gradients are those of the latest call only.
+    A call with inputs of other shapes, dtypes or devices, in another mode (training of any part, parameters
+    that require a gradient, recorded gradients, autocast), or with inputs that require a gradient runs the
+    module as it is. Results belong to the caller: the next replay does not write into them. Gradients are
+    those of the latest call only, and only once: backward overwrites what it reads.
+
+    Threads that share a stream may call it, and take turns.
 
     The graphs hold the addresses of parameters and buffers. What writes into these (optimisers,
     `load_state_dict`) is seen by the next replay; what puts others in their place (`Module.to`, a new head)
@@ -76,12 +100,17 @@ class Captured:
     def __init__(self, module: nn.Module, examples: Sequence[Tensor], warmup: int) -> None:
         self._module = module
         self._device = examples[0].device
+        # Listed once: a module whose parts are exchanged needs a new capture anyway.
+        self._parts, self._all_parameters = tuple(module.modules()), tuple(module.parameters())
         self._state = self._now()
-        training = self._state[0] and self._state[1]
-        self._parameters = tuple(p for p in module.parameters() if p.requires_grad) if training else ()
-        self._calls = 0
+        recorded = self._state.gradients
+        self._parameters = tuple(p for p in self._all_parameters if p.requires_grad) if recorded else ()
+        if any(map(_in_a_graph, self._parameters)):
+            raise ValueError("capture: a result of an earlier call is alive (a loss?); delete it first")
+        self._lock = threading.Lock()
+        self._calls = self._backpropagated = 0
         # Not of inference mode, in which a replay could not write into them later.
-        with torch.inference_mode(False), torch.set_grad_enabled(self._state[1]):
+        with torch.inference_mode(False), torch.set_grad_enabled(recorded):
             self._inputs = tuple(example.detach().clone() for example in examples)
             with _unchanged(module, self._device), _without_cache():
                 self._record(warmup)
@@ -101,19 +130,24 @@ class Captured:
         how: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._forward, **how):
-            self._outputs, self._tree = self._results(self._module(*self._inputs))
-        self._grad_outputs = [torch.empty_like(one) for one in self._outputs if one.requires_grad]
+            outputs, self._form = self._results(self._module(*self._inputs))
+        self._differentiable = tuple(one.requires_grad for one in outputs)
+        self._grad_outputs = [torch.empty_like(one) for one in outputs if one.requires_grad]
         self._grads: tuple[Tensor | None, ...] = ()
         if self._parameters and self._grad_outputs:
             with torch.cuda.graph(self._backward, pool=self._forward.pool(), **how):
-                self._grads = self._gradients(self._outputs, self._grad_outputs)
+                self._grads = self._own_memory(self._gradients(outputs, self._grad_outputs))
+        # Their graph of autograd would keep the parameters' nodes, which belong to the stream of the capture.
+        self._outputs = [one.detach() for one in outputs]
 
     @staticmethod
-    def _results(found: Any) -> tuple[list[Tensor], Any]:
+    def _results(found: Any) -> tuple[list[Tensor], _Form]:
         leaves, tree = pytree.tree_flatten(found)
-        if not all(isinstance(leaf, Tensor) for leaf in leaves):
-            raise ValueError(f"capture: a module must return tensors, got {_described(leaves)}")
-        return leaves, tree
+        others = [leaf for leaf in leaves if leaf is not None and not isinstance(leaf, Tensor)]
+        if others:
+            raise ValueError(f"capture: a module must return tensors or None, got {_described(others)}")
+        there = tuple(leaf is not None for leaf in leaves)
+        return [leaf for leaf in leaves if leaf is not None], _Form(tree, there)
 
     def _gradients(
         self, results: Sequence[Tensor], grad_outputs: Sequence[Tensor]
@@ -122,24 +156,42 @@ class Captured:
         wanted = [one for one in results if one.requires_grad]
         if not (self._parameters and wanted):
             return ()
-        return torch.autograd.grad(wanted, self._parameters, grad_outputs, allow_unused=True)
+        # Captures run inside autocast, backward outside of it: products in 32 bits stay in 32 bits.
+        with torch.autocast(self._device.type, enabled=False):
+            return torch.autograd.grad(wanted, self._parameters, grad_outputs, allow_unused=True)
+
+    def _own_memory(self, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Gradients of which no two share memory, nor one with what a replay is given: clipping would scale
+        shared ones twice.
+        """
+        taken = {_storage(one) for one in (*self._inputs, *self._grad_outputs)}
+        own: list[Tensor | None] = []
+        for grad in grads:
+            if grad is not None and _storage(grad) in taken:
+                grad = grad.clone()
+            if grad is not None:
+                taken.add(_storage(grad))
+            own.append(grad)
+        return tuple(own)
 
     def _now(self) -> State:
         kind = self._device.type
-        return (
-            self._module.training,
+        return State(
+            tuple(part.training for part in self._parts),
+            tuple(parameter.requires_grad for parameter in self._all_parameters),
             torch.is_grad_enabled(),
             torch.is_autocast_enabled(kind),
             torch.get_autocast_dtype(kind),
         )
 
-    def fits(self, *inputs: Tensor) -> bool:
+    def fits(self, *inputs: Any) -> bool:
         """Whether a call with these inputs is a replay, now."""
         return (
             self._now() == self._state
             and len(inputs) == len(self._inputs)
             and all(
-                one.shape == own.shape
+                isinstance(one, Tensor)
+                and one.shape == own.shape
                 and one.dtype == own.dtype
                 and one.device == own.device
                 and not one.requires_grad
@@ -147,30 +199,44 @@ class Captured:
             )
         )
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
         """What the module returns.
 
         Raises:
-            RuntimeError: in backward, where there was another call in between.
+            RuntimeError: in backward, where there was another call in between, and in a second backward of
+                the same call.
         """
         if not self.fits(*inputs):
             return self._module(*inputs)
-        results = _Replay.apply(self, inputs, *self._parameters)
-        return pytree.tree_unflatten(list(results), self._tree)
+        results = iter(_Replay.apply(self, inputs, *self._parameters))
+        leaves = [next(results) if there else None for there in self._form.there]
+        return pytree.tree_unflatten(leaves, self._form.tree)
 
-    def replay_forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Fresh results."""
-        self._calls += 1
-        for own, given in zip(self._inputs, inputs, strict=True):
-            own.copy_(given, non_blocking=True)
-        self._forward.replay()
-        return tuple(one.detach().clone() for one in self._outputs)
+    def replay_forward(self, inputs: Sequence[Tensor]) -> tuple[int, tuple[Tensor, ...]]:
+        """The number of this call, and fresh results."""
+        with self._lock:
+            self._calls += 1
+            for own, given in zip(self._inputs, inputs, strict=True):
+                own.copy_(given, non_blocking=True)
+            self._forward.replay()
+            return self._calls, tuple(one.clone() for one in self._outputs)
 
     def replay_backward(self, call: int, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        """Gradients of the parameters, in memory that the next replay writes to again."""
+        """Gradients of the parameters, in memory that the next replay writes to again.
+
+        Raises:
+            RuntimeError: `call` is not the latest, or its backward ran already.
+        """
+        with self._lock:
+            return self._replay_backward(call, grads)
+
+    def _replay_backward(self, call: int, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         if call != self._calls:
             raise RuntimeError("capture: backward of an earlier call; a later one has replaced its values")
-        wanted = [grad for grad, own in zip(grads, self._outputs, strict=True) if own.requires_grad]
+        if call == self._backpropagated:
+            raise RuntimeError("capture: backward of one call runs once; call again")
+        self._backpropagated = call
+        wanted = [grad for grad, has in zip(grads, self._differentiable, strict=True) if has]
         torch._foreach_copy_(self._grad_outputs, wanted)
         # Autograd keeps what it gets as a parameter's gradient, without a copy. One that is still there will
         # be added to, and is about to be overwritten.
@@ -186,14 +252,16 @@ class Captured:
         return tuple(None if own is None else own.detach() for own in self._grads)
 
     @property
-    def calls(self) -> int:
-        """Replays so far."""
-        return self._calls
-
-    @property
     def differentiable(self) -> tuple[bool, ...]:
         """Which results have gradients."""
-        return tuple(one.requires_grad for one in self._outputs)
+        return self._differentiable
+
+
+class _Form(NamedTuple):
+    """What a module returns: the `tree`, and of its leaves which are ``there``, not None."""
+
+    tree: Any
+    there: tuple[bool, ...]
 
 
 class _Replay(torch.autograd.Function):
@@ -201,8 +269,8 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, captured: Captured, inputs: Sequence[Tensor], *_: Tensor) -> tuple[Tensor, ...]:
-        results = captured.replay_forward(inputs)
-        ctx.captured, ctx.call = captured, captured.calls
+        ctx.captured = captured
+        ctx.call, results = captured.replay_forward(inputs)
         fixed = (one for one, has in zip(results, captured.differentiable, strict=True) if not has)
         ctx.mark_non_differentiable(*fixed)
         return results
@@ -218,11 +286,13 @@ def _unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Puts the buffers (statistics of a batch norm) and the random numbers back."""
     buffers = list(module.buffers())
     before = [buffer.clone() for buffer in buffers]
-    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
-        yield
-    with torch.no_grad():
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
+    try:
+        with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
 
 
 @contextmanager
@@ -248,6 +318,25 @@ def _has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+
+
+def _in_a_graph(parameter: Tensor) -> bool:
+    """Whether a graph of autograd refers to it. Its node would then be that of another stream, which a
+    capture may not wait for.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        # A node that nothing refers to is gone at once, and with it the mark.
+        _notes(parameter)[__name__] = True
+        return __name__ in _notes(parameter)
+
+
+def _notes(parameter: Tensor) -> dict[str, Any]:
+    """Of the node of autograd that adds up its gradient."""
+    return cast("dict[str, Any]", get_gradient_edge(parameter).node.metadata)
+
+
+def _storage(tensor: Tensor) -> int:
+    return cast(int, tensor.untyped_storage()._cdata)
 
 
 def _described(values: Sequence[object]) -> str:

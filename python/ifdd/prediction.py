@@ -113,6 +113,7 @@ class Predictor:
         batch: windows per forward pass.
         precision: ``"32"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         cuda_graph: replay the network as a CUDA graph where there are `batch` windows; others run without.
+            The first such batch captures it: threads may share the predictor only after that.
 
     Raises:
         PredictionError: the checkpoint's weights are NaN or infinite, or it names no usable sampling policy.

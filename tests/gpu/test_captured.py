@@ -94,6 +94,31 @@ def test_a_training_step_is_captured(device: str) -> None:
     assert _relative(again[1], grads) < 0.01
 
 
+def test_a_network_is_captured_again(device: str) -> None:
+    """While the first graphs live, and after a backward of theirs."""
+    torch.manual_seed(0)
+    network = IFDD(NETWORKS[device]).to(device)
+    step = WithLoss(network, IFDDLoss())
+    inputs = _inputs(network, device)
+
+    def run(module: nn.Module) -> Tensor:
+        torch.manual_seed(1)
+        with torch.autocast(device, torch.bfloat16):
+            loss: Tensor = module(*inputs).total
+        loss.backward()
+        step.zero_grad()
+        return loss.detach()
+
+    found = []
+    with torch.autocast(device, torch.bfloat16):
+        first = capture(step, *inputs)
+    found.append(run(first))
+    with torch.autocast(device, torch.bfloat16):
+        second = capture(step, *inputs)
+    found += [run(second), run(first), run(step)]
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
 def test_an_inference_is_captured(device: str) -> None:
     torch.manual_seed(0)
     network = IFDD(NETWORKS[device]).to(device, torch.bfloat16).eval()

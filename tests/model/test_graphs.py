@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
@@ -107,6 +109,109 @@ def test_results_stay_and_an_earlier_call_has_no_backward(recorded_graphs: list[
         first.loss.backward()
 
 
+def test_backward_of_a_call_runs_once(recorded_graphs: list[RecordedGraph]) -> None:
+    """A second one would read what the first has overwritten."""
+    captured = capture(Small(), torch.zeros(8, 4))
+    loss = captured(torch.rand(8, 4)).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward of one call runs once; call again"):
+        loss.backward()
+    captured(torch.rand(8, 4)).loss.backward()
+
+
+def test_a_capture_leaves_no_node_of_a_parameter(recorded_graphs: list[RecordedGraph]) -> None:
+    """It would belong to the stream of the capture: a later graph of another stream would wait for that."""
+    module, x = Small(), torch.zeros(8, 4)
+    first, second = capture(module, x), capture(module, x)
+    loss = second(x).loss
+    with pytest.raises(ValueError, match="a result of an earlier call is alive"):
+        capture(module, x)
+    del loss
+    assert first.differentiable == capture(module, x).differentiable == (True, False)
+
+
+def test_evaluation_mode_has_gradients_where_they_are_recorded(recorded_graphs: list[RecordedGraph]) -> None:
+    module, x = Small().eval(), torch.rand(8, 4)
+    captured = capture(module, torch.zeros(8, 4))
+    module(x).loss.backward()
+    expected = module.layer.weight.grad
+    module.zero_grad()
+    captured(x).loss.backward()
+    assert module.layer.weight.grad is not None
+    assert torch.equal(module.layer.weight.grad, expected)
+
+
+def test_modes_of_parts_and_frozen_parameters_count(recorded_graphs: list[RecordedGraph]) -> None:
+    module, x = Small(), torch.zeros(8, 4)
+    captured = capture(module, x)
+    module.norm.eval()
+    assert not captured.fits(x)
+    module.norm.train()
+    assert captured.fits(x)
+    module.layer.weight.requires_grad_(False)
+    assert not captured.fits(x)
+
+
+class Sums(nn.Module):
+    """The gradients of all three parameters are one tensor, that of the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Parameter(torch.ones(3)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return (self.first + self.second + self.third) + x, None
+
+
+def test_gradients_share_no_memory(recorded_graphs: list[RecordedGraph]) -> None:
+    module, x = Sums(), torch.rand(3)
+    captured = capture(module, x)
+    for factor in (1.0, 2.0):
+        (factor * captured(x)[0]).sum().backward()
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    assert len({grad.data_ptr() for grad in grads}) == 3
+    assert all(torch.equal(grad, torch.full((3,), 3.0)) for grad in grads)
+
+
+def test_none_is_returned_and_what_is_no_tensor_runs_as_it_is(recorded_graphs: list[RecordedGraph]) -> None:
+    module, x = Sums(), torch.rand(3)
+    captured = capture(module, x)
+    found, nothing = captured(x)
+    assert torch.equal(found, module(x)[0])
+    assert nothing is None
+    assert torch.equal(captured(2.0)[0], torch.full((3,), 5.0))
+    module = Sums()
+    module.forward = lambda x: (x, 3)  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(ValueError, match=r"must return tensors or None, got int$"):
+        capture(module, x)
+
+
+def test_a_capture_that_fails_leaves_everything_as_it_was(recorded_graphs: list[RecordedGraph]) -> None:
+    module = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(5, 5))
+    with pytest.raises(RuntimeError):
+        capture(module, torch.rand(8, 4))
+    assert torch.equal(module[0].running_mean, torch.zeros(4))  # type: ignore[arg-type]
+
+
+def test_threads_take_turns(recorded_graphs: list[RecordedGraph]) -> None:
+    module = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    with torch.no_grad():
+        captured = capture(module, torch.zeros(3, 4))
+
+    @torch.no_grad()
+    def right(seed: int) -> bool:
+        x = torch.full((3, 4), float(seed))
+        return torch.equal(captured(x), module(x))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            assert all(threads.map(right, range(100)))
+    finally:
+        sys.setswitchinterval(before)
+
+
 class Losses(nn.Module):
     def __init__(self, network: IFDD) -> None:
         super().__init__()
@@ -157,6 +262,10 @@ def test_what_cannot_be_captured_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("ifdd.graphs._has_graphs", lambda device: True)
     with pytest.raises(ValueError, match="an example requires a gradient"):
         capture(layer, x.clone().requires_grad_())
+    hook = layer.weight.register_hook(lambda _: None)
+    with pytest.raises(ValueError, match="parameter weight has hooks, which a replay would apply twice"):
+        capture(layer, x)
+    hook.remove()
     outer = nn.Sequential(layer)
     layer.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="0 has hooks, which a replay would not call"):

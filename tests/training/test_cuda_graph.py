@@ -63,6 +63,9 @@ def test_graphs_are_refused_where_there_are_none(tiny_config: Make, tmp_path: Pa
         with pytest.raises(SettingError, match="must be off with several processes and with --strategy ddp"):
             run._check_graph(settings, launch, on_gpu=True)
     run._check_graph(config, ALONE, on_gpu=True)
+    recomputed = replace(config, model={**config.model, "activation_checkpointing": True})
+    with pytest.raises(SettingError, match=r"must be off with --model\.activation_checkpointing true"):
+        run._check_graph(recomputed, ALONE, on_gpu=True)
 
 
 def test_a_training_may_go_on_without_graphs(tiny_config: Make) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch.multiprocessing.reductions import reduce_storage
 
 import rank_program
 from ifdd.config import IFDDConfig
@@ -219,6 +220,58 @@ def test_a_piece_is_lent_until_nothing_refers_to_its_batch() -> None:
     assert memory is not None
     assert memory.is_shared()
     assert pieces.tensor(0, (7,), torch.uint8) is None
+
+
+def test_pieces_that_were_sent_to_workers_are_lent_again() -> None:
+    """As by spawn and forkserver: PyTorch finds what this process still holds when a batch comes back."""
+    pieces = Pieces(1, 6)
+    assert pieces._storages is not None
+    rebuild, arguments = reduce_storage(pieces._storages[0])
+    pieces.handed_over()
+    assert pieces.lend() == 0
+    batch = torch.empty(0, dtype=torch.uint8).set_(rebuild(*arguments))
+    pieces.came_back(0, batch)
+    assert pieces.lend() is None
+    del batch
+    assert pieces.lend() == 0
+
+
+@pytest.mark.nightly
+def test_forkserver_workers_are_lent_pieces_again(clips: Path) -> None:
+    loader = recognition_data(clips, 1).test_dataloader()
+    loader.multiprocessing_context = "forkserver"
+    for _ in range(2):
+        for _ in loader:
+            pass
+    assert isinstance(loader, loading.ClipLoader)
+    assert loader._tasks.pieces is not None
+    assert loader._tasks.pieces.lend() is not None
+
+
+def test_windows_side_by_side_have_no_pieces(clips: Path) -> None:
+    """Their number is not known in advance."""
+    expected = [
+        batch.frames for batch in recognition_data(clips, 0, sampling="consecutive").test_dataloader()
+    ]
+    loader = recognition_data(clips, 1, sampling="consecutive").test_dataloader()
+    assert isinstance(loader, loading.ClipLoader)
+    found = [batch.frames for batch in loader]
+    assert loader._tasks.pieces is None
+    assert all(frames.is_shared() for frames in found)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_old_pieces_are_gone_before_free_memory_is_looked_at(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = recognition_data(clips, 1).test_dataloader()
+    assert isinstance(loader, loading.ClipLoader)
+    loader._look_for_memory()
+    seen = []
+    monkeypatch.setattr(loading, "free_shared_memory", lambda: seen.append(loader._tasks.pieces))
+    loader._look_for_memory()
+    assert seen == [None]
+    assert loader._tasks.pieces is not None
 
 
 SMALL_MOUNT = "mount -t tmpfs -o size=1m tmpfs /dev/shm"

@@ -238,14 +238,17 @@ class RecognitionData(pl.LightningDataModule):
         clips = clips.clips if isinstance(clips, OneFrame) else clips
         return clips if isinstance(clips, VideoDataset) else None
 
-    def _clip_bytes(self, split: str) -> int:
-        """Of a clip of one window as it travels: drawn ones as float32. How many windows consecutive sampling
-        takes of a video is not known in advance.
+    def _batch_bytes(self, split: str, clips: int) -> int | None:
+        """Of a batch as it travels: drawn clips as float32. None for consecutive sampling: how many windows
+        it takes of a video is not known in advance.
         """
         size = 3 * self.network.clip_frames * self.network.image_size**2
+        size *= min(clips, len(self.dataset(split)))
         videos = self._videos(split)
         if videos is None:
             return 4 * size
+        if videos.sampling.name == "consecutive":
+            return None
         return size * (videos.sampling.views if videos.sampling.name == "dense" else 1)
 
     def clips(self) -> dict[str, int]:
@@ -289,7 +292,7 @@ class RecognitionData(pl.LightningDataModule):
             self._train_loader = ClipLoader(
                 dataset,
                 functools.partial(collate_clips, classes=len(dataset.class_names)),
-                batch_bytes=min(batch // ranks, len(dataset)) * self._clip_bytes("train"),
+                batch_bytes=self._batch_bytes("train", batch // ranks),
                 processes=self.launch.devices,
                 videos=self._videos("train"),
                 record=self._record("train"),
@@ -316,7 +319,7 @@ class RecognitionData(pl.LightningDataModule):
             self._evaluation_loaders[split] = ClipLoader(
                 dataset,
                 functools.partial(collate_windows, classes=len(dataset.class_names)),
-                batch_bytes=min(self.config.data.eval_batch_size, len(dataset)) * self._clip_bytes(split),
+                batch_bytes=self._batch_bytes(split, self.config.data.eval_batch_size),
                 processes=self.launch.devices,
                 videos=self._videos(split),
                 record=self._record(split),

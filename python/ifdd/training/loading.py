@@ -76,7 +76,8 @@ class ClipLoader(DataLoader[Any]):
         dataset: items (clip, label).
         collate: joins items to a batch, a tuple of tensors, the clips first, in the memory that its argument
             ``empty`` makes.
-        batch_bytes: of the largest batch as it travels.
+        batch_bytes: of the largest batch as it travels; None where that is not known: each batch of workers
+            has shared memory of its own then.
         processes: of this machine, each with such a loader.
         videos: the data set of videos below `dataset`, whose unreadable ones may be left out; None for
             others.
@@ -94,7 +95,7 @@ class ClipLoader(DataLoader[Any]):
         dataset: Any,
         collate: Callable[..., Any],
         *,
-        batch_bytes: int,
+        batch_bytes: int | None,
         processes: int = 1,
         videos: VideoDataset | None = None,
         record: Callable[[Sequence[LeftOut]], None],
@@ -130,7 +131,10 @@ class ClipLoader(DataLoader[Any]):
         if self.num_workers and self._iterator is None:
             self._look_for_memory()
         pieces = self._tasks.pieces
-        for parcel in super().__iter__():
+        parcels = super().__iter__()  # workers have started
+        if pieces is not None:
+            pieces.handed_over()
+        for parcel in parcels:
             if pieces is not None and parcel.piece is not None:
                 pieces.came_back(parcel.piece, parcel.batch[0] if parcel.in_piece else None)
             if parcel.left_out:
@@ -150,11 +154,13 @@ class ClipLoader(DataLoader[Any]):
 
     def _look_for_memory(self) -> None:
         """Makes the pieces for the workers that are about to start, if there is enough shared memory."""
+        self._pack.pieces = self._tasks.pieces = None  # gone before free memory is looked at
+        if self._batch_bytes is None:
+            return
         count = min(PREFETCH * self.num_workers, len(self)) + IN_USE
         own = self._batch_bytes * count
         needed = own * self._processes
         free = free_shared_memory()
-        self._pack.pieces = self._tasks.pieces = None
         # Processes that began earlier have taken their part of it: there must be room for all in the whole.
         self._pack.shares = free is None or (own <= free and needed <= shared_memory_size())
         if self._pack.shares:

@@ -40,9 +40,20 @@ class Pieces:
     """
 
     def __init__(self, count: int, size: int) -> None:
-        self._storages = [torch.UntypedStorage._new_shared(size) for _ in range(count)]
+        self._count = count
+        self._storages: list[torch.UntypedStorage] | None = [
+            torch.UntypedStorage._new_shared(size) for _ in range(count)
+        ]
         self._lent: set[int] = set()
         self._held: dict[int, StorageWeakRef] = {}
+
+    def handed_over(self) -> None:
+        """The workers have started, and hold the memory; this process gives up its hold.
+
+        Where it was sent to them (spawn, forkserver) PyTorch finds it again for each batch that comes back,
+        and as long as this process held it, no batch would ever seem to be gone.
+        """
+        self._storages = None
 
     def lend(self) -> int | None:
         """A free piece, the first: a worker has the least to pay for memory that it knows. None: all are in
@@ -50,7 +61,7 @@ class Pieces:
         """
         self._held = {piece: batch for piece, batch in self._held.items() if not batch.expired()}
         taken = self._lent | self._held.keys()
-        piece = next((piece for piece in range(len(self._storages)) if piece not in taken), None)
+        piece = next((piece for piece in range(self._count) if piece not in taken), None)
         if piece is not None:
             self._lent.add(piece)
         return piece
@@ -66,7 +77,8 @@ class Pieces:
         self._lent.clear()
 
     def tensor(self, piece: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-        """The memory of a piece; None where it is too small."""
+        """The memory of a piece, for workers; None where it is too small."""
+        assert self._storages is not None, "handed over"
         storage = self._storages[piece]
         size = torch.Size(shape).numel() * dtype.itemsize
         if size > storage.nbytes():

@@ -373,7 +373,8 @@ def _check_graph(config: TrainingConfig, launch: Launch, on_gpu: bool) -> None:
     """Refuses CUDA graphs where there are none.
 
     Raises:
-        SettingError: on a CPU, and with DDP, whose sums of gradients no graph here has.
+        SettingError: on a CPU, with DDP, whose sums of gradients no graph here has, and with activation
+            checkpointing, which reads the state of the random numbers inside the capture.
     """
     if not config.cuda_graph:
         return
@@ -381,6 +382,8 @@ def _check_graph(config: TrainingConfig, launch: Launch, on_gpu: bool) -> None:
         raise SettingError("cuda_graph", "must be off on a CPU: CUDA graphs need a GPU")
     if launch.world_size > 1 or config.strategy != "auto":
         raise SettingError("cuda_graph", "must be off with several processes and with --strategy ddp")
+    if config.model.get("activation_checkpointing"):
+        raise SettingError("cuda_graph", "must be off with --model.activation_checkpointing true")
 
 
 def _strategy(config: TrainingConfig, launch: Launch, on_gpu: bool) -> Strategy | str:
