@@ -104,7 +104,7 @@ def test_options_of_another_data_set_are_refused(
     name = re.split("[ =]", option)[0].replace("-", "_").replace("__", "--")
     assert (result.code, result.out) == (2, "")
     assert result.err == (
-        f"ifdd: error: {name} is for data set {sets}, not for {data.split()[0]}: leave it away\n"
+        f"ifdd: error: {name} is for data set {sets}, not for {data.split()[0]}: omit it\n"
     )
 
 
@@ -123,4 +123,4 @@ def test_a_test_refuses_options_of_training(ifdd: Run, checkpoint: Path, option:
     result = ifdd("test", "--checkpoint", checkpoint, "--data", "synthetic", *option.split())
     assert (result.code, result.out) == (2, "")
     name = option.split()[0]
-    assert result.err == f"ifdd: error: {name} is for training, a test does not use it: leave it away\n"
+    assert result.err == f"ifdd: error: {name} is for training, a test does not use it: omit it\n"

@@ -173,7 +173,7 @@ def test_classes_of_another_order_are_refused(ifdd: Run, videos: Path, run: Path
     assert (result.code, result.out) == (2, "")
     assert result.err == (
         "ifdd: error: --classes: those of the checkpoint are calm, glad, cross, in that order; "
-        "leave --classes away\n"
+        "omit --classes\n"
     )
 
 
@@ -227,7 +227,7 @@ def test_train_longer_with_the_data_elsewhere(ifdd: Run, videos: Path, run: Path
     assert load_checkpoint(here / "model.safetensors").extra == chosen
     fewer = ifdd("fit", "--out", here, "--resume", "--epochs", "1", "--progress", "false")
     assert fewer.code == 2
-    assert f"--epochs must be at least the 3 that are done in {here}, got 1; leave it away" in fewer.err
+    assert f"--epochs must be at least the 3 that are done in {here}, got 1; omit it" in fewer.err
     listed = (moved / "train.csv").read_text()
     first, second, *rest = listed.splitlines()
     (moved / "train.csv").write_text("\n".join([second, first, *rest]) + "\n")

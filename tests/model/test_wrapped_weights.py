@@ -129,7 +129,7 @@ def record(config: TrainingConfig) -> dict[str, Any]:
 def training_checkpoint(model: IFDD, path: Path, **optim: Any) -> Path:
     network = model.config.to_dict()
     del network["num_classes"]
-    data = DataConfig(crop="auto")
+    data = DataConfig(name="folder", root="videos", crop="auto")
     config = TrainingConfig(data=data, optim=OptimConfig(epochs=9, **optim), model=network)
     content: dict[str, Any] = {
         "ifdd": record(config),

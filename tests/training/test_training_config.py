@@ -86,7 +86,7 @@ def test_stored_settings_may_hold_what_earlier_versions_ignored() -> None:
         ({"stride": 0}, "data.stride must be at least 1"),
         ({"workers": -1}, "data.workers must be at least 0"),
         ({"on_error": "ignore"}, "data.on_error must be one of"),
-        ({"soft_labels": True}, "data.soft_labels is for data set dfew, not for synthetic: leave it away"),
+        ({"soft_labels": True}, "data.soft_labels is for data set dfew, not for synthetic: omit it"),
         ({"name": "folder", "root": "x", "clips": "16f"}, "data.clips is for data set dfew or mafw, not for"),
     ],
 )

@@ -74,7 +74,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Namespace:
     options: Namespace = parser.parse_args(arguments)
     for name in options.typed:
         if parser.is_hidden(name):
-            raise UsageError(f"--{name} is for training, a test does not use it: leave it away")
+            raise UsageError(f"--{name} is for training, a test does not use it: omit it")
     return options
 
 
@@ -148,7 +148,7 @@ def _require_classes(data: DataConfig, class_names: Sequence[str]) -> None:
     if data.class_names in (None, tuple(class_names)):
         return
     inside = ", ".join(map(printable, class_names))
-    way = "leave --classes away" if data.name in ("list", "folder") else "name these, or leave --classes away"
+    way = "omit --classes" if data.name in ("list", "folder") else "name these, or omit --classes"
     raise UsageError(f"--classes: those of the checkpoint are {inside}, in that order; {way}")
 
 

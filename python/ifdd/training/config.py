@@ -165,7 +165,7 @@ class DataConfig:
             if getattr(self, name) != DEFAULTS[name] and not uses(self.name, name):
                 wanted = _or(ONLY_FOR[name])
                 raise SettingError(
-                    f"data.{name}", f"is for data set {wanted}, not for {self.name}: leave it away"
+                    f"data.{name}", f"is for data set {wanted}, not for {self.name}: omit it"
                 )
 
     def _check_list_options(self) -> None:

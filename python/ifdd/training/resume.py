@@ -47,7 +47,7 @@ def record_to_resume(config: TrainingConfig, last: Path) -> TrainingRecord:
         raise SettingError(
             "optim.epochs",
             f"must be at least the {done} that are done in {printable(last.parent)}, got "
-            f"{config.optim.epochs}; leave it away to go on as planned",
+            f"{config.optim.epochs}; omit it to go on as planned",
         )
     return record
 
