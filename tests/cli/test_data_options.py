@@ -103,9 +103,7 @@ def test_options_of_another_data_set_are_refused(
     result = ifdd(command, *place, "--data", *data.split(), *option.split())
     name = re.split("[ =]", option)[0].replace("-", "_").replace("__", "--")
     assert (result.code, result.out) == (2, "")
-    assert result.err == (
-        f"ifdd: error: {name} is for data set {sets}, not for {data.split()[0]}: omit it\n"
-    )
+    assert result.err == (f"ifdd: error: {name} is for data set {sets}, not for {data.split()[0]}: omit it\n")
 
 
 def test_a_file_of_options_may_be_about_another_data_set(tmp_path: Path) -> None:

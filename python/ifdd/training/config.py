@@ -164,9 +164,7 @@ class DataConfig:
         for name in ONLY_FOR:
             if getattr(self, name) != DEFAULTS[name] and not uses(self.name, name):
                 wanted = _or(ONLY_FOR[name])
-                raise SettingError(
-                    f"data.{name}", f"is for data set {wanted}, not for {self.name}: omit it"
-                )
+                raise SettingError(f"data.{name}", f"is for data set {wanted}, not for {self.name}: omit it")
 
     def _check_list_options(self) -> None:
         """Those of `list`, for which strings become lists."""
