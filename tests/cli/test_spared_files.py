@@ -84,31 +84,6 @@ def test_no_other_command_writes_over_what_it_reads(ifdd: Run, place: Path) -> N
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(
-    ("call", "option", "target"),
-    [
-        (("check", "--data", "synthetic"), "--csv", "there.csv"),
-        (("check", "--data", "synthetic"), "--json", "there.json"),
-        (("explain", "clip.mp4", "--checkpoint", "weights.safetensors"), "--out", "there.png"),
-        (("convert", "weights.safetensors"), "OUT", "there.safetensors"),
-        (("export", "weights.safetensors", "--format", "pt2"), "--out", "there.pt2"),
-    ],
-)
-def test_what_is_there_is_replaced_only_on_demand(
-    ifdd: Run, place: Path, monkeypatch: pytest.MonkeyPatch, call: tuple[str, ...], option: str, target: str
-) -> None:
-    monkeypatch.chdir(place)
-    Path(target).write_text("mine")
-    named = [target] if option == "OUT" else [option, target]
-    result = ifdd(*call, *named)
-    assert (result.code, result.out) == (2, "")
-    assert result.err == f"ifdd: error: {option}: {target} is there already: --overwrite replaces it\n"
-    assert Path(target).read_text() == "mine"
-    if call[0] in ("check", "convert"):
-        assert ifdd(*call, *named, "--overwrite").code == 0
-        assert Path(target).read_bytes() != b"mine"
-
-
 def test_the_journal_is_written_over_by_no_other_output(ifdd: Run, place: Path) -> None:
     result = ifdd(
         *("predict", place / "clip.mp4", "--checkpoint", place / "weights.safetensors"),

@@ -23,7 +23,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ifdd.cli._commands import EXIT_FAILED, UsageError
 from ifdd.cli.common import add_test_options, data_config, network_options, require_data, wide_console
 from ifdd.cli.evaluate import TRAINING_ONLY
-from ifdd.cli.paths import require_free, require_writable_file
+from ifdd.cli.paths import require_writable_file
 from ifdd.cli.spare import spare
 from ifdd.text import cell, counted, one_line, printable
 
@@ -71,7 +71,6 @@ def configure(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="JSON Lines file to write: one object per video, and the counts at the end",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace reports that are there")
     add_test_options(parser, UNUSED)
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
 
@@ -98,9 +97,6 @@ def run(options: Namespace) -> int:
         [(f"--{name}", Path(options[name])) for name in ("csv", "json") if options[name] is not None],
         [*lists, *(("a video", video.path) for video in videos)],
     )
-    for name in ("csv", "json"):
-        if options[name] is not None:
-            require_free(f"--{name}", options[name], options.overwrite)
     policy = sampling_policy(data)
     window = network.clip_frames * policy.stride
     report.short = f"fewer frames than the {window} of a window, stretched to it (--short {policy.short})"

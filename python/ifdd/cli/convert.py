@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
 from ifdd.cli.common import add_network_options, network_options
-from ifdd.cli.paths import require_file, require_free, require_writable_file
+from ifdd.cli.paths import require_file, require_writable_file
 from ifdd.cli.spare import spare
 from ifdd.config import IFDDConfig
 
@@ -34,7 +34,6 @@ def configure(parser: ArgumentParser) -> None:
         help="class names in the order of the logits: A,B,C, or dfew, ferv39k or mafw for those of that data "
         "set; default: those in the file, if this package wrote it",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     add_network_options(parser)
 
 
@@ -44,7 +43,6 @@ def run(options: Namespace) -> int:
         raise UsageError(f"OUT: a checkpoint ends in .safetensors, got {options.output}")
     require_writable_file("OUT", options.output)
     spare([("OUT", Path(options.output))], [("the file", options.input)])
-    require_free("OUT", options.output, options.overwrite)
     names = None if options.classes is None else class_list(options.classes)
     require_file("IN", options.input)
     network = network_options(options)

@@ -58,11 +58,6 @@ def configure(parser: ArgumentParser) -> None:
         default=None,
         help="folder for scores.json and confusion.png; default: the folder of the checkpoint",
     )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace the scores of another test that are there; those of the same test are replaced anyway",
-    )
     add_test_options(parser, TRAINING_ONLY)
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
 
@@ -114,11 +109,7 @@ def run(options: Namespace) -> int:
     require_data(data)
     _require_classes(data, checkpoint.class_names)
     there = (out / SCORES).exists()
-    if there and not options.overwrite and not holds_this_test(out, checkpoint_path, data):
-        raise UsageError(
-            f"--out: {printable(out / SCORES)} holds the scores of another test; name another folder with "
-            "--out, or --overwrite replaces them"
-        )
+    another = there and not holds_this_test(out, checkpoint_path, data)
     if first:
         print(f"data set     {_data_set(data)}")
         print(f"checkpoint   {printable(str(checkpoint_path))} ({checkpoint.origin})", flush=True)
@@ -136,6 +127,12 @@ def run(options: Namespace) -> int:
     print_scores(scores)
     write_report(out, scores, checkpoint_path, checkpoint, data)
     print(f"{'written' if not there else 'replaced'}: {out / SCORES}, {out / FIGURE}")
+    if another:
+        print(
+            f"ifdd test: warning: {printable(out / SCORES)} held the scores of another test; give each test "
+            "a folder of its own with --out",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
 from ifdd.cli.common import add_device_option, choose_device
-from ifdd.cli.paths import require_file, require_free, require_writable_file
+from ifdd.cli.paths import require_file, require_writable_file
 from ifdd.cli.predict import add_crop_option, check_crop, remark_on_crop
 from ifdd.cli.spare import spare
 from ifdd.text import one_line, printable
@@ -45,7 +45,6 @@ def configure(parser: ArgumentParser) -> None:
         "frames,samples,maps,correlation,probabilities",
     )
     parser.add_argument("--dpi", type=int, default=300, help="dots per inch of the figure")
-    parser.add_argument("--overwrite", action="store_true", help="replace FIGURE if it is there")
     add_crop_option(parser)
     add_device_option(parser)
 
@@ -74,7 +73,6 @@ def run(options: Namespace) -> int:
     spare(
         [("--out", Path(options.out))], [("the video", options.video), ("the checkpoint", options.checkpoint)]
     )
-    require_free("--out", options.out, options.overwrite)
     device = choose_device(options.device)
 
     from ifdd.prediction import Predictor

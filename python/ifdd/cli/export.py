@@ -16,7 +16,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from ifdd.cli._commands import UsageError
-from ifdd.cli.paths import require_file, require_free, require_writable_file
+from ifdd.cli.paths import require_file, require_writable_file
 from ifdd.text import one_line
 
 SUMMARY = "write the network as an ONNX, torch.export or AOTInductor file"
@@ -43,10 +43,9 @@ def configure(parser: ArgumentParser) -> None:
         type=str | None,
         default=None,
         metavar="FILE",
-        help="file to write; ends in .onnx or .pt2; default: the checkpoint's name with .onnx, .pt2 or "
-        ".aoti.pt2",
+        help="file to write, replaced if it exists; ends in .onnx or .pt2; default: the checkpoint's "
+        "name with .onnx, .pt2 or .aoti.pt2",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
 
 
 def _say(step: str) -> None:
@@ -62,7 +61,6 @@ def run(options: Namespace) -> int:
     if Path(out).suffix != suffix:
         raise UsageError(f"--out: a file of format {options.format} ends in {suffix}, got {out}")
     require_writable_file("--out", out)
-    require_free("--out", out, options.overwrite)
     require_file("CHECKPOINT", options.checkpoint)
 
     from ifdd.export import export_checkpoint

@@ -67,17 +67,6 @@ def require_writable_file(option: str, path: str | os.PathLike[str]) -> None:
         raise UsageError(f"{option}: {printable(file)} cannot be written")
 
 
-def require_free(option: str, path: str | os.PathLike[str], overwrite: bool) -> None:
-    """A file that is written anew; an empty one, a pipe and a device are as good as none.
-
-    Raises:
-        UsageError: something is there, and `overwrite` is off.
-    """
-    file = Path(path)
-    if not overwrite and file.is_file() and file.stat().st_size > 0:
-        raise UsageError(f"{option}: {printable(file)} is there already: --overwrite replaces it")
-
-
 def require_writable_folder(option: str, path: str | os.PathLike[str]) -> None:
     """A folder that will be made, or receive files.
 
