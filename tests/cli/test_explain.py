@@ -210,7 +210,7 @@ def test_panels_and_dots_per_inch(ifdd: Run, video: Path, checkpoint: Path, tmp_
     assert ifdd("explain", video, *options).code == 0
     width, height = Image.open(target).size
     assert width == 216
-    assert ifdd("explain", video, *options, "--panels", "probabilities,frames", "--overwrite").code == 0
+    assert ifdd("explain", video, *options, "--panels", "probabilities,frames").code == 0
     assert Image.open(target).size[1] < 0.6 * height
     assert list(tmp_path.iterdir()) == [target]
 
