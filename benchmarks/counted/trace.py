@@ -12,16 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
 from benchmarks.counted import foreach
 from benchmarks.counted.native import NATIVE
-from benchmarks.fake_gpu.machine import architecture, python_of
-from ifdd_kernels._schema import NAMESPACE
-from ifdd_kernels.triton._runtime import captured_launches
+from benchmarks.fake_gpu.machine import python_of
+from benchmarks.fake_gpu.watching import WatchedOps, tensors
 
 KINDS = ("products", "attention", "our kernels", "everything else")
 _ATTENTION = ("pooled_attention", "lifting_attention")
@@ -71,7 +68,7 @@ class Trace:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Counter(TorchDispatchMode):
+class Counter(WatchedOps):
     """Notes every launch below it, of ops on CUDA tensors only.
 
     The part of the network is the innermost module that runs; in backward, that of the forward op whose
@@ -99,24 +96,16 @@ class Counter(TorchDispatchMode):
         """Notes the memory in use."""
         self.trace.marks[name] = self.trace.alive
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        namespace, _, name = func._schema.name.partition("::")
-        if namespace == "prim":  # questions about a tensor
-            return NotImplemented
-        part = self._part()
-        if namespace == NAMESPACE:
-            return self._own(func, name, part, args)
-        with self:
-            decomposed = func.decompose(*args, **kwargs)
-        if decomposed is not NotImplemented:
-            return decomposed
-        result = func(*args, **kwargs)
+    def before(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """The part of the network that calls an op of PyTorch."""
+        return self._part()
+
+    def after(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, note: Any
+    ) -> None:
+        """Notes the memory and the launch."""
         self._keep(result, (args, kwargs))
-        self._library(func, name, part, args, kwargs, result)
-        return result
+        self._library(func, name, note, args, kwargs, result)
 
     def _part(self) -> str:
         node = torch._C._current_autograd_node()
@@ -140,8 +129,9 @@ class Counter(TorchDispatchMode):
         launch = Launch(self.phase, part, kind, name, launches, *moved, flops)
         self.trace.launches.append(launch)
 
-    def _own(self, func: Any, name: str, part: str, args: tuple[Any, ...]) -> Any:
+    def own(self, func: Any, name: str, args: tuple[Any, ...]) -> Any:
         """An op of this library: the host code of its kernels runs, or its definition in PyTorch."""
+        part = self._part()
         family = name.removesuffix("_triton").removesuffix("_reference").removesuffix("_backward")
         kind = "attention" if family in _ATTENTION else "our kernels"
         code = python_of(name)
@@ -155,10 +145,7 @@ class Counter(TorchDispatchMode):
             return result
         outer, self._op = self._op, (kind if name.endswith("_triton") else None, name)
         try:
-            with captured_launches(architecture()) as launches, self:
-                result = code(*args)
-                if not name.endswith("_triton"):  # as registered: results are contiguous
-                    result = pytree.tree_map_only(Tensor, Tensor.contiguous, result)
+            launches, result = self.run(name, code, args)
         finally:
             self._op = outer
         for place, launch in enumerate(launches):
@@ -171,14 +158,14 @@ class Counter(TorchDispatchMode):
         self, func: Any, name: str, part: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         """An op of PyTorch."""
-        outputs = [t for t in _tensors(result) if t.is_cuda and t.numel()]
-        inputs = [t for t in _tensors((args, kwargs)) if t.is_cuda]
+        outputs = [t for t in tensors(result) if t.is_cuda and t.numel()]
+        inputs = [t for t in tensors((args, kwargs)) if t.is_cuda]
         mutated = [
             value
             for argument, value in _named(func, args, kwargs)
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
-        written = [t for t in _tensors(mutated) if t.is_cuda and t.numel()]
+        written = [t for t in tensors(mutated) if t.is_cuda and t.numel()]
         if not outputs and not written:
             return
         storages = {_storage(t) for t in inputs}
@@ -205,8 +192,8 @@ class Counter(TorchDispatchMode):
 
     def _keep(self, result: Any, given: Any) -> None:
         """Follows the memory of new tensors until they are gone."""
-        old = {_storage(tensor) for tensor in _tensors(given)}
-        for tensor in _tensors(result):
+        old = {_storage(tensor) for tensor in tensors(given)}
+        for tensor in tensors(result):
             key, size = _storage(tensor), tensor.untyped_storage().nbytes()
             if not tensor.is_cuda or key in old or key in self._known:
                 continue
@@ -232,14 +219,10 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]
-
-
 def _bytes(values: Any) -> int:
     """Bytes of distinct tensors, each element of memory once: what is expanded is one."""
     seen: dict[tuple[int, int, tuple[int, ...], tuple[int, ...]], int] = {}
-    for tensor in _tensors(values):
+    for tensor in tensors(values):
         if not tensor.is_cuda:
             continue
         sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]

@@ -12,12 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.fake_gpu.machine import architecture, python_of
-from ifdd_kernels._schema import NAMESPACE
-from ifdd_kernels.triton._runtime import captured_launches
+from benchmarks.fake_gpu.machine import python_of
+from benchmarks.fake_gpu.watching import WatchedOps, tensors
 
 #: Their results depend on values where an index is a mask, and only there.
 _INDEXING = frozenset({"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"})
@@ -29,7 +26,7 @@ class WaitsError(AssertionError):
     """An op that waits for the device or reads from the host."""
 
 
-class NoWaiting(TorchDispatchMode):
+class NoWaiting(WatchedOps):
     """Raises :class:`WaitsError` at the first op that makes the host wait for the device, or that gives a
     kernel a tensor of the host; `seen` counts the ops that it looked at.
 
@@ -52,32 +49,24 @@ class NoWaiting(TorchDispatchMode):
     def mark(self, name: str) -> None:
         """Nothing: there is no memory to note."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        namespace, _, name = func._schema.name.partition("::")
-        if namespace == "prim":  # questions about a tensor
-            return NotImplemented
-        if namespace == NAMESPACE:
-            return self._own(func, name, args)
+    def before(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Looks at a call of an op of PyTorch."""
         why = _before(func, name, args, kwargs)
         if why:
             raise self._error(f"aten::{name} {why}")
-        with self:
-            decomposed = func.decompose(*args, **kwargs)
-        if decomposed is not NotImplemented:
-            return decomposed
-        result = func(*args, **kwargs)
-        self.seen += any(tensor.is_cuda for tensor in _tensors(result))
+
+    def after(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, note: Any
+    ) -> None:
+        """Looks at the result: copies are told by it."""
+        self.seen += any(tensor.is_cuda for tensor in tensors(result))
         if name in ("pin_memory", "_pin_memory"):
             self._pinned.add(result)
         why = self._copied(name, args, kwargs, result)
         if why:
             raise self._error(f"aten::{name} {why}")
-        return result
 
-    def _own(self, func: Any, name: str, args: tuple[Any, ...]) -> Any:
+    def own(self, func: Any, name: str, args: tuple[Any, ...]) -> Any:
         """An op of this library: its kernels' host code, or its definition in PyTorch, is looked at."""
         if _mixed(args):
             raise self._error(f"{name} takes a tensor of the host")
@@ -85,14 +74,12 @@ class NoWaiting(TorchDispatchMode):
         if code is None:
             self.seen += 1
             return func(*args)
-        with captured_launches(architecture()) as launches, self:
-            result = code(*args)
+        launches, result = self.run(name, code, args)
         for launch in launches:
             self.seen += 1
-            if not all(tensor.is_cuda for tensor in _tensors([*launch.arguments.values()])):
+            if not all(tensor.is_cuda for tensor in tensors([*launch.arguments.values()])):
                 raise self._error(f"{name}: {launch.kernel.name} takes a tensor of the host")
-        # As registered: results are contiguous.
-        return result if name.endswith("_triton") else pytree.tree_map_only(Tensor, Tensor.contiguous, result)
+        return result
 
     def _copied(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Tensor) -> str:
         if name not in _COPIES:
@@ -112,10 +99,10 @@ class NoWaiting(TorchDispatchMode):
 def _before(func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
     """What is wrong with a call, before it: ops whose shape depends on values fail on fake tensors."""
     given = (args, kwargs)
-    if not any(tensor.is_cuda for tensor in _tensors(given)):
+    if not any(tensor.is_cuda for tensor in tensors(given)):
         return ""
     if name in _INDEXING:
-        masks = [one for one in _tensors(args[1]) if one.dtype in (torch.bool, torch.uint8)]
+        masks = [one for one in tensors(args[1]) if one.dtype in (torch.bool, torch.uint8)]
         if masks:
             return "indexes by a mask and waits"
     elif any(tag in func.tags for tag in _TAGS) or name in ("item", "is_nonzero", "_linalg_check_errors"):
@@ -124,8 +111,4 @@ def _before(func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -
 
 
 def _mixed(values: Any) -> bool:
-    return len({tensor.is_cuda for tensor in _tensors(values)}) == 2
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]
+    return len({tensor.is_cuda for tensor in tensors(values)}) == 2

@@ -16,7 +16,7 @@ from ifdd.data.truncation import missing_bytes
 from ifdd.data.video import STILL, VideoError, VideoStream, count_frames, open_video, read_video
 
 av = pytest.importorskip("av")
-VideoReformatter = pytest.importorskip("av.video.reformatter").VideoReformatter
+VideoReformatter = av.video.reformatter.VideoReformatter
 
 
 def drain(stream: VideoStream) -> list[tuple[float, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -261,7 +262,8 @@ class RecognitionData(pl.LightningDataModule):
         videos = self._videos("train")
         if videos is None:
             return None
-        return tuple(videos.labels.count(label) for label in range(len(videos.class_names)))
+        counts = Counter(videos.labels)
+        return tuple(counts[label] for label in range(len(videos.class_names)))
 
     def digests(self) -> dict[str, str]:
         """`VideoDataset.digest` of the training and of the held-out part; drawn clips have none."""

@@ -182,13 +182,13 @@ class Recogniser(pl.LightningModule):
 
     def _losses(self, clips: Tensor, targets: Tensor) -> LossParts:
         """The loss of a mixed batch, by CUDA graphs where the training has them."""
-        # Made here, so that the network has no second name in the checkpoints.
-        step = WithLoss(self.model, self.criterion)
+        parts: LossParts
         if not self.config.cuda_graph:
-            parts: LossParts = step(clips, targets)
+            parts = self.criterion(self.model(clips), targets)
             return parts
         if self._captured is None:
-            self._captured = capture(step, clips, targets)
+            # Kept by the graphs alone, so that the network has no second name in the checkpoints.
+            self._captured = capture(WithLoss(self.model, self.criterion), clips, targets)
         parts = self._captured(clips, targets)
         return parts
 
