@@ -211,8 +211,8 @@ def pool_tokens(
         + \beta^p_c
 
     Cells outside the grid are zero. The class token (row 0) skips the convolution and passes the norm.
-    The weights are shared by all heads. With strides above 2 most keys and values lie in no window;
-    :func:`live_tokens` returns which do, and `key_value` takes only those.
+    The weights are shared by all heads. With strides of 4 and more, many keys and values lie in no
+    window; :func:`live_tokens` returns which do, and `key_value` takes only those.
 
     Args:
         qkv: (B, 1 + T*H*W, 3*h*d), packed (q | k | v, head, d), rows in (T, H, W) order behind the class
