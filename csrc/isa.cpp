@@ -5,6 +5,11 @@
 #include <cstring>
 #include <initializer_list>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace ifdd {
 
 const char* isa_name([[maybe_unused]] Isa isa) {
@@ -41,6 +46,21 @@ Isa active_isa() {
     return best;
   }();
   return chosen;
+}
+
+bool matrix_tiles() {
+#if defined(__x86_64__) && defined(__linux__) && defined(IFDD_HAVE_V4)
+  static const bool usable = [] {
+    if (active_isa() != Isa::v4 || std::getenv("IFDD_CPU_ISA") != nullptr) return false;
+    if (!__builtin_cpu_supports("amx-bf16") || !__builtin_cpu_supports("amx-tile")) return false;
+    // Linux keeps the tiles' registers from a process until it asks for them.
+    constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  }();
+  return usable;
+#else
+  return false;
+#endif
 }
 
 }  // namespace ifdd

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "buffer.h"
 #include "check.h"
@@ -49,13 +50,14 @@ inline int64_t grain(double work_per_unit) {
 }
 
 template <class T>
-void forward(const AttentionForward<T>& call) {
+void forward(AttentionForward<T> call) {
   using A = acc_t<T>;
   const AttentionSizes& s = call.size;
+  call.tiles = std::is_same_v<T, bf16> && matrix_tiles();
   const int64_t units = s.B * s.h * (s.Nk > 0 ? forward_blocks(s) : 0);
   const auto kernel = IFDD_SELECT(attention_forward<T>);
   stable::parallel_for(0, units, grain(2.0 * forward_rows(s) * s.Nk * s.d), [&](int64_t begin, int64_t end) {
-    const Scratch<A> scratch(forward_scratch(s, call.position.k_grid));
+    const Scratch<A> scratch(forward_scratch(s, call.position.k_grid) + (call.tiles ? tile_scratch(s) : 0));
     kernel(call, begin, end, scratch.get());
   });
 }

@@ -4,6 +4,7 @@
 
 #include "ifdd/vector/loops.h"
 #include "ifdd/vector/math.h"
+#include "matrix_tiles.h"
 #include "small_products.h"
 
 namespace ifdd::cpu::IFDD_ISA {
@@ -58,6 +59,7 @@ struct Arena {
     bias.plane = take(k[1] * k[2] + kPad);
     return bias;
   }
+  bf16* take_16(int64_t count) { return reinterpret_cast<bf16*>(take(count / 2)); }
 };
 
 // For a query that is not the class token, the part of each axis' row offsets that all keys share.
@@ -246,14 +248,35 @@ void attention_forward(const AttentionForward<T>& op, int64_t begin, int64_t end
   A* score = arena.take(m * stride);
   A* sum = arena.take(m * width);
   const Bias<A> bias = arena.take_bias(op.position.k_grid);
+  constexpr bool kTiles = kMatrixTiles && std::is_same_v<T, bf16>;
+  const bool tiles = kTiles && op.tiles;
+  [[maybe_unused]] const int64_t tile_width = round_up(s.d, kTileBlock), tile_keys = round_up(s.Nk, kTileBlock);
+  [[maybe_unused]] bf16 *keys_16 = nullptr, *values_16 = nullptr, *query_16 = nullptr, *weights = nullptr;
+  [[maybe_unused]] A* square = nullptr;
+  if constexpr (kTiles) {
+    if (tiles) {
+      keys_16 = arena.take_16(tile_keys * tile_width);
+      values_16 = arena.take_16(tile_keys * tile_width);
+      query_16 = arena.take_16(round_up(m, kTileBlock) * tile_width);
+      weights = arena.take_16(round_up(m, kTileBlock) * tile_keys);
+      square = arena.take(kTileBlock * kTileBlock);
+      begin_tiles();
+    }
+  }
 
   int64_t packed = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t pair = unit / blocks, b = pair / s.h, head = pair % s.h;
     const Rows<T> q = rows_of(op.q, b, head), k = rows_of(op.k, b, head), v = rows_of(op.v, b, head);
     if (packed != pair) {
-      pack_panels(k.data, k.stride, s.Nk, s.d, keys);
-      copy_rows(v, 0, s.Nk, s.Nk, s.d, values);
+      if constexpr (kTiles) {
+        if (tiles) {
+          tile_columns(k.data, k.stride, s.Nk, s.d, keys_16);
+          tile_terms(v.data, v.stride, s.Nk, s.d, values_16);
+        }
+      }
+      if (!tiles) pack_panels(k.data, k.stride, s.Nk, s.d, keys);
+      if (!tiles || op.residual == Residual::value) copy_rows(v, 0, s.Nk, s.Nk, s.d, values);
       packed = pair;
     }
     const int64_t first = unit % blocks * m, count = s.Nq - first < m ? s.Nq - first : m;
@@ -263,9 +286,18 @@ void attention_forward(const AttentionForward<T>& op, int64_t begin, int64_t end
       for (int64_t i = 0; i < count; ++i) {
         fill_bias(op.position, first + i, query + i * width, s.d, s.Nk, bias, score + i * stride);
       }
+    }
+    if constexpr (kTiles) {
+      if (tiles) {
+        tile_rows(q.data + first * q.stride, q.stride, count, round_up(rows, kTileBlock), s.d, query_16);
+        const auto product = with_bias ? &multiply_tiles<true> : &multiply_tiles<false>;
+        product(rows, s.Nk, s.d, op.scale, query_16, tile_width, keys_16, square, score, stride);
+      }
+    }
+    if (!tiles && with_bias) {
       multiply<A, true>(rows, s.Nk, s.d, op.scale, query, width, keys, kTileColumns<A>, kTileColumns<A> * s.d, score,
                         stride);
-    } else {
+    } else if (!tiles) {
       multiply<A, false>(rows, s.Nk, s.d, op.scale, query, width, keys, kTileColumns<A>, kTileColumns<A> * s.d, score,
                          stride);
     }
@@ -273,7 +305,17 @@ void attention_forward(const AttentionForward<T>& op, int64_t begin, int64_t end
     for (int64_t i = 0; i < count; ++i) {
       softmax_row(s.Nk, score + i * stride, op.log_sum[pair * s.Nq + first + i], inverse[i]);
     }
-    for (int64_t j = 0; j < s.Nk; j += kTileDepth) {
+    if constexpr (kTiles) {
+      if (tiles) {
+        for (int64_t i = 0; i < count; ++i) {
+          narrow(score + i * stride, s.Nk, weights + i * tile_keys);
+          for (int64_t j = s.Nk; j < tile_keys; ++j) weights[i * tile_keys + j] = bf16{0};
+        }
+        for (int64_t j = count * tile_keys; j < round_up(rows, kTileBlock) * tile_keys; ++j) weights[j] = bf16{0};
+        multiply_tiles<false>(rows, s.d, s.Nk, 1, weights, tile_keys, values_16, square, sum, width);
+      }
+    }
+    for (int64_t j = 0; j < s.Nk && !tiles; j += kTileDepth) {
       const int64_t depth = s.Nk - j < kTileDepth ? s.Nk - j : kTileDepth;
       const auto product = j == 0 ? &multiply<A, false> : &multiply<A, true>;
       product(rows, s.d, depth, A(1), score + j, stride, values + j * width, width, kTileColumns<A>, sum, width);
@@ -293,6 +335,9 @@ void attention_forward(const AttentionForward<T>& op, int64_t begin, int64_t end
         for_each(s.d, [&](int64_t c) { store(out + c, row[c] * factor); });
       }
     }
+  }
+  if constexpr (kTiles) {
+    if (tiles) end_tiles();
   }
 }
 

@@ -76,6 +76,7 @@ struct AttentionForward {
   A scale;
   T* out;      // (B, Nq, h*d)
   A* log_sum;  // (B, h, Nq)
+  bool tiles;  // by matrix_tiles.h, where T is bf16
 };
 
 template <class T>
@@ -100,6 +101,11 @@ IFDD_INLINE constexpr int64_t forward_scratch(const AttentionSizes& s, const int
   const int64_t keys = round_up(s.Nk, kPanel), m = forward_rows(s);
   return keys * s.d + padded(s.Nk) * padded(s.d) + m * (score_stride(s) + 2 * padded(s.d)) + position_scratch(k_grid) +
          8 * kPad;
+}
+// More of it for matrix tiles (matrix_tiles.h): keys, values, queries and weights in 16 bits, and a square of sums.
+IFDD_INLINE constexpr int64_t tile_scratch(const AttentionSizes& s) {
+  const int64_t keys = round_up(s.Nk, 32), width = round_up(s.d, 32), m = round_up(forward_rows(s), 32);
+  return (2 * keys * width + m * (width + keys)) / 2 + 32 * 32 + 5 * kPad;
 }
 IFDD_INLINE constexpr int64_t backward_scratch(const AttentionSizes& s, const int64_t (&k_grid)[3]) {
   const int64_t keys = round_up(s.Nk, kPanel), m = backward_rows(s);

@@ -48,4 +48,8 @@ bool isa_supported(Isa isa);
 // and build_info() shows which.
 Isa active_isa();
 
+// Whether bfloat16 products may use matrix tiles (AMX): the set is x86-64-v4 and was not named by IFDD_CPU_ISA, the CPU
+// has them, and the system lets this process use them.
+bool matrix_tiles();
+
 }  // namespace ifdd
