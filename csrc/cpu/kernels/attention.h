@@ -104,8 +104,9 @@ IFDD_INLINE constexpr int64_t forward_scratch(const AttentionSizes& s, const int
 }
 // More of it for matrix tiles (matrix_tiles.h): keys, values, queries and weights in 16 bits, and a square of sums.
 IFDD_INLINE constexpr int64_t tile_scratch(const AttentionSizes& s) {
-  const int64_t keys = round_up(s.Nk, 32), width = round_up(s.d, 32), m = round_up(forward_rows(s), 32);
-  return (2 * keys * width + m * (width + keys)) / 2 + 32 * 32 + 5 * kPad;
+  const int64_t keys = round_up(s.Nk, kTileBlock), width = round_up(s.d, kTileBlock);
+  const int64_t m = round_up(forward_rows(s), kTileBlock);
+  return (2 * keys * width + m * (width + keys)) / 2 + kTileBlock * kTileBlock + 5 * kPad;
 }
 IFDD_INLINE constexpr int64_t backward_scratch(const AttentionSizes& s, const int64_t (&k_grid)[3]) {
   const int64_t keys = round_up(s.Nk, kPanel), m = backward_rows(s);

@@ -24,7 +24,8 @@ constexpr bool kMatrixTiles = true;
 constexpr bool kMatrixTiles = false;
 #endif
 
-constexpr int64_t kTileSide = 16, kTileBlock = 32, kTileElements = kTileSide * kTileBlock;
+constexpr int64_t kTileSide = 16, kTileElements = kTileSide * kTileBlock;
+static_assert(kTileBlock == 2 * kTileSide);
 
 // Eight tiles of full size, until end_tiles.
 IFDD_TILE_TARGET static void begin_tiles() {
