@@ -8,6 +8,7 @@ from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.ops.linear import fake, fake_backward
+from ifdd_kernels.triton import twin
 
 
 def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -27,6 +28,7 @@ OPERATOR = register(
         fake=fake_backward,
         missing={"bias": lambda weight: weight.new_empty(weight.shape[:1], device="meta")},
     ),
+    backends={"triton": twin("gelu_linear")},
     # The parameters stay as they are: a copy would be kept for backward.
     autocast=("x",),
     parameters=("weight", "bias"),

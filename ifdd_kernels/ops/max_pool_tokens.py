@@ -12,6 +12,7 @@ from ifdd_kernels import _check, reference
 from ifdd_kernels._operator import Backward, register
 from ifdd_kernels.backends import run
 from ifdd_kernels.grids import pooled_grid
+from ifdd_kernels.triton import twin
 
 
 def _check_arguments(x: Tensor, grid: Sequence[int], stride: Sequence[int]) -> None:
@@ -57,6 +58,7 @@ OPERATOR = register(
         fake=_fake_backward,
         missing={"x": _stand_in},
     ),
+    backends={"triton": twin("max_pool_tokens")},
     non_differentiable=("rows",),
 )
 

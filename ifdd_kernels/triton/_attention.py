@@ -692,9 +692,12 @@ def forward(
 
 def backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, position: Position | None, out: Tensor,
-    log_sum: Tensor, k_grid: Sequence[int], scale: float,
+    log_sum: Tensor, k_grid: Sequence[int], scale: float, mean_key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of query (without its part through the bias), key, value and q.R (laid out as Position)."""
+    """Gradients of query (without its part through the bias), key, value and q.R (laid out as Position).
+
+    ``mean_key``, (B, h, d) in float32, is formed here if it is not given.
+    """
     batch, queries, heads, _ = query.shape
     keys = key.shape[1]
     common = _arguments(query, key, value, position, k_grid)
@@ -710,7 +713,7 @@ def backward(
     QUERY_GRADIENT(
         lambda tiles: (cdiv(queries, tiles["BLOCK_Q"]) * batch * heads,),
         **{**common, "PRECISION": query_gradient_precision(common["PRECISION"], position is not None)},
-        mean_key=key.mean(1, dtype=torch.float32),
+        mean_key=key.mean(1, dtype=torch.float32) if mean_key is None else mean_key,
         out=out.contiguous(),
         grad_query=grad_query,
         grad_position=grad_position,

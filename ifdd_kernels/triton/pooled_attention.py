@@ -138,14 +138,16 @@ def _fitted(x, dtype: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def position_products(
-    query, table_h, table_w, table_t, position, onehot, q_batch, q_token, q_head, clips, heads,
+    query, table_h, table_w, table_t, position, onehot, key, mean_key,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, clips, heads,
     Q_T: tl.constexpr, Q_H: tl.constexpr, Q_W: tl.constexpr,
     K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, WIDTH: tl.constexpr,
-    ROWS: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, PRECISION: tl.constexpr, MEANS: tl.constexpr,
 ):  # fmt: skip
     """log2(e) q.R for every key coordinate, columns t | y | x; position (B, h, Nq, stride).
 
-    The programs share a second duty: ``onehot`` (1 + Nk, tiles of E), 1 at a key's coordinates.
+    The programs share further duties: ``onehot`` (1 + Nk, tiles of E), 1 at a key's coordinates, and, MEANS,
+    ``mean_key`` (B, h, d), the mean over the keys, which the gradient of the queries asks for.
     """
     PARTS: tl.constexpr = column_tiles(WIDTH)
     tiles = tl.cdiv(clips * heads * Q_T, ROWS)
@@ -170,20 +172,34 @@ def position_products(
     for start in range(0, TABLE_T, 16):
         row = start + tl.arange(0, 16)
         r = _time_rows(table_t, start, WIDTH, PARTS, TABLE_T, PRECISION)
-        key, exists = _key_of_row(t[:, None], row[None, :], Q_T, K_T)
+        at, exists = _key_of_row(t[:, None], row[None, :], Q_T, K_T)
         products = inner(q, r, PRECISION) * LOG2E
         kept = inside[:, None] & exists
-        tl.store(out[:, None] + key, _fitted(products, position.dtype.element_ty, PRECISION), mask=kept)
+        tl.store(out[:, None] + at, _fitted(products, position.dtype.element_ty, PRECISION), mask=kept)
 
     COLUMNS: tl.constexpr = sum_of(column_tiles(K_T + K_H + K_W))
     column = tl.arange(0, whole_tile(COLUMNS))
-    for key in range(tl.program_id(0), 1 + K_T * K_H * K_W, tl.num_programs(0)):
-        of_key = tl.maximum(key - 1, 0)
+    for of in range(tl.program_id(0), 1 + K_T * K_H * K_W, tl.num_programs(0)):
+        of_key = tl.maximum(of - 1, 0)
         y_column = K_T + of_key // K_W % K_H
         x_column = K_T + K_H + of_key % K_W
         hit = (column == of_key // (K_H * K_W)) | (column == y_column) | (column == x_column)
-        value = (hit & (column >= 0) & (key > 0)).to(onehot.dtype.element_ty)
-        tl.store(onehot + key * COLUMNS + column, value, mask=column < COLUMNS)
+        value = (hit & (column >= 0) & (of > 0)).to(onehot.dtype.element_ty)
+        tl.store(onehot + of * COLUMNS + column, value, mask=column < COLUMNS)
+
+    if MEANS:
+        KEYS: tl.constexpr = 1 + K_T * K_H * K_W
+        column = tl.arange(0, whole_tile(WIDTH))
+        for of in range(tl.program_id(0), clips * heads, tl.num_programs(0)):
+            head_keys = key + (of // heads).to(tl.int64) * k_batch + (of % heads) * k_head
+            total = tl.zeros((32, whole_tile(WIDTH)), tl.float32)
+            for start in range(0, KEYS, 32):
+                row = start + tl.arange(0, 32)
+                kept = (row < KEYS)[:, None] & (column < WIDTH)[None, :]
+                place = row.to(tl.int64) * k_token
+                values = tl.load(head_keys + place[:, None] + column[None, :], mask=kept, other=0.0)
+                total += values.to(tl.float32)
+            tl.store(mean_key + of * WIDTH + column, tl.sum(total, 0) / KEYS, mask=column < WIDTH)
 
 
 @triton.jit
@@ -196,7 +212,8 @@ def position_gradient(
 ):  # fmt: skip
     """grad_query = partial_grad + gradient through q.R, and sums of grad_position^T q over a program's rows.
 
-    ``parts`` is (programs, K_H + K_W + rows of table_t, d) float32: see ``table_gradient``.
+    ``parts`` is (programs, K_H + K_W + rows of table_t, d) float32: see ``table_gradient``. The class
+    queries, which have no position, are shared out among the programs.
     """
     PARTS: tl.constexpr = column_tiles(WIDTH)
     TABLE_T: tl.constexpr = 2 * max(Q_T, K_T) - 1
@@ -237,12 +254,19 @@ def position_gradient(
 
     store_tiles(grad_query + joined, inside, sums, WIDTH, PARTS)
 
+    one = tl.arange(0, 1)
+    for of in range(program, clips * heads, tl.num_programs(0)):
+        clip_rows = (of // heads).to(tl.int64) * (1 + Q_T * Q_H * Q_W) * heads
+        at = (clip_rows + of % heads) * WIDTH + one
+        taken = load_tiles(partial_grad + at, one == 0, WIDTH, PARTS, True)
+        store_tiles(grad_query + at, one == 0, taken, WIDTH, PARTS)
+
 
 @triton.jit
-def table_gradient(
-    parts, grad_table, slots, first_slot, lines, line_length, line_step, coordinate_step,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, ROWWISE: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+def _row_sum(
+    parts, row, column, lines, line_length, line_step, coordinate_step, FIRST: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, ROWWISE: tl.constexpr, SLOTS: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Adds the slots of ``parts`` that belong to a row of a table, in a fixed order.
 
@@ -250,8 +274,6 @@ def table_gradient(
     c * ``coordinate_step``. In an axis with a slot a key, a row takes the slot of its key from every c;
     ROWWISE, it takes its own from all programs.
     """
-    row = tl.program_id(0)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((COLUMNS,), tl.float32)
     for c in range(1 if ROWWISE else QUERIES):
         if ROWWISE:
@@ -263,10 +285,51 @@ def table_gradient(
             for start in range(0, lines * line_length, BLOCK):
                 i = start + tl.arange(0, BLOCK)
                 program = c * coordinate_step + i // line_length * line_step + i % line_length
-                rows = parts + (program.to(tl.int64) * slots + first_slot + slot) * WIDTH
+                rows = parts + (program.to(tl.int64) * SLOTS + FIRST + slot) * WIDTH
                 kept = (i < lines * line_length)[:, None] & (column < WIDTH)[None, :]
                 total += tl.sum(tl.load(rows[:, None] + column[None, :], mask=kept, other=0.0), 0)
-    tl.store(grad_table + row * WIDTH + column, total.to(grad_table.dtype.element_ty), mask=column < WIDTH)
+    return total
+
+
+@triton.jit
+def table_gradient(
+    parts, grad_h, grad_w, grad_t, tiles,
+    Q_T: tl.constexpr, Q_H: tl.constexpr, Q_W: tl.constexpr,
+    K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """A row of one of the tables' gradients, from the sums of ``position_gradient``'s programs.
+
+    Those are, for each y and x of the query grid, ``tiles`` neighbours.
+    """
+    ROWS_H: tl.constexpr = 2 * max(Q_H, K_H) - 1
+    ROWS_W: tl.constexpr = 2 * max(Q_W, K_W) - 1
+    SLOTS: tl.constexpr = K_H + K_W + 2 * max(Q_T, K_T) - 1
+    row = tl.program_id(0)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    line = Q_W * tiles
+    if row < ROWS_H:
+        total = _row_sum(
+            parts, row, column, 1, line, 0, line, 0, Q_H, K_H, False, SLOTS, WIDTH, BLOCK, COLUMNS
+        )  # fmt: skip
+        _store_row(grad_h, row, column, total, WIDTH)
+    elif row < ROWS_H + ROWS_W:
+        row -= ROWS_H
+        total = _row_sum(
+            parts, row, column, Q_H, tiles, line, tiles, K_H, Q_W, K_W, False, SLOTS, WIDTH, BLOCK, COLUMNS
+        )  # fmt: skip
+        _store_row(grad_w, row, column, total, WIDTH)
+    else:
+        row -= ROWS_H + ROWS_W
+        total = _row_sum(
+            parts, row, column, 1, Q_H * line, 0, 0, K_H + K_W, Q_T, K_T, True, SLOTS, WIDTH, BLOCK, COLUMNS
+        )  # fmt: skip
+        _store_row(grad_t, row, column, total, WIDTH)
+
+
+@triton.jit
+def _store_row(table, row, column, values, WIDTH: tl.constexpr):
+    tl.store(table + row * WIDTH + column, values.to(table.dtype.element_ty), mask=column < WIDTH)
 
 
 def _one_config(**tiles: int) -> Any:
@@ -286,12 +349,16 @@ TABLE = Kernel(
 )
 
 
+def _grids(q_grid: Sequence[int], k_grid: Sequence[int]) -> dict[str, int]:
+    names = ("Q_T", "Q_H", "Q_W", "K_T", "K_H", "K_W")
+    return dict(zip(names, (*q_grid, *k_grid), strict=True))
+
+
 def _position_arguments(
     query: Tensor, tables: Sequence[Tensor], q_grid: Sequence[int], k_grid: Sequence[int]
 ) -> dict[str, Any]:
     """Arguments of both position kernels; q.R of 16-bit queries is a TF32 product, where they are exact."""
     batch, _, heads, channels = query.shape
-    names = ("Q_T", "Q_H", "Q_W", "K_T", "K_H", "K_W")
     return {
         "query": query,
         **dict(zip(("table_h", "table_w", "table_t"), tables, strict=True)),
@@ -300,7 +367,7 @@ def _position_arguments(
         "q_head": query.stride(2),
         "clips": batch,
         "heads": heads,
-        **dict(zip(names, (*q_grid, *k_grid), strict=True)),
+        **_grids(q_grid, k_grid),
         "WIDTH": channels,
         "ROWS": _rows(query, q_grid),
         "PRECISION": dot_precision(torch.float32) if query.dtype == torch.float32 else "tf32",
@@ -319,8 +386,14 @@ def _programs(query: Tensor, q_grid: Sequence[int]) -> int:
 
 
 def _position(
-    query: Tensor, tables: Sequence[Tensor], q_grid: Sequence[int], k_grid: Sequence[int]
+    query: Tensor,
+    key: Tensor,
+    tables: Sequence[Tensor],
+    q_grid: Sequence[int],
+    k_grid: Sequence[int],
+    mean_key: Tensor | None = None,
 ) -> Position:
+    """Factors of the bias; ``mean_key`` is filled beside them."""
     batch, queries, heads, _ = query.shape
     positions = sum(k_grid)
     # float16 beside bfloat16 too: the range suffices and three more bits make its rounding the smallest one.
@@ -333,6 +406,12 @@ def _position(
         **_position_arguments(query, tables, q_grid, k_grid),
         position=products,
         onehot=onehot,
+        key=key,
+        k_batch=key.stride(0),
+        k_token=key.stride(1),
+        k_head=key.stride(2),
+        mean_key=products if mean_key is None else mean_key,
+        MEANS=mean_key is not None,
     )
     return Position(products, onehot)
 
@@ -351,7 +430,7 @@ def forward(
     """The op's result and log-sum-exp; arguments of its schema."""
     query, key, value = (contiguous_channels(part) for part in (query, key, value))
     tables = [table.contiguous() for table in (table_h, table_w, table_t)]
-    position = _position(query, tables, q_grid, k_grid)
+    position = _position(query, key, tables, q_grid, k_grid)
     return _attention.forward(query, key, value, position, k_grid, scale)
 
 
@@ -372,12 +451,12 @@ def backward(
     """Gradients of query, key, value and the tables; arguments of the backward op's schema."""
     query, key, value = (contiguous_channels(part) for part in (query, key, value))
     tables = [table.contiguous() for table in (table_h, table_w, table_t)]
-    position = _position(query, tables, q_grid, k_grid)
+    mean_key = key.new_empty(key.shape[0], *key.shape[2:], dtype=torch.float32)
+    position = _position(query, key, tables, q_grid, k_grid, mean_key)
     partial, grad_key, grad_value, grad_position = _attention.backward(
-        grad_out, query, key, value, position, out, log_sum, k_grid, scale
+        grad_out, query, key, value, position, out, log_sum, k_grid, scale, mean_key
     )
     grad_query = torch.empty_like(partial)
-    grad_query[:, 0] = partial[:, 0]  # the class query has no position
     programs = _programs(query, q_grid)
     slots = k_grid[1] + k_grid[2] + tables[2].shape[0]
     parts = query.new_empty(programs, slots, query.shape[3], dtype=torch.float32)
@@ -389,47 +468,19 @@ def backward(
         grad_query=grad_query,
         parts=parts,
     )
-    grad_h, grad_w, grad_t = _table_gradients(parts, tables, q_grid, k_grid)
-    return grad_query, grad_key, grad_value, grad_h, grad_w, grad_t
-
-
-def _table_grid(table: Tensor) -> Grid:
-    rows, channels = table.shape
-    return lambda tiles: (rows, cdiv(channels, tiles["COLUMNS"]))
-
-
-def _table_gradients(
-    parts: Tensor, tables: Sequence[Tensor], q_grid: Sequence[int], k_grid: Sequence[int]
-) -> list[Tensor]:
-    """Gradients of table_h, table_w and table_t from the sums of ``position_gradient``'s programs."""
-    programs, slots, channels = parts.shape
-    _, q_h, q_w = q_grid
-    tiles = programs // (q_h * q_w)
-    # axis of the grid, first slot, then lines, line_length, line_step, coordinate_step
-    layouts = (
-        (1, 0, 1, q_w * tiles, 0, q_w * tiles),
-        (2, k_grid[1], q_h, tiles, q_w * tiles, tiles),
-        (0, k_grid[1] + k_grid[2], 1, programs, 0, 0),
+    grad_tables = [torch.empty_like(table) for table in tables]
+    TABLE(
+        _table_grid(tables),
+        parts=parts,
+        **dict(zip(("grad_h", "grad_w", "grad_t"), grad_tables, strict=True)),
+        tiles=programs // (q_grid[1] * q_grid[2]),
+        **_grids(q_grid, k_grid),
+        WIDTH=query.shape[3],
     )
-    grads = []
-    for table, (axis, first_slot, lines, line_length, line_step, coordinate_step) in zip(
-        tables, layouts, strict=True
-    ):
-        grad = torch.empty_like(table)
-        TABLE(
-            _table_grid(table),
-            parts=parts,
-            grad_table=grad,
-            slots=slots,
-            first_slot=first_slot,
-            lines=lines,
-            line_length=line_length,
-            line_step=line_step,
-            coordinate_step=coordinate_step,
-            QUERIES=q_grid[axis],
-            KEYS=k_grid[axis],
-            ROWWISE=axis == 0,
-            WIDTH=channels,
-        )
-        grads.append(grad)
-    return grads
+    return grad_query, grad_key, grad_value, *grad_tables
+
+
+def _table_grid(tables: Sequence[Tensor]) -> Grid:
+    """A program for a row of any table."""
+    rows, channels = sum(table.shape[0] for table in tables), tables[0].shape[1]
+    return lambda tiles: (rows, cdiv(channels, tiles["COLUMNS"]))
