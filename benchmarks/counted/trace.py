@@ -144,10 +144,13 @@ class Counter(WatchedOps):
             self._note(part, kind, name, native.started(args), moved, flops)
             return result
         outer, self._op = self._op, (kind if name.endswith("_triton") else None, name)
+        before = len(self.trace.launches)
         try:
             launches, result = self.run(name, code, args)
         finally:
             self._op = outer
+        # What its kernels compute is what is left beside PyTorch's products.
+        flops = max(flops - sum(launch.flops for launch in self.trace.launches[before:]), 0)
         for place, launch in enumerate(launches):
             # Which of a kernel's tensors are read and which are written is not known: each counts once.
             moved = (_bytes([*launch.arguments.values()]), 0)
@@ -188,7 +191,8 @@ class Counter(WatchedOps):
         within, op = self._op
         started = foreach.launches(name, args) if foreach.is_on_lists(name) else _SEVERAL.get(name, 1)
         moved = (_bytes(read), _bytes([*written, *fresh]))
-        self._note(part, within or kind, f"{op}: {name}" if op else name, started, moved, flops)
+        kind = kind if kind == "products" else within or kind
+        self._note(part, kind, f"{op}: {name}" if op else name, started, moved, flops)
 
     def _keep(self, result: Any, given: Any) -> None:
         """Follows the memory of new tensors until they are gone."""

@@ -468,16 +468,18 @@ def backward(
         grad_query=grad_query,
         parts=parts,
     )
-    grad_tables = [torch.empty_like(table) for table in tables]
+    grad_h, grad_w, grad_t = (torch.empty_like(table) for table in tables)
     TABLE(
         _table_grid(tables),
         parts=parts,
-        **dict(zip(("grad_h", "grad_w", "grad_t"), grad_tables, strict=True)),
+        grad_h=grad_h,
+        grad_w=grad_w,
+        grad_t=grad_t,
         tiles=programs // (q_grid[1] * q_grid[2]),
         **_grids(q_grid, k_grid),
         WIDTH=query.shape[3],
     )
-    return grad_query, grad_key, grad_value, *grad_tables
+    return grad_query, grad_key, grad_value, grad_h, grad_w, grad_t
 
 
 def _table_grid(tables: Sequence[Tensor]) -> Grid:

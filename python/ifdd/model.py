@@ -14,6 +14,7 @@ from torch import nn
 from ifdd.config import EMBEDDED_FRAMES, IFDDConfig
 from ifdd.initialisation import start_at_unit_gain
 from ifdd.modules.backbone import MultiscaleBackbone
+from ifdd.modules.children import is_untouched, lowered_layers
 from ifdd.modules.embedding import ConvEmbedding, S3DEmbedding
 from ifdd.modules.head import ClassHead
 from ifdd.modules.ladm import LADM, ConvLifting, Lifted, Lifting, NoLifting
@@ -22,6 +23,9 @@ from ifdd_kernels._serialised import serialisable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+#: Modules behind the backbone that say which layers may be cast together; what replaces them may not.
+_LOWERABLE = (PyramidAggregation, LADM, ConvLifting, NoLifting, ClassHead)
 
 
 @serialisable
@@ -101,7 +105,10 @@ class IFDD(nn.Module):
         Raises:
             ValueError: clips of another rank, size or type than the configuration says.
         """
-        return self.forward_head(self.forward_features(clips))
+        parts: tuple[Any, ...] = (self.pyramid, self.lifting, self.head)
+        plain = [part for part in parts if type(part) in _LOWERABLE and is_untouched(part)]
+        with lowered_layers(clips, *(layer for part in plain for layer in part.lowerable())):
+            return self.forward_head(self.forward_features(clips))
 
     def features(self, clips: torch.Tensor) -> IFDDFeatures:
         """As `forward`, with the inner quantities kept. Clips (B, 3, T_in, S, S).

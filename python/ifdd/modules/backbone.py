@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,8 +38,34 @@ Grid = tuple[int, int, int]
 
 NORM_EPS = 1e-6
 INIT_STD = 0.02
+CAST_TOGETHER = 4
+"""Blocks whose weights are cast in one launch, which takes 64 tensors. Not all: their gradients come together
+too, and ranks begin to exchange them as soon as the first are there."""
 KEY_VALUE_STRIDES = (8, 4, 2, 1)
 """Spatial stride of the key and value pools in each stage."""
+
+
+def _with_rows(tokens: torch.Tensor, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (B, N, C), and the rows of them that ``at`` names."""
+    return tokens, tokens.index_select(1, at)
+
+
+class _WithRows(torch.autograd.Function):
+    """`_with_rows`, whose backward adds the rows' gradient to that of all tokens in one pass.
+
+    Autograd would add it to zeros first.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: torch.Tensor, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(at)
+        tokens, rows = _with_rows(tokens, at)
+        return tokens.view_as(tokens), rows
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, grad_rows: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (at,) = ctx.saved_tensors
+        return grad.index_add(1, at, grad_rows), None
 
 
 class MultiscaleAttention(nn.Module):
@@ -144,7 +171,8 @@ class MultiscaleAttention(nn.Module):
         at = self.live_rows
         if at.device != tokens.device:
             at = self._find_rows(tokens.device)
-        return linear(tokens, weight_q, bias_q), linear(tokens.index_select(1, at), weight_kv, bias_kv)
+        tokens, live = _WithRows.apply(tokens, at) if lowered.eager_on_gpu(tokens) else _with_rows(tokens, at)
+        return linear(tokens, weight_q, bias_q), linear(live, weight_kv, bias_kv)
 
     def _pooled_by_calls(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As :meth:`_pooled`, every child called."""
@@ -258,13 +286,16 @@ class MultiscaleBlock(nn.Module):
                 f"got {tuple(tokens.shape)}"
             )
         chain = Chain() if chain is None else chain
-        layers = (self.shortcut, self.mlp_norm, self.mlp_expand, self.mlp_contract, chain.following)
         first = self.attention_norm if chain.normed is None else None
+        with lowered_layers(tokens, first, chain.following, *self.lowerable()):
+            return self._forward(tokens, chain), self.out_grid
+
+    def lowerable(self) -> list[nn.Module | None]:
+        """The layers whose weights may be cast before the module runs, without the norm it begins with."""
         # A wrapper or a hook around the attention may change weights or precision before they are used.
         plain = type(self.attention) is MultiscaleAttention and is_untouched(self.attention)
         inner = (self.attention.qkv, self.attention.output) if plain else ()
-        with lowered_layers(tokens, first, *layers, *inner):
-            return self._forward(tokens, chain), self.out_grid
+        return [self.shortcut, self.mlp_norm, self.mlp_expand, self.mlp_contract, *inner]
 
     def _forward(self, tokens: torch.Tensor, chain: Chain) -> torch.Tensor:
         """The tokens behind the block."""
@@ -272,10 +303,11 @@ class MultiscaleBlock(nn.Module):
         normed, chain.normed = chain.normed, None
         if normed is None:
             normed = apply_norm(self.attention_norm, tokens)
-        shortcut = tokens if self.shortcut is None else apply_linear(self.shortcut, normed)
+        with norm_again(self.attention_norm, tokens, normed) if self._is_early(tokens) else nullcontext():
+            shortcut = tokens if self.shortcut is None else apply_linear(self.shortcut, normed)
+            branch = self.attention(normed)
         if max(self.stride_q) > 1:
             shortcut = max_pool_tokens(shortcut, self.grid, self.stride_q)
-        branch = self.attention(normed)
         tokens, normed = add_and_norm(shortcut, branch, self.drop_path, self.mlp_norm, chain.kept[0])
         with norm_again(self.mlp_norm, tokens, normed):
             hidden = apply_linear(self.mlp_expand, normed)
@@ -285,6 +317,14 @@ class MultiscaleBlock(nn.Module):
         last, path = chain.kept[1], self.drop_path
         tokens, chain.normed = add_and_norm(tokens, branch, path, chain.following, last)
         return tokens
+
+    def _is_early(self, tokens: torch.Tensor) -> bool:
+        """Whether the block's input is normalised again in backward.
+
+        On a GPU only, whose memory decides the batch, and in the first stages, which hold most of it: a pass
+        and a launch for each layer on the norm.
+        """
+        return lowered.eager_on_gpu(tokens) and self.attention.live_grid != self.grid
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """As `nn.Module.compile`, with a limit of recompilations for each block.
@@ -367,29 +407,49 @@ class MultiscaleBackbone(nn.Module):
         self, tokens: torch.Tensor, stages: Collection[int] = range(STAGE_COUNT)
     ) -> dict[int, StageOutput]:
         """Embedded tokens (B, T*H*W, C) -> the outputs of the asked stages; the last stage is normalised."""
-        class_token = self.class_token.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
-        tokens = torch.cat((class_token, tokens), dim=1)
-        outputs: dict[int, StageOutput] = {}
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         # On a GPU a block forms the norm that the next one begins with. A hook on either of them would see,
         # or change, what the norm was not made of.
         fused = not recompute and lowered.eager_on_gpu(tokens)
         plain = [fused and type(block) is MultiscaleBlock and is_untouched(block) for block in self.blocks]
-        kept = self._drawn(plain, tokens) if fused else []
-        chain = Chain()
-        for index, block in enumerate(self.blocks):
-            if plain[index]:
-                chained = index + 1 < len(plain) and plain[index + 1]
-                following: Any = self.blocks[index + 1].attention_norm if chained else None
-                chain.following = following
-                chain.kept = kept[index]
-                tokens, grid = block(tokens, chain)
-            else:
-                tokens, grid = checkpointed(block, tokens) if recompute else block(tokens)
-            if index in self.stage_ends and (stage := self.stage_ends.index(index)) in stages:
-                last = stage == len(self.stage_ends) - 1
-                outputs[stage] = StageOutput(self.norm(tokens) if last else tokens, grid)
+        outputs: dict[int, StageOutput] = {}
+        with ExitStack() as casts:
+            alone = (self.class_token,)
+            casts.enter_context(lowered_layers(tokens, *self._group(plain, 0), alone=alone))
+            class_token = lowered.lowered_weight(self.class_token).to(tokens.dtype)
+            tokens = torch.cat((class_token.expand(tokens.shape[0], 1, -1), tokens), dim=1)
+            kept = self._drawn(plain, tokens) if fused else []
+            chain = Chain()
+            for index, block in enumerate(self.blocks):
+                if index and index % CAST_TOGETHER == 0:
+                    casts.enter_context(lowered_layers(tokens, *self._group(plain, index)))
+                if plain[index]:
+                    chain.following = self._following(plain, index)
+                    chain.kept = kept[index]
+                    tokens, grid = block(tokens, chain)
+                else:
+                    tokens, grid = checkpointed(block, tokens) if recompute else block(tokens)
+                if index in self.stage_ends and (stage := self.stage_ends.index(index)) in stages:
+                    if stage == len(self.stage_ends) - 1:
+                        tokens = self.norm(tokens) if chain.normed is None else chain.normed
+                    outputs[stage] = StageOutput(tokens, grid)
         return outputs
+
+    def _following(self, plain: Sequence[bool], index: int) -> nn.Module | None:
+        """The norm that takes the result of a plain block, if nothing else does."""
+        if index + 1 == len(plain):
+            return self.norm
+        following: Any = self.blocks[index + 1]
+        return following.attention_norm if plain[index + 1] else None
+
+    def _group(self, plain: Sequence[bool], first: int) -> list[nn.Module | None]:
+        """The layers of the plain blocks from `first` whose weights are cast together."""
+        found: list[nn.Module | None] = []
+        for index in range(first, min(first + CAST_TOGETHER, len(plain))):
+            if plain[index]:
+                block: Any = self.blocks[index]
+                found += [block.attention_norm, *block.lowerable(), self._following(plain, index)]
+        return list(dict.fromkeys(found))
 
     def _drawn(
         self, plain: Sequence[bool], tokens: torch.Tensor

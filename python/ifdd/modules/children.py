@@ -7,6 +7,7 @@ sharded weights and offloading all live in the call. docs/modules.md lists the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn.modules import module as _hooks
 from torch.utils.module_tracker import ModuleTracker
 
 from ifdd.modules import lowered
+from ifdd.modules.convolution import Conv2d, Conv3d
 from ifdd.modules.drop_path import DropPath, drawn
 from ifdd_kernels import add_layer_norm, linear
 from ifdd_kernels._operator import AUTOCAST_DEVICES
@@ -140,22 +142,26 @@ def add_and_norm(
     return add_layer_norm(tokens, branch, *found, kept=kept, keep=keep, eps=norm.eps)  # type: ignore[arg-type]
 
 
-def lowered_layers(x: Tensor, *layers: nn.Module | None) -> AbstractContextManager[None]:
+def lowered_layers(
+    x: Tensor, *layers: nn.Module | None, alone: Sequence[Tensor] = ()
+) -> AbstractContextManager[None]:
     """Inside, the weights of these layers that may be read are cast together where autocast would cast each.
 
     Args:
         x: says which autocast.
-        layers: `Linear`s, and `LayerNorm`s for `apply_norm`.
+        layers: `Linear`s, this package's convolutions, and `LayerNorm`s for `apply_norm`.
+        alone: parameters of no layer, to be read by `lowered_weight`.
     """
     dtype = lowered.lowered_dtype(x)
     if dtype is None:
         return nullcontext()
     # Norms in float16 stay as autocast has them: the gradients of their weights are sums over all rows, times
     # the loss's scale, beyond its range.
-    kinds = (nn.Linear, nn.LayerNorm) if dtype == torch.bfloat16 else (nn.Linear,)
+    kinds = (nn.Linear, Conv2d, Conv3d, *([nn.LayerNorm] if dtype == torch.bfloat16 else []))
     found = (weights(layer, kind) for layer in layers for kind in kinds)
     pairs = (pair for pair in found if pair is not None)
-    return lowered.lowered([tensor for pair in pairs for tensor in pair if tensor is not None], dtype)
+    tensors = [tensor for pair in pairs for tensor in pair if tensor is not None]
+    return lowered.lowered([*tensors, *(t for t in alone if type(t) in PLAIN_TENSORS)], dtype)
 
 
 def call_unrounded(layer: nn.Module, x: Tensor) -> Tensor:

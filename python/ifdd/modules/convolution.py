@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ifdd.modules.lowered import lowered_weight
 from ifdd_kernels.ops.linear import faster_in_float32, product_dtype
 
 Function = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -30,7 +31,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W')."""
-        return convolve(self._conv_forward, x, self.weight, self.bias)
+        bias = None if self.bias is None else lowered_weight(self.bias)
+        return convolve(self._conv_forward, x, lowered_weight(self.weight), bias)
 
 
 class Conv3d(nn.Conv3d):
@@ -38,4 +40,5 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, T, H, W) -> (B, C_out, T', H', W')."""
-        return convolve(self._conv_forward, x, self.weight, self.bias)
+        bias = None if self.bias is None else lowered_weight(self.bias)
+        return convolve(self._conv_forward, x, lowered_weight(self.weight), bias)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ifdd.config import EMBEDDED_FRAMES, EMBEDDING_FRAMES, PATCH_STRIDE
-from ifdd.modules.children import weights
+from ifdd.modules.children import lowered_layers, weights
 from ifdd.modules.convolution import Conv3d, convolve
 from ifdd.modules.separable import ConvNormReLU, SeparableConv
 
@@ -44,7 +44,8 @@ class ConvEmbedding(nn.Module):
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """(B, 3, T_in, H, W) -> (B, C, 8, H/4, W/4)."""
         if self.temporal_stride <= 2:
-            volume: torch.Tensor = self.conv(clips)
+            with lowered_layers(clips, self.conv):
+                volume: torch.Tensor = self.conv(clips)
             return volume
         found = weights(self.conv, Conv3d)
         if found is None or self._settings() != self._made_with:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ifdd.modules.children import apply_linear
+
 INIT_STD = 0.01
 
 
@@ -26,5 +28,8 @@ class ClassHead(nn.Module):
 
     def forward(self, feature: torch.Tensor) -> torch.Tensor:
         """(B, C) -> (B, classes)."""
-        logits: torch.Tensor = self.classifier(self.dropout(feature))
-        return logits
+        return apply_linear(self.classifier, self.dropout(feature))
+
+    def lowerable(self) -> list[nn.Module]:
+        """The layers whose weights may be cast before the module runs."""
+        return [self.classifier]

@@ -54,6 +54,10 @@ class Lifting(nn.Module):
         """Tokens (B, T*N, C) -> every quantity of the lifting."""
         raise NotImplementedError
 
+    def lowerable(self) -> list[nn.Module]:
+        """The layers whose weights may be cast before the module runs."""
+        return []
+
     def forward(self, tokens: torch.Tensor, everything: bool = False) -> tuple[Any, ...]:
         """Tokens (B, T*N, C) -> dynamic feature (B, C), lifting residual (B, H, W).
 
@@ -243,13 +247,17 @@ class LADM(Lifting):
 
     def lift(self, tokens: torch.Tensor) -> Lifted:
         """Tokens (B, T*N, C) -> every quantity of the lifting."""
+        with lowered_layers(tokens, *self.lowerable()):
+            return self._lift(tokens)
+
+    def lowerable(self) -> list[nn.Module]:
+        """The layers whose weights may be cast before the module runs."""
         parts = ((self.updater, LiftingStep), (self.predictor, LiftingStep), (self.attention, SelfAttention))
         # A wrapper or a hook around a part may change weights or precision before they are used.
         plain = (part for part, kind in parts if type(part) is kind and is_untouched(part))
         inner = (layer for part in plain for layer in part.children())
         refinement = (self.attention_norm, self.mlp_norm, self.mlp_expand, self.mlp_contract, self.compress)
-        with lowered_layers(tokens, *inner, *refinement):
-            return self._lift(tokens)
+        return [*inner, *refinement]
 
     def _lift(self, tokens: torch.Tensor) -> Lifted:
         frames = self._frames(tokens)
@@ -278,7 +286,9 @@ class LADM(Lifting):
             return self._compress(self.drop_path(self.mlp_dropout(apply_linear(self.mlp_contract, hidden))))
         # sum_m w_m (W h_m + b) = W (sum_m w_m h_m) + b sum_m w_m: one row instead of M goes through W.
         # Dropping a whole sample commutes with the sum as well; dropout of single elements, above, does not.
-        feature = F.linear((compress[0] @ hidden).squeeze(1), contract[0])
+        # A product for each sample: as one matrix for all, PyTorch would copy the hidden values.
+        rows = compress[0].expand(hidden.shape[0], -1, -1) @ hidden
+        feature = F.linear(rows.squeeze(1), contract[0])
         if contract[1] is not None:
             feature = feature + contract[1] * compress[0].sum()
         dropped: torch.Tensor = self.drop_path(feature)

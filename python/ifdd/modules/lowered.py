@@ -1,7 +1,7 @@
 """Weights in autocast's dtype, made together.
 
 Autocast casts each weight where it is used, and its gradient back: a GPU starts a launch for each, more than
-for the products. Here one launch casts the weights of a block, and one their gradients.
+for the products. Here one launch casts the weights of several layers, and one their gradients.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ACTIVE: ContextVar[dict[int, Tensor] | None] = ContextVar("_ACTIVE", default=None)
+#: By the id of a tensor: the tensor, which must not end before its id is asked for, and its copy.
+_ACTIVE: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar("_ACTIVE", default=None)
 
 
 class _Lower(torch.autograd.Function):
@@ -65,13 +66,17 @@ def lowered_dtype(x: Tensor) -> torch.dtype | None:
 
 @contextmanager
 def lowered(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
-    """Inside, `lowered_weight` knows the float32 tensors among these in another dtype."""
-    wide = [tensor for tensor in weights if tensor.dtype == torch.float32]
+    """Inside, `lowered_weight` knows the float32 tensors among these in another dtype.
+
+    Those that it knows already, from around it, are not cast again.
+    """
+    known = _ACTIVE.get() or {}
+    wide = [tensor for tensor in weights if tensor.dtype == torch.float32 and id(tensor) not in known]
     trained = [tensor for tensor in wide if tensor.requires_grad]
     frozen = [tensor for tensor in wide if not tensor.requires_grad]  # their copies want no gradient either
     copies = (*(_Lower.apply(dtype, *trained) if trained else ()), *_copied(frozen, dtype))
-    places = (id(tensor) for tensor in (*trained, *frozen))
-    before = _ACTIVE.set(dict(zip(places, copies, strict=True)))
+    pairs = zip((*trained, *frozen), copies, strict=True)
+    before = _ACTIVE.set(known | {id(pair[0]): pair for pair in pairs})
     try:
         yield
     finally:
@@ -83,4 +88,4 @@ def lowered_weight(tensor: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # nothing is lowered there, and TorchDynamo reads no ContextVar
         return tensor
     active = _ACTIVE.get()
-    return tensor if active is None else active.get(id(tensor), tensor)
+    return tensor if active is None else active.get(id(tensor), (tensor, tensor))[1]

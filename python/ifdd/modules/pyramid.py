@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from ifdd.modules.backbone import Grid, StageOutput
-from ifdd.modules.children import apply_linear
+from ifdd.modules.children import apply_linear, lowered_layers
 from ifdd.modules.convolution import Conv2d
+from ifdd.modules.lowered import lowered_dtype
 
 
 class PyramidAggregation(nn.Module):
@@ -47,6 +48,18 @@ class PyramidAggregation(nn.Module):
         last = stages[-1].tokens[:, 1:]
         if self.merge is None:
             return last
+        with lowered_layers(last, *self.lowerable()):
+            return self._merged(stages, last)
+
+    def lowerable(self) -> list[nn.Module | None]:
+        """The layers whose weights may be cast before the module runs."""
+        return [*self.reduce, self.merge]
+
+    def _merged(self, stages: Sequence[StageOutput], last: torch.Tensor) -> torch.Tensor:
+        assert self.merge is not None
+        # The norm behind the last stage leaves float32 under autocast. Narrowed before it is copied, as the
+        # convolutions' results are, the rows are not widened first.
+        last = last.to(lowered_dtype(last) or last.dtype)
         parts = []
         for (tokens, grid), conv, ratio in zip(stages, self.reduce, self.ratios, strict=False):
             frames = tokens[:, 1:].unflatten(1, grid)[:, :, ::ratio, ::ratio]
