@@ -53,11 +53,12 @@ template <class T>
 void forward(AttentionForward<T> call) {
   using A = acc_t<T>;
   const AttentionSizes& s = call.size;
-  call.tiles = std::is_same_v<T, bf16> && matrix_tiles();
+  call.tiles = std::is_same_v<T, bf16> ? matrix_tiles() : MatrixTiles::off;
   const int64_t units = s.B * s.h * (s.Nk > 0 ? forward_blocks(s) : 0);
   const auto kernel = IFDD_SELECT(attention_forward<T>);
   stable::parallel_for(0, units, grain(2.0 * forward_rows(s) * s.Nk * s.d), [&](int64_t begin, int64_t end) {
-    const Scratch<A> scratch(forward_scratch(s, call.position.k_grid) + (call.tiles ? tile_scratch(s) : 0));
+    const int64_t more = call.tiles == MatrixTiles::off ? 0 : tile_scratch(s);
+    const Scratch<A> scratch(forward_scratch(s, call.position.k_grid) + more);
     kernel(call, begin, end, scratch.get());
   });
 }

@@ -76,7 +76,7 @@ struct AttentionForward {
   A scale;
   T* out;      // (B, Nq, h*d)
   A* log_sum;  // (B, h, Nq)
-  bool tiles;  // by matrix_tiles.h, where T is bf16
+  MatrixTiles tiles;  // off unless T is bf16
 };
 
 template <class T>
