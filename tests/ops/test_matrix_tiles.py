@@ -121,6 +121,16 @@ def test_nan_stays_in_its_row() -> None:
     assert log_sum[0, 0].isnan().nonzero().flatten().tolist() == [7]
 
 
+def test_an_infinite_value_stays_in_its_channel() -> None:
+    """Weights of rows that are padding are zeros, and zero times infinity is not a number."""
+    query, key, value, scale = lifting_inputs(BF16, 1, 33, 1, 40)
+    value = value.contiguous()
+    value[0, 0, 0, 3] = float("inf")
+    out = torch.ops.ifdd.lifting_attention(query, key, value, scale)[0][0]
+    assert (out[:, 3] == float("inf")).all()
+    assert out.isfinite().sum() == out.numel() - len(out)
+
+
 def scores(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """scale q.k of pairs (pairs, d), bit for bit: with a single key the logarithm of the sum is its score."""
     one = query[:, None, None].contiguous(), key[:, None, None].contiguous()
