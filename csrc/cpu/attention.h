@@ -50,28 +50,35 @@ inline int64_t grain(double work_per_unit) {
 }
 
 template <class T>
+MatrixTiles tiles_for() {
+  return std::is_same_v<T, bf16> ? matrix_tiles() : MatrixTiles::off;
+}
+
+template <class T>
 void forward(AttentionForward<T> call) {
   using A = acc_t<T>;
   const AttentionSizes& s = call.size;
-  call.tiles = std::is_same_v<T, bf16> ? matrix_tiles() : MatrixTiles::off;
+  call.tiles = tiles_for<T>();
   const int64_t units = s.B * s.h * (s.Nk > 0 ? forward_blocks(s) : 0);
   const auto kernel = IFDD_SELECT(attention_forward<T>);
   stable::parallel_for(0, units, grain(2.0 * forward_rows(s) * s.Nk * s.d), [&](int64_t begin, int64_t end) {
-    const int64_t more = call.tiles == MatrixTiles::off ? 0 : tile_scratch(s);
+    const int64_t more = call.tiles == MatrixTiles::off ? 0 : forward_tile_scratch(s);
     const Scratch<A> scratch(forward_scratch(s, call.position.k_grid) + more);
     kernel(call, begin, end, scratch.get());
   });
 }
 
 template <class T>
-void backward(const AttentionBackward<T>& call) {
+void backward(AttentionBackward<T> call) {
   using A = acc_t<T>;
   const AttentionSizes& s = call.size;
+  call.tiles = tiles_for<T>();
   const int64_t units = s.B * s.h * (s.Nk > 0 ? chunks(s) : 0);
   const auto kernel = IFDD_SELECT(attention_backward<T>);
   const double work = 5.0 * std::min(chunk_rows(s), s.Nq) * s.Nk * s.d;
   stable::parallel_for(0, units, grain(work), [&](int64_t begin, int64_t end) {
-    const Scratch<A> scratch(backward_scratch(s, call.position.k_grid));
+    const int64_t more = call.tiles == MatrixTiles::off ? 0 : backward_tile_scratch(s);
+    const Scratch<A> scratch(backward_scratch(s, call.position.k_grid) + more);
     kernel(call, begin, end, scratch.get());
   });
   if (call.partial != nullptr) {

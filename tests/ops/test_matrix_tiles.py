@@ -176,9 +176,13 @@ def test_subnormal_numbers_are_zeros() -> None:
     root = torch.tensor([[2.0**-63]]).to(BF16)
     assert scores(root, root, 2.0**126).item() == 1
     assert scores(root, root / 2, 2.0**127).item() == 0
-    value = tiny[:, None, None]
-    out = torch.ops.ifdd.lifting_attention(one[:, None, None], one[:, None, None], value, 1.0)[0]
+    pair, value = one[:, None, None], tiny[:, None, None]
+    out, log_sum = torch.ops.ifdd.lifting_attention(pair, pair, value, 1.0)
     assert out.item() == tiny.item()
+    # The gradient of the value is that of out by the weight, 1, and by the residual.
+    backward = torch.ops.ifdd.lifting_attention_backward
+    assert backward(tiny[:, None], pair, pair, value, out, log_sum, 1.0)[2].item() == tiny.item()
+    assert backward(one[:, None], pair, pair, value, out, log_sum, 1.0)[2].item() == 2
 
 
 COMPARED = """
@@ -203,8 +207,8 @@ def compared() -> list[Tensor]:
     STATE != "used", reason=f"compares the CPU's matrix tiles with emulated ones; they are {STATE}"
 )
 def test_emulated_tiles_compute_what_the_cpu_computes(tmp_path: Path) -> None:
-    """log_sum within the rounding of 96 terms, out within an ulp of bfloat16 of its largest: what another
-    order of the same sums may change. By Intel's manual the bits are the same.
+    """log_sum within the rounding of 96 terms, the others within an ulp of bfloat16 of their largest: what
+    another order of the same sums may change. By Intel's manual the bits are the same.
     """
     path = tmp_path / "emulated.pt"
     environment = {

@@ -7,7 +7,7 @@
 // multiples of kTileBlock.
 #pragma once
 
-#include "ifdd/vector/vector.h"
+#include "ifdd/vector/loops.h"
 
 #if defined(IFDD_AVX512) && defined(IFDD_HAVE_TILES)
 #define IFDD_MATRIX_TILES 1
@@ -150,12 +150,31 @@ static void multiply_tiles(int64_t m, int64_t n, int64_t depth, float alpha, con
 }
 
 // Rows of d elements, `stride` apart, as a left factor of `total` rows.
-IFDD_INLINE void tile_rows(const bf16* rows, int64_t stride, int64_t count, int64_t total, int64_t d, bf16* out) {
+IFDD_INLINE void tile_rows(const float* rows, int64_t stride, int64_t count, int64_t total, int64_t d, bf16* out) {
   const int64_t width = round_up(d, kTileBlock);
   for (int64_t i = 0; i < total; ++i) {
     const int64_t used = i < count ? d : 0;
-    for (int64_t c = 0; c < used; ++c) out[i * width + c] = rows[i * stride + c];
+    narrow(rows + i * stride, used, out + i * width);
     for (int64_t c = used; c < width; ++c) out[i * width + c] = bf16{0};
+  }
+}
+
+// The left factor whose rows are the columns of the rows given; these are read in whole vectors.
+IFDD_INLINE void tile_transposed(const float* rows, int64_t stride, int64_t count, int64_t d, bf16* out) {
+  constexpr int L = kWidth<float>;
+  const int64_t width = round_up(count, kTileBlock);
+  for (int64_t j = 0; j < round_up(d, kTileBlock); j += L) {
+    for (int64_t i = 0; i < width; i += L) {
+      Vec<float> block[L];
+#pragma GCC unroll 16
+      for (int r = 0; r < L; ++r) {
+        block[r] = Vec<float>{};
+        if (i + r < count && j < d) block[r] = first_lanes(read(rows + (i + r) * stride + j), d - j);
+      }
+      transpose(block);
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l) write(out + (j + l) * width + i, block[l]);
+    }
   }
 }
 
@@ -171,12 +190,24 @@ IFDD_INLINE void tile_columns(const bf16* rows, int64_t stride, int64_t count, i
 }
 
 // The right factor with the rows given.
-IFDD_INLINE void tile_terms(const bf16* rows, int64_t stride, int64_t count, int64_t d, bf16* out) {
+template <class T>
+IFDD_INLINE void tile_terms(const T* rows, int64_t stride, int64_t count, int64_t d, bf16* out) {
+  constexpr int L = kWidth<float>;
   const int64_t depth = round_up(count, kTileBlock);
-  for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t c = 0; c < round_up(d, kTileBlock); ++c) {
-      out[c / kTileSide * kTileSide * depth + k / 2 * kTileBlock + c % kTileSide * 2 + k % 2] =
-          k < count && c < d ? rows[k * stride + c] : bf16{0};
+  for (int64_t k = 0; k < depth; k += 2) {
+    for (int64_t c = 0; c < round_up(d, kTileBlock); c += L) {
+      bf16 pair[2][L];
+      for (int64_t r = 0; r < 2; ++r) {
+        const T* in = rows + (k + r) * stride + c;
+        Vec<float> v{};
+        if (k + r < count && c < d) v = c + L <= d ? read(in) : Partial{static_cast<int>(d - c)}.read(in);
+        write(pair[r], v);
+      }
+      bf16* line = out + c / kTileSide * kTileSide * depth + k / 2 * kTileBlock + c % kTileSide * 2;
+      for (int l = 0; l < L; ++l) {
+        line[2 * l] = pair[0][l];
+        line[2 * l + 1] = pair[1][l];
+      }
     }
   }
 }
