@@ -193,13 +193,12 @@ torch.save((STATE, compared()), sys.argv[1])
 
 
 def compared() -> list[Tensor]:
-    """Results and log-sums of both ops."""
+    """Results, log-sums and gradients of both ops."""
     lifted = [lifting_inputs(BF16, 2, tokens, 2, d) for tokens in TOKENS for d in (24, 96)]
     pooled = [pooled_inputs(BF16, 2, 2, 96, grids) for grids in EDGES]
-    results = [torch.ops.ifdd.lifting_attention(*args) for args in lifted]
-    return [
-        t for pair in [*results, *(torch.ops.ifdd.pooled_attention(*args) for args in pooled)] for t in pair
-    ]
+    results = [run("lifting_attention", args) for args in lifted]
+    results += [run("pooled_attention", args) for args in pooled]
+    return [t for result in results for t in result]
 
 
 @first_process
