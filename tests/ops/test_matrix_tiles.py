@@ -7,6 +7,7 @@ machines run, and only the instructions are plain C++.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -32,9 +33,6 @@ pytestmark = pytest.mark.skipif(
 TESTS = Path(__file__).parents[1]
 BF16 = torch.bfloat16
 STATE = str(ifdd_kernels.build_info().get("matrix_tiles", ""))
-needs_tiles = pytest.mark.skipif(
-    not STATE.startswith(("used", "emulated")), reason=f"matrix tiles are {STATE}"
-)
 first_process = pytest.mark.skipif("IFDD_CPU_TILES" in os.environ, reason="IFDD_CPU_TILES is already set")
 #: At the edges of tiles (16), of squares of them and of blocks of terms (32); several blocks of queries.
 TOKENS = (1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129, 196, 700)
@@ -131,10 +129,11 @@ def test_an_infinite_value_stays_in_its_channel() -> None:
     assert out.isfinite().sum() == out.numel() - len(out)
 
 
-def scores(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """scale q.k of pairs (pairs, d), bit for bit: with a single key the logarithm of the sum is its score."""
+def scores(query: Tensor, key: Tensor) -> Tensor:
+    """q.k of pairs (pairs, d), bit for bit: with a single key the logarithm of the sum is its score."""
     one = query[:, None, None].contiguous(), key[:, None, None].contiguous()
-    return torch.ops.ifdd.lifting_attention(*one, one[1], scale)[1].flatten()
+    found: Tensor = torch.ops.ifdd.lifting_attention(*one, one[1], 1.0)[1].flatten()
+    return found
 
 
 def in_order(a: Tensor, b: Tensor) -> Tensor:
@@ -150,39 +149,49 @@ def in_order(a: Tensor, b: Tensor) -> Tensor:
     return torch.from_numpy(sums)
 
 
-@needs_tiles
+@pytest.mark.skipif(not STATE.startswith("emulated"), reason=f"of emulated tiles, which are {STATE}")
 @pytest.mark.parametrize("d", [1, 2, 31, 32, 33, 96, 100])
 def test_order_of_sums(d: int) -> None:
+    """Bit for bit; the CPU's tiles, which take no single keys, are compared with emulated ones below."""
     generator = torch.Generator().manual_seed(d)
     query, key = (torch.randn(200, d, generator=generator).to(BF16) for _ in range(2))
-    found, wanted = scores(query, key, 1.0), in_order(query, key)
-    if d > 2:
-        assert not torch.equal((query.float() * key.float()).sum(1), wanted)
-    if STATE.startswith("emulated"):
-        assert torch.equal(found, wanted)
-    else:  # The order is the manual's: in another one, every addition may round otherwise.
-        most = (query.double() * key.double()).abs().sum(1)
-        assert ((found - wanted).abs() <= d * torch.finfo(torch.float32).eps * most).all()
+    wanted = in_order(query, key)
+    assert d <= 2 or not torch.equal((query.float() * key.float()).sum(1), wanted)
+    assert torch.equal(scores(query, key), wanted)
 
 
-@needs_tiles
+def alike(number: float) -> Tensor:
+    """64 tokens with the number in their first channel of 32."""
+    tokens = torch.zeros(1, 64, 1, 32)
+    tokens[..., 0] = number
+    return tokens.to(BF16)
+
+
+@pytest.mark.skipif(STATE.startswith("off"), reason=f"matrix tiles are {STATE}")
 def test_subnormal_numbers_are_zeros() -> None:
     """As factors, and as sums; without tiles the scores below are 1, and the output is twice the value."""
-    one, tiny = torch.tensor([[1.0]]).to(BF16), torch.tensor([[2.0**-127]]).to(BF16)
-    assert tiny.item() > 0
-    assert scores(one, 2 * tiny, 2.0**126).item() == 1
-    assert scores(one, tiny, 2.0**127).item() == 0
-    assert scores(tiny, one, 2.0**127).item() == 0
-    root = torch.tensor([[2.0**-63]]).to(BF16)
-    assert scores(root, root, 2.0**126).item() == 1
-    assert scores(root, root / 2, 2.0**127).item() == 0
-    pair, value = one[:, None, None], tiny[:, None, None]
-    out, log_sum = torch.ops.ifdd.lifting_attention(pair, pair, value, 1.0)
-    assert out.item() == tiny.item()
-    # The gradient of the value is that of out by the weight, 1, and by the residual.
-    backward = torch.ops.ifdd.lifting_attention_backward
-    assert backward(tiny[:, None], pair, pair, value, out, log_sum, 1.0)[2].item() == tiny.item()
-    assert backward(one[:, None], pair, pair, value, out, log_sum, 1.0)[2].item() == 2
+    tiny = 2.0**-127
+    assert alike(tiny).max() > 0
+
+    def score(query: float, key: float, scale: float) -> float:
+        found = torch.ops.ifdd.lifting_attention(alike(query), alike(key), alike(0), scale)[1]
+        return round(float(found.max()) - math.log(64), 5)
+
+    assert score(1, 2 * tiny, 2.0**126) == 1
+    assert score(1, tiny, 2.0**127) == 0
+    assert score(tiny, 1, 2.0**127) == 0
+    assert score(2.0**-63, 2.0**-63, 2.0**126) == 1
+    assert score(2.0**-63, 2.0**-64, 2.0**127) == 0
+
+    one, value = alike(1), alike(tiny)
+    out, log_sum = torch.ops.ifdd.lifting_attention(one, one, value, 1.0)
+    assert out[..., 0].unique().tolist() == [tiny]
+    # The gradient of the value is that of out, by the weights, whose sum is 1, and by the residual.
+    for grad, times in ((tiny, 1), (1.0, 2)):
+        back = torch.ops.ifdd.lifting_attention_backward(
+            alike(grad).flatten(2), one, one, value, out, log_sum, 1.0
+        )
+        assert back[2][..., 0].unique().tolist() == [times * grad]
 
 
 COMPARED = """

@@ -178,13 +178,24 @@ IFDD_INLINE void tile_transposed(const float* rows, int64_t stride, int64_t coun
   }
 }
 
-// The right factor whose columns are the rows given.
+// The right factor whose columns are the rows given: pairs of terms, transposed.
 IFDD_INLINE void tile_columns(const bf16* rows, int64_t stride, int64_t count, int64_t d, bf16* out) {
+  constexpr int L = kWidth<float>;
   const int64_t width = round_up(d, kTileBlock);
-  for (int64_t j = 0; j < round_up(count, kTileBlock); ++j) {
-    bf16* column = out + j / kTileSide * kTileSide * width + j % kTileSide * 2;
-    for (int64_t k = 0; k < width; ++k) {
-      column[k / 2 * kTileBlock + k % 2] = j < count && k < d ? rows[j * stride + k] : bf16{0};
+  for (int64_t first = 0; first < round_up(count, kTileBlock); first += L) {
+    bf16* columns = out + first / kTileSide * kTileSide * width + first % kTileSide * 2;
+    for (int64_t k = 0; k < width; k += 2 * L) {
+      const int64_t left = d - k, terms = left < 0 ? 0 : left < 2 * L ? left : 2 * L;
+      Bits<float> block[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        bf16 pairs[2 * L] = {};
+        if (first + i < count) __builtin_memcpy(pairs, rows + (first + i) * stride + k, terms * sizeof(bf16));
+        __builtin_memcpy(&block[i], pairs, sizeof pairs);
+      }
+      transpose(block);
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l) __builtin_memcpy(columns + (k / 2 + l) * kTileBlock, &block[l], sizeof block[l]);
     }
   }
 }
