@@ -34,6 +34,7 @@ py::dict build_info() {
   info["torch_target"] = IFDD_TORCH_TARGET;  // oldest torch the stable ABI calls allow
   info["instruction_sets"] = py::tuple(compiled);
   info["instruction_set"] = ifdd::isa_name(ifdd::active_isa());
+  info["matrix_tiles"] = ifdd::matrix_tiles_text();
   info["sanitize"] = split(IFDD_SANITIZE);
   return info;
 }

@@ -20,8 +20,10 @@ def build_info() -> dict[str, Any]:
         ``torch``, ``native`` (bool: the native kernels are loaded), ``reason`` (why not, and how to get
         them), ``path`` of the library, ``cpu_ops`` and ``cuda_ops`` (names with a native kernel),
         ``cuda_architectures`` (of the CUDA code, empty without). With a native build also
-        ``instruction_set`` (in use; the environment variable ``IFDD_CPU_ISA`` lowers it), ``products`` (how
-        16-bit matrices are multiplied and why; ``IFDD_CPU_PRODUCTS`` decides it), ``compiler``, ``flags``,
+        ``instruction_set`` (in use; the environment variable ``IFDD_CPU_ISA`` lowers it), ``matrix_tiles``
+        (``used``, ``emulated`` or ``off`` for attention in bfloat16, and why; ``IFDD_CPU_TILES`` turns them
+        off or emulates them), ``products`` (how 16-bit matrices are multiplied and why;
+        ``IFDD_CPU_PRODUCTS`` decides it), ``compiler``, ``flags``,
         ``build_type``, ``torch_build`` and ``torch_target`` (the torch built with and the oldest one
         supported), ``instruction_sets`` (compiled) and ``sanitize``; ``runtime_reason`` says why those from
         ``compiler`` on are missing, if they are: each Python that shares a checkout has a module with them of
@@ -45,5 +47,7 @@ def build_info() -> dict[str, Any]:
     build, info["runtime_reason"] = _library.runtime_info()
     if (name := _library.ask("ifdd_instruction_set", ctypes.c_char_p)) is not None:
         info["instruction_set"] = name.decode()
+        if (tiles := _library.ask("ifdd_matrix_tiles", ctypes.c_char_p)) is not None:
+            info["matrix_tiles"] = tiles.decode()
         info["products"] = _products.choices()
     return {**build, **info}

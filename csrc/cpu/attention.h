@@ -49,28 +49,40 @@ inline int64_t grain(double work_per_unit) {
   return std::max<int64_t>(1, static_cast<int64_t>(0x1p20 / std::max(1.0, work_per_unit)));
 }
 
+// Below these sizes, packing and padding to whole tiles may take longer than the tiles save (docs/kernels). The
+// stand-in is for tests, so it takes every size.
+template <class T>
+MatrixTiles tiles_for(const AttentionSizes& s) {
+  if (!std::is_same_v<T, bf16>) return MatrixTiles::off;
+  const bool worth_it = s.Nq >= 2 * kTileBlock && s.Nk >= 2 * kTileBlock && s.d >= kTileBlock;
+  return worth_it || matrix_tiles() == MatrixTiles::emulated ? matrix_tiles() : MatrixTiles::off;
+}
+
 template <class T>
 void forward(AttentionForward<T> call) {
   using A = acc_t<T>;
   const AttentionSizes& s = call.size;
-  call.tiles = std::is_same_v<T, bf16> && matrix_tiles();
+  call.tiles = tiles_for<T>(s);
   const int64_t units = s.B * s.h * (s.Nk > 0 ? forward_blocks(s) : 0);
   const auto kernel = IFDD_SELECT(attention_forward<T>);
   stable::parallel_for(0, units, grain(2.0 * forward_rows(s) * s.Nk * s.d), [&](int64_t begin, int64_t end) {
-    const Scratch<A> scratch(forward_scratch(s, call.position.k_grid) + (call.tiles ? tile_scratch(s) : 0));
+    const int64_t more = call.tiles == MatrixTiles::off ? 0 : forward_tile_scratch(s);
+    const Scratch<A> scratch(forward_scratch(s, call.position.k_grid) + more);
     kernel(call, begin, end, scratch.get());
   });
 }
 
 template <class T>
-void backward(const AttentionBackward<T>& call) {
+void backward(AttentionBackward<T> call) {
   using A = acc_t<T>;
   const AttentionSizes& s = call.size;
+  call.tiles = tiles_for<T>(s);
   const int64_t units = s.B * s.h * (s.Nk > 0 ? chunks(s) : 0);
   const auto kernel = IFDD_SELECT(attention_backward<T>);
   const double work = 5.0 * std::min(chunk_rows(s), s.Nq) * s.Nk * s.d;
   stable::parallel_for(0, units, grain(work), [&](int64_t begin, int64_t end) {
-    const Scratch<A> scratch(backward_scratch(s, call.position.k_grid));
+    const int64_t more = call.tiles == MatrixTiles::off ? 0 : backward_tile_scratch(s);
+    const Scratch<A> scratch(backward_scratch(s, call.position.k_grid) + more);
     kernel(call, begin, end, scratch.get());
   });
   if (call.partial != nullptr) {

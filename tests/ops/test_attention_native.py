@@ -94,12 +94,6 @@ def test_lifting_at_block_edges(tokens: int) -> None:
     check("lifting_attention", lifting_inputs(torch.float32, 2, tokens, 2, 24))
 
 
-@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129, 196, 700])
-@pytest.mark.parametrize("d", [24, 33])
-def test_lifting_at_the_edges_of_matrix_tiles(tokens: int, d: int) -> None:
-    check("lifting_attention", lifting_inputs(torch.bfloat16, 2, tokens, 2, d))
-
-
 @pytest.mark.instruction_sets
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("d", CHANNELS)

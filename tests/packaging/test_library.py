@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -250,7 +251,7 @@ def test_what_runs_is_known_without_the_runtime_module(monkeypatch: pytest.Monke
     monkeypatch.setattr(_library, "runtime_info", lambda: ({}, "none"))
     bare = ifdd_kernels.build_info()
     assert bare["runtime_reason"] == "none"
-    for name in ("instruction_set", "products"):
+    for name in ("instruction_set", "matrix_tiles", "products"):
         assert bare[name] == whole[name]
     assert "compiler" not in bare
 
@@ -277,24 +278,49 @@ def test_native_ops_are_those_of_the_dispatcher() -> None:
     assert _library.native_ops("mps") == frozenset()
 
 
-@needs_native
-def test_environment_lowers_the_instruction_set() -> None:
-    """Asked of the module alone, which needs no torch."""
+def asked_of_the_module(key: str, **environment: str) -> str:
+    """An entry of the module's build information, which needs no torch, in another environment."""
     runtime = _library._runtime_in(PACKAGE)
     assert runtime is not None, ifdd_kernels.build_info()["runtime_reason"]
     code = (
         "import importlib.util as u, sys; spec = u.spec_from_file_location('_runtime', sys.argv[1]);"
         "module = u.module_from_spec(spec); spec.loader.exec_module(module);"
-        "print(module.build_info()['instruction_set'])"
+        "print(module.build_info()[sys.argv[2]])"
     )
+    command = [sys.executable, "-c", code, str(runtime), key]
+    return subprocess.check_output(command, env={**os.environ, **environment}, text=True).strip()
 
+
+@needs_native
+def test_environment_lowers_the_instruction_set() -> None:
     def used(wanted: str) -> str:
-        environment = {**os.environ, "IFDD_CPU_ISA": wanted}
-        return subprocess.check_output(
-            [sys.executable, "-c", code, runtime], env=environment, text=True
-        ).strip()
+        return asked_of_the_module("instruction_set", IFDD_CPU_ISA=wanted)
 
     info = ifdd_kernels.build_info()
     assert used(info["instruction_sets"][0]) == info["instruction_sets"][0]
     if "IFDD_CPU_ISA" not in os.environ:
         assert used("no-such-set") == info["instruction_set"]
+
+
+@needs_native
+def test_environment_chooses_the_matrix_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IFDD_CPU_TILES", raising=False)
+    monkeypatch.delenv("IFDD_CPU_ISA", raising=False)
+    lowest = ifdd_kernels.build_info()["instruction_sets"][0]
+
+    def used(**environment: str) -> str:
+        return asked_of_the_module("matrix_tiles", **environment)
+
+    own = used()
+    assert own == "used" or re.fullmatch(r"off \(.+\)", own)
+    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    if flags is not None and "amx_bf16" not in flags[1].split():
+        assert own.startswith(("off (this CPU has none)", "off (not compiled in: "))
+    assert used(IFDD_CPU_TILES="") == own
+    assert used(IFDD_CPU_TILES="off") == "off (IFDD_CPU_TILES is set)"
+    for isa in ({}, {"IFDD_CPU_ISA": lowest}):
+        assert used(IFDD_CPU_TILES="emulated", **isa) == "emulated (IFDD_CPU_TILES is set)"
+    unknown = used(IFDD_CPU_TILES="on")
+    assert unknown == f"{own}; IFDD_CPU_TILES: expected 'off' or 'emulated', got 'on': ignored"
+    if own == "used":
+        assert used(IFDD_CPU_ISA="x86-64-v4") == "off (IFDD_CPU_ISA is set)"

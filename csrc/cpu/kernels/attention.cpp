@@ -233,125 +233,239 @@ IFDD_INLINE void store_key_value(const AttentionBackward<T>& op, int64_t b, int6
   }
 }
 
-}  // namespace
+// `count` queries of a (batch, head), of which the vectors' tiles compute `rows`.
+struct Block {
+  int64_t count, rows;
+};
 
+// The two products of a block, in the accumulation type.
 template <class T>
-void attention_forward(const AttentionForward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch) {
+struct VectorProducts {
+  using A = acc_t<T>;
+  AttentionSizes s;
+  int64_t width, stride;  // of rows of d, and of scores
+  A *keys, *values;
+
+  VectorProducts(const AttentionSizes& sizes, Arena<A>& arena) : s(sizes), width(padded(s.d)), stride(score_stride(s)) {
+    keys = arena.take(round_up(s.Nk, kPanel) * s.d);
+    values = arena.take(padded(s.Nk) * width);
+  }
+  static void begin() {}
+  static void end() {}
+  void pack(const Rows<T>& k, const Rows<T>& v) {
+    pack_panels(k.data, k.stride, s.Nk, s.d, keys);
+    copy_rows(v, 0, s.Nk, s.Nk, s.d, values);
+  }
+  // score = scale q k^T (+ score)
+  void scores(const Block& block, bool add, A scale, const A* query, A* score) {
+    const auto product = add ? &multiply<A, true> : &multiply<A, false>;
+    product(block.rows, s.Nk, s.d, scale, query, width, keys, kTileColumns<A>, kTileColumns<A> * s.d, score, stride);
+  }
+  // sum = weight v
+  void weighted(const Block& block, const A* weight, A* sum) {
+    for (int64_t j = 0; j < s.Nk; j += kTileDepth) {
+      const int64_t depth = s.Nk - j < kTileDepth ? s.Nk - j : kTileDepth;
+      const auto product = j == 0 ? &multiply<A, false> : &multiply<A, true>;
+      product(block.rows, s.d, depth, A(1), weight + j, stride, values + j * width, width, kTileColumns<A>, sum, width);
+    }
+  }
+};
+
+// The same by matrix tiles; weights are rounded to bfloat16.
+template <class Tiles>
+struct TileProducts {
+  AttentionSizes s;
+  int64_t width, stride, terms, columns;  // terms, columns: d and Nk in blocks
+  bf16 *keys, *values, *queries, *weights;
+  float* square;
+
+  TileProducts(const AttentionSizes& sizes, Arena<float>& arena)
+      : s(sizes),
+        width(padded(s.d)),
+        stride(score_stride(s)),
+        terms(round_up(s.d, kTileBlock)),
+        columns(round_up(s.Nk, kTileBlock)) {
+    const int64_t m = round_up(forward_rows(s), kTileBlock);
+    keys = arena.take_16(columns * terms);
+    values = arena.take_16(columns * terms);
+    queries = arena.take_16(m * terms);
+    weights = arena.take_16(m * columns);
+    square = arena.take(kTileBlock * kTileBlock);
+  }
+  static void begin() { Tiles::begin(); }
+  static void end() { Tiles::end(); }
+  void pack(const Rows<bf16>& k, const Rows<bf16>& v) {
+    tile_columns(k.data, k.stride, s.Nk, s.d, keys);
+    tile_terms(v.data, v.stride, s.Nk, s.d, values);
+  }
+  void scores(const Block& block, bool add, float scale, const float* query, float* score) {
+    tile_rows(query, width, block.count, round_up(block.rows, kTileBlock), s.d, queries);
+    const auto product = add ? &multiply_tiles<Tiles, true> : &multiply_tiles<Tiles, false>;
+    product(block.rows, s.Nk, s.d, scale, queries, terms, keys, square, score, stride);
+  }
+  void weighted(const Block& block, const float* weight, float* sum) {
+    tile_rows(weight, stride, block.count, round_up(block.rows, kTileBlock), s.Nk, weights);
+    multiply_tiles<Tiles, false>(block.rows, s.d, s.Nk, 1, weights, columns, values, square, sum, width);
+  }
+};
+
+template <class Products, class T>
+void forward_by(const AttentionForward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch) {
   using A = acc_t<T>;
   const AttentionSizes& s = op.size;
   const int64_t width = padded(s.d), stride = score_stride(s), m = forward_rows(s), blocks = forward_blocks(s);
   const bool with_bias = op.position.rows != nullptr;
   Arena<A> arena{scratch};
-  A* keys = arena.take(round_up(s.Nk, kPanel) * s.d);
-  A* values = arena.take(padded(s.Nk) * width);
   A* query = arena.take(m * width);
   A* score = arena.take(m * stride);
   A* sum = arena.take(m * width);
   const Bias<A> bias = arena.take_bias(op.position.k_grid);
-  constexpr bool kTiles = kMatrixTiles && std::is_same_v<T, bf16>;
-  const bool tiles = kTiles && op.tiles;
-  [[maybe_unused]] const int64_t tile_width = round_up(s.d, kTileBlock), tile_keys = round_up(s.Nk, kTileBlock);
-  [[maybe_unused]] bf16 *keys_16 = nullptr, *values_16 = nullptr, *query_16 = nullptr, *weights = nullptr;
-  [[maybe_unused]] A* square = nullptr;
-  if constexpr (kTiles) {
-    if (tiles) {
-      keys_16 = arena.take_16(tile_keys * tile_width);
-      values_16 = arena.take_16(tile_keys * tile_width);
-      query_16 = arena.take_16(round_up(m, kTileBlock) * tile_width);
-      weights = arena.take_16(round_up(m, kTileBlock) * tile_keys);
-      square = arena.take(kTileBlock * kTileBlock);
-      begin_tiles();
-    }
-  }
+  Products products(s, arena);
+  products.begin();
 
   int64_t packed = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t pair = unit / blocks, b = pair / s.h, head = pair % s.h;
-    const Rows<T> q = rows_of(op.q, b, head), k = rows_of(op.k, b, head), v = rows_of(op.v, b, head);
+    const Rows<T> q = rows_of(op.q, b, head), v = rows_of(op.v, b, head);
     if (packed != pair) {
-      if constexpr (kTiles) {
-        if (tiles) {
-          tile_columns(k.data, k.stride, s.Nk, s.d, keys_16);
-          tile_terms(v.data, v.stride, s.Nk, s.d, values_16);
-        }
-      }
-      if (!tiles) pack_panels(k.data, k.stride, s.Nk, s.d, keys);
-      if (!tiles || op.residual == Residual::value) copy_rows(v, 0, s.Nk, s.Nk, s.d, values);
+      products.pack(rows_of(op.k, b, head), v);
       packed = pair;
     }
     const int64_t first = unit % blocks * m, count = s.Nq - first < m ? s.Nq - first : m;
-    const int64_t rows = round_up(count, kTileRows);
-    copy_rows(q, first, count, rows, s.d, query);
+    const Block block{count, round_up(count, kTileRows)};
+    copy_rows(q, first, count, block.rows, s.d, query);
     if (with_bias) {
       for (int64_t i = 0; i < count; ++i) {
         fill_bias(op.position, first + i, query + i * width, s.d, s.Nk, bias, score + i * stride);
       }
     }
-    if constexpr (kTiles) {
-      if (tiles) {
-        tile_rows(q.data + first * q.stride, q.stride, count, round_up(rows, kTileBlock), s.d, query_16);
-        const auto product = with_bias ? &multiply_tiles<true> : &multiply_tiles<false>;
-        product(rows, s.Nk, s.d, op.scale, query_16, tile_width, keys_16, square, score, stride);
-      }
-    }
-    if (!tiles && with_bias) {
-      multiply<A, true>(rows, s.Nk, s.d, op.scale, query, width, keys, kTileColumns<A>, kTileColumns<A> * s.d, score,
-                        stride);
-    } else if (!tiles) {
-      multiply<A, false>(rows, s.Nk, s.d, op.scale, query, width, keys, kTileColumns<A>, kTileColumns<A> * s.d, score,
-                         stride);
-    }
+    products.scores(block, with_bias, op.scale, query, score);
     A inverse[kForwardRows];
     for (int64_t i = 0; i < count; ++i) {
       softmax_row(s.Nk, score + i * stride, op.log_sum[pair * s.Nq + first + i], inverse[i]);
     }
-    if constexpr (kTiles) {
-      if (tiles) {
-        for (int64_t i = 0; i < count; ++i) {
-          narrow(score + i * stride, s.Nk, weights + i * tile_keys);
-          for (int64_t j = s.Nk; j < tile_keys; ++j) weights[i * tile_keys + j] = bf16{0};
-        }
-        for (int64_t j = count * tile_keys; j < round_up(rows, kTileBlock) * tile_keys; ++j) weights[j] = bf16{0};
-        multiply_tiles<false>(rows, s.d, s.Nk, 1, weights, tile_keys, values_16, square, sum, width);
-      }
-    }
-    for (int64_t j = 0; j < s.Nk && !tiles; j += kTileDepth) {
-      const int64_t depth = s.Nk - j < kTileDepth ? s.Nk - j : kTileDepth;
-      const auto product = j == 0 ? &multiply<A, false> : &multiply<A, true>;
-      product(rows, s.d, depth, A(1), score + j, stride, values + j * width, width, kTileColumns<A>, sum, width);
-    }
+    products.weighted(block, score, sum);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t token = first + i;
       T* out = op.out + ((b * s.Nq + token) * s.h + head) * s.d;
       const A* row = sum + i * width;
       const A factor = inverse[i];
-      if (op.residual == Residual::value) {
-        const A* more = values + token * width;
-        for_each(s.d, [&](int64_t c) { store(out + c, row[c] * factor + more[c]); });
-      } else if (token > 0) {
-        const A* more = query + i * width;
+      A* more = query + i * width;
+      if (op.residual == Residual::value) widen(v.data + token * v.stride, s.d, more);
+      if (op.residual == Residual::value || token > 0) {
         for_each(s.d, [&](int64_t c) { store(out + c, row[c] * factor + more[c]); });
       } else {
         for_each(s.d, [&](int64_t c) { store(out + c, row[c] * factor); });
       }
     }
   }
-  if constexpr (kTiles) {
-    if (tiles) end_tiles();
-  }
+  products.end();
 }
 
+// The five products of a block in backward, in the accumulation type.
 template <class T>
-void attention_backward(const AttentionBackward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch) {
+struct VectorGradients {
+  using A = acc_t<T>;
+  AttentionSizes s;
+  int64_t width, stride;  // of rows of d, and of scores
+  A *keys, *values, *key_rows;
+
+  VectorGradients(const AttentionSizes& sizes, Arena<A>& arena)
+      : s(sizes), width(padded(s.d)), stride(score_stride(s)) {
+    keys = arena.take(round_up(s.Nk, kPanel) * s.d);
+    values = arena.take(round_up(s.Nk, kPanel) * s.d);
+    key_rows = arena.take(padded(s.Nk) * width);
+  }
+  static void begin() {}
+  static void end() {}
+  void pack(const Rows<T>& k, const Rows<T>& v) {
+    pack_panels(k.data, k.stride, s.Nk, s.d, keys);
+    pack_panels(v.data, v.stride, s.Nk, s.d, values);
+    copy_rows(k, 0, s.Nk, s.Nk, s.d, key_rows);
+  }
+  // score = scale q k^T (+ score), grad_weight = grad v^T
+  void scores(const Block& block, bool add, A scale, const A* query, const A* grad, A* score, A* grad_weight) {
+    const auto product = add ? &multiply<A, true> : &multiply<A, false>;
+    const int64_t panel = kTileColumns<A> * s.d;
+    product(block.rows, s.Nk, s.d, scale, query, width, keys, kTileColumns<A>, panel, score, stride);
+    multiply<A, false>(block.rows, s.Nk, s.d, A(1), grad, width, values, kTileColumns<A>, panel, grad_weight, stride);
+  }
+  // grad_v += weight^T grad, grad_k += scale grad_score^T query, grad_query += scale grad_score k
+  void gradients(const Block& block, A scale, const A* query, const A* grad, const A* weight, const A* grad_score,
+                 A* grad_query, A* grad_k, A* grad_v) {
+    add_transposed(s.Nk, s.d, block.count, A(1), weight, stride, grad, width, grad_v, width);
+    add_transposed(s.Nk, s.d, block.count, scale, grad_score, stride, query, width, grad_k, width);
+    for (int64_t j = 0; j < s.Nk; j += kTileDepth) {
+      const int64_t depth = s.Nk - j < kTileDepth ? s.Nk - j : kTileDepth;
+      multiply<A, true>(block.rows, s.d, depth, scale, grad_score + j, stride, key_rows + j * width, width,
+                        kTileColumns<A>, grad_query, width);
+    }
+  }
+};
+
+// The same by matrix tiles; weights and the gradient of the scores are rounded to bfloat16 as factors.
+template <class Tiles>
+struct TileGradients {
+  AttentionSizes s;
+  int64_t width, stride, terms, columns;  // terms, columns: d and Nk in blocks
+  bf16 *keys, *values, *key_terms;
+  bf16 *rows, *block_terms, *scores_16;  // of the factor in use
+  float* square;
+
+  TileGradients(const AttentionSizes& sizes, Arena<float>& arena)
+      : s(sizes),
+        width(padded(s.d)),
+        stride(score_stride(s)),
+        terms(round_up(s.d, kTileBlock)),
+        columns(round_up(s.Nk, kTileBlock)) {
+    const int64_t m = round_up(backward_rows(s), kTileBlock);
+    keys = arena.take_16(columns * terms);
+    values = arena.take_16(columns * terms);
+    key_terms = arena.take_16(columns * terms);
+    rows = arena.take_16(m * terms);
+    block_terms = arena.take_16(m * terms);
+    scores_16 = arena.take_16(m * columns);
+    square = arena.take(kTileBlock * kTileBlock);
+  }
+  static void begin() { Tiles::begin(); }
+  static void end() { Tiles::end(); }
+  void pack(const Rows<bf16>& k, const Rows<bf16>& v) {
+    tile_columns(k.data, k.stride, s.Nk, s.d, keys);
+    tile_columns(v.data, v.stride, s.Nk, s.d, values);
+    tile_terms(k.data, k.stride, s.Nk, s.d, key_terms);
+  }
+  void scores(const Block& block, bool add, float scale, const float* query, const float* grad, float* score,
+              float* grad_weight) {
+    const auto product = add ? &multiply_tiles<Tiles, true> : &multiply_tiles<Tiles, false>;
+    const int64_t total = round_up(block.rows, kTileBlock);
+    tile_rows(query, width, block.count, total, s.d, rows);
+    product(block.rows, s.Nk, s.d, scale, rows, terms, keys, square, score, stride);
+    tile_rows(grad, width, block.count, total, s.d, rows);
+    multiply_tiles<Tiles, false>(block.rows, s.Nk, s.d, 1, rows, terms, values, square, grad_weight, stride);
+  }
+  void gradients(const Block& block, float scale, const float* query, const float* grad, const float* weight,
+                 const float* grad_score, float* grad_query, float* grad_k, float* grad_v) {
+    add_transposed_product(block.count, 1, weight, grad, grad_v);
+    add_transposed_product(block.count, scale, grad_score, query, grad_k);
+    tile_rows(grad_score, stride, block.count, round_up(block.rows, kTileBlock), s.Nk, scores_16);
+    multiply_tiles<Tiles, true>(block.rows, s.d, s.Nk, scale, scores_16, columns, key_terms, square, grad_query, width);
+  }
+  // out (Nk, d) += alpha a^T b of `count` rows each
+  void add_transposed_product(int64_t count, float alpha, const float* a, const float* b, float* out) {
+    tile_transposed(a, stride, count, s.Nk, scores_16);
+    tile_terms(b, width, count, s.d, block_terms);
+    multiply_tiles<Tiles, true>(s.Nk, s.d, count, alpha, scores_16, round_up(count, kTileBlock), block_terms, square,
+                                out, width);
+  }
+};
+
+template <class Products, class T>
+void backward_by(const AttentionBackward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch) {
   using A = acc_t<T>;
   const AttentionSizes& s = op.size;
   const int64_t width = padded(s.d), stride = score_stride(s), m = backward_rows(s), parts = chunks(s);
-  const int64_t panel = kTileColumns<A> * s.d;
   const bool with_bias = op.position.rows != nullptr;
   Arena<A> arena{scratch};
-  A* keys = arena.take(round_up(s.Nk, kPanel) * s.d);
-  A* values = arena.take(round_up(s.Nk, kPanel) * s.d);
-  A* key_rows = arena.take(padded(s.Nk) * width);
   A* own_k = arena.take(padded(s.Nk) * width);
   A* own_v = arena.take(padded(s.Nk) * width);
   A* query = arena.take(m * width);
@@ -360,16 +474,15 @@ void attention_backward(const AttentionBackward<T>& op, int64_t begin, int64_t e
   A* score = arena.take(m * stride);
   A* grad_score = arena.take(m * stride);
   const Bias<A> bias = arena.take_bias(op.position.k_grid);
+  Products products(s, arena);
+  products.begin();
 
   int64_t packed = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t pair = unit / parts, b = pair / s.h, head = pair % s.h;
     const Rows<T> q = rows_of(op.q, b, head), g = rows_of(op.grad, b, head);
     if (packed != pair) {
-      const Rows<T> k = rows_of(op.k, b, head), v = rows_of(op.v, b, head);
-      pack_panels(k.data, k.stride, s.Nk, s.d, keys);
-      pack_panels(v.data, v.stride, s.Nk, s.d, values);
-      copy_rows(k, 0, s.Nk, s.Nk, s.d, key_rows);
+      products.pack(rows_of(op.k, b, head), rows_of(op.v, b, head));
       packed = pair;
     }
     const int64_t sums = padded(s.Nk) * width;
@@ -384,18 +497,16 @@ void attention_backward(const AttentionBackward<T>& op, int64_t begin, int64_t e
     }
     const int64_t last = (unit % parts + 1) * chunk_rows(s) < s.Nq ? (unit % parts + 1) * chunk_rows(s) : s.Nq;
     for (int64_t first = unit % parts * chunk_rows(s); first < last; first += m) {
-      const int64_t count = last - first < m ? last - first : m, rows = round_up(count, kTileRows);
-      copy_rows(q, first, count, rows, s.d, query);
-      copy_rows(g, first, count, rows, s.d, grad);
+      const int64_t count = last - first < m ? last - first : m;
+      const Block block{count, round_up(count, kTileRows)};
+      copy_rows(q, first, count, block.rows, s.d, query);
+      copy_rows(g, first, count, block.rows, s.d, grad);
       if (with_bias) {
         for (int64_t i = 0; i < count; ++i) {
           fill_bias(op.position, first + i, query + i * width, s.d, s.Nk, bias, score + i * stride);
         }
-        multiply<A, true>(rows, s.Nk, s.d, op.scale, query, width, keys, kTileColumns<A>, panel, score, stride);
-      } else {
-        multiply<A, false>(rows, s.Nk, s.d, op.scale, query, width, keys, kTileColumns<A>, panel, score, stride);
       }
-      multiply<A, false>(rows, s.Nk, s.d, A(1), grad, width, values, kTileColumns<A>, panel, grad_score, stride);
+      products.scores(block, with_bias, op.scale, query, grad, score, grad_score);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t token = first + i;
         A* grad_row = grad_score + i * stride;
@@ -407,13 +518,7 @@ void attention_backward(const AttentionBackward<T>& op, int64_t begin, int64_t e
           bias_backward(op.position, token, query + i * width, grad_row, s.d, bias, out, grad_rows);
         }
       }
-      add_transposed(s.Nk, s.d, count, A(1), score, stride, grad, width, grad_v, width);
-      add_transposed(s.Nk, s.d, count, op.scale, grad_score, stride, query, width, grad_k, width);
-      for (int64_t j = 0; j < s.Nk; j += kTileDepth) {
-        const int64_t depth = s.Nk - j < kTileDepth ? s.Nk - j : kTileDepth;
-        multiply<A, true>(rows, s.d, depth, op.scale, grad_score + j, stride, key_rows + j * width, width,
-                          kTileColumns<A>, grad_query, width);
-      }
+      products.gradients(block, op.scale, query, grad, score, grad_score, grad_query, grad_k, grad_v);
       for (int64_t i = 0; i < count; ++i) {
         T* out = op.grad_q + ((b * s.Nq + first + i) * s.h + head) * s.d;
         for_each(s.d, [&](int64_t c) { store(out + c, grad_query[i * width + c]); });
@@ -423,6 +528,31 @@ void attention_backward(const AttentionBackward<T>& op, int64_t begin, int64_t e
       for (int64_t j = 0; j < s.Nk; ++j) store_key_value(op, b, head, j, grad_k + j * width, grad_v + j * width);
     }
   }
+  products.end();
+}
+
+}  // namespace
+
+template <class T>
+void attention_forward(const AttentionForward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch) {
+  if constexpr (std::is_same_v<T, bf16>) {
+#if defined(IFDD_MATRIX_TILES)
+    if (op.tiles == MatrixTiles::used) return forward_by<TileProducts<CpuTiles>>(op, begin, end, scratch);
+#endif
+    if (op.tiles == MatrixTiles::emulated) return forward_by<TileProducts<EmulatedTiles>>(op, begin, end, scratch);
+  }
+  forward_by<VectorProducts<T>>(op, begin, end, scratch);
+}
+
+template <class T>
+void attention_backward(const AttentionBackward<T>& op, int64_t begin, int64_t end, acc_t<T>* scratch) {
+  if constexpr (std::is_same_v<T, bf16>) {
+#if defined(IFDD_MATRIX_TILES)
+    if (op.tiles == MatrixTiles::used) return backward_by<TileGradients<CpuTiles>>(op, begin, end, scratch);
+#endif
+    if (op.tiles == MatrixTiles::emulated) return backward_by<TileGradients<EmulatedTiles>>(op, begin, end, scratch);
+  }
+  backward_by<VectorGradients<T>>(op, begin, end, scratch);
 }
 
 template <class T>

@@ -74,9 +74,9 @@ struct AttentionForward {
   Position<A> position;
   Residual residual;
   A scale;
-  T* out;      // (B, Nq, h*d)
-  A* log_sum;  // (B, h, Nq)
-  bool tiles;  // by matrix_tiles.h, where T is bf16
+  T* out;             // (B, Nq, h*d)
+  A* log_sum;         // (B, h, Nq)
+  MatrixTiles tiles;  // off unless T is bf16
 };
 
 template <class T>
@@ -91,6 +91,7 @@ struct AttentionBackward {
   T *grad_q, *grad_k, *grad_v;  // (B, N, h, d)
   A* partial;                   // (B * h * chunks, 2, padded(Nk), padded(d)) of k and v; null with a single chunk
   A* table_partial;             // (B * h * chunks, row_count, padded(d)); null without bias
+  MatrixTiles tiles;            // off unless T is bf16
 };
 
 // Elements of scratch memory for one thread, aligned to 64 bytes.
@@ -102,11 +103,18 @@ IFDD_INLINE constexpr int64_t forward_scratch(const AttentionSizes& s, const int
   return keys * s.d + padded(s.Nk) * padded(s.d) + m * (score_stride(s) + 2 * padded(s.d)) + position_scratch(k_grid) +
          8 * kPad;
 }
-// More of it for matrix tiles (matrix_tiles.h): keys, values, queries and weights in 16 bits, and a square of sums.
-IFDD_INLINE constexpr int64_t tile_scratch(const AttentionSizes& s) {
-  const int64_t keys = round_up(s.Nk, kTileBlock), width = round_up(s.d, kTileBlock);
-  const int64_t m = round_up(forward_rows(s), kTileBlock);
-  return (2 * keys * width + m * (width + keys)) / 2 + kTileBlock * kTileBlock + 5 * kPad;
+// More of it for matrix tiles (matrix_tiles.h): in 16 bits `factors` of all keys or values, `row_factors` of a block's
+// rows, and its weights; and a square of sums.
+IFDD_INLINE constexpr int64_t tile_scratch(const AttentionSizes& s, int64_t rows, int64_t factors,
+                                           int64_t row_factors) {
+  const int64_t keys = round_up(s.Nk, kTileBlock), width = round_up(s.d, kTileBlock), m = round_up(rows, kTileBlock);
+  return (factors * keys * width + m * (row_factors * width + keys)) / 2 + kTileBlock * kTileBlock + 8 * kPad;
+}
+IFDD_INLINE constexpr int64_t forward_tile_scratch(const AttentionSizes& s) {
+  return tile_scratch(s, forward_rows(s), 2, 1);
+}
+IFDD_INLINE constexpr int64_t backward_tile_scratch(const AttentionSizes& s) {
+  return tile_scratch(s, backward_rows(s), 3, 2);
 }
 IFDD_INLINE constexpr int64_t backward_scratch(const AttentionSizes& s, const int64_t (&k_grid)[3]) {
   const int64_t keys = round_up(s.Nk, kPanel), m = backward_rows(s);

@@ -20,6 +20,12 @@
 #define IFDD_IF_V4(...)
 #endif
 
+// Whether the x86-64-v4 copy of the kernels has matrix tiles (AMX): the compiler must know their instructions, and we
+// know how Linux grants them.
+#if defined(IFDD_HAVE_V4) && defined(__x86_64__) && defined(__linux__) && (defined(__clang__) || __GNUC__ >= 11)
+#define IFDD_HAVE_TILES 1
+#endif
+
 // Repeats a declaration in the namespace of every set of this build.
 #define IFDD_DECLARE_PER_ISA(...)       \
   namespace base {                      \
@@ -48,8 +54,16 @@ bool isa_supported(Isa isa);
 // and build_info() shows which.
 Isa active_isa();
 
-// Whether bfloat16 products may use matrix tiles (AMX): the set is x86-64-v4 and was not named by IFDD_CPU_ISA, the CPU
-// has them, and the system lets this process use them.
-bool matrix_tiles();
+// How bfloat16 products that can use matrix tiles (AMX) are computed: not by tiles, by a stand-in in plain C++, or by
+// the CPU's.
+enum class MatrixTiles { off, emulated, used };
+
+// The CPU's tiles if the set is x86-64-v4 and was not named by IFDD_CPU_ISA, the CPU has them, and the system lets this
+// process use them. The environment variable IFDD_CPU_TILES (read once, at first use) turns them off ("off") or, for
+// tests, puts the stand-in in their place on any CPU and set ("emulated"). Other values are ignored, and
+// matrix_tiles_text() says so.
+MatrixTiles matrix_tiles();
+// The choice and its reason, such as "off (this CPU has none)".
+const char* matrix_tiles_text();
 
 }  // namespace ifdd
