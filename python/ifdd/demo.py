@@ -49,6 +49,7 @@ from ifdd.model import IFDD
 from ifdd.training.config import DataConfig, OptimConfig, TrainingConfig
 from ifdd.training.metrics import Scores, scores_from_confusion
 from ifdd.training.schedule import Schedule
+from ifdd.training.seeds import derived_seed
 
 LABEL_SMOOTHING = 0.05
 EXPORTED = "model.safetensors"
@@ -56,6 +57,8 @@ DEFAULT_MINUTES = 5.5
 START_STEPS = 300
 EPOCHS = 18
 START = "start"
+START_STREAM = 1
+"""Keeps the posed clips apart from the diluted ones of the same seed."""
 PAIR = ("IFDD", "backbone")
 ONE_FRAME = "one frame"
 REAL_CROP = "50,20,90,90"
@@ -204,7 +207,7 @@ def train_start(options: argparse.Namespace) -> None:
         steps * options.batch,
         NETWORK["clip_frames"],
         NETWORK["image_size"],
-        options.seed,
+        derived_seed(options.seed, START_STREAM),
         Difficulty.posed(),
     )
     classes = clips.class_names

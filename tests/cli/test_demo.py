@@ -32,16 +32,11 @@ def scores(*hits: int) -> Scores:
     return scores_from_confusion(torch.tensor([[hits[0], 10 - hits[0]], [10 - hits[1], hits[1]]]), ("a", "b"))
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
 def test_the_demo_runs_from_training_to_figures(
-    small: None,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    jobs: int,
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["--out", str(tmp_path / "d"), "--epochs", "1", "--steps_per_epoch", "2", "--seed", "5"]
-    arguments += ["--batch", "7", "--test_size", "14", "--start_steps", "2", "--jobs", str(jobs)]
+    arguments += ["--batch", "7", "--test_size", "14", "--start_steps", "2", "--jobs", "2"]
     arguments += ["--seeds", "2"]
     assert demo.main(arguments) == 0
     out = capsys.readouterr().out
@@ -118,6 +113,13 @@ def test_the_start_favours_neither_network(small: None) -> None:
     assert one.backbone is other.backbone
     assert one.head is not other.head
     assert [IFDDConfig.to_dict(n.config)["lifting"] for n in (one, other)] == ["update_first", "none"]
+
+
+def test_one_job_at_a_time_needs_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(demo, "work", lambda job: seen.append(job) or job * 2)
+    assert list(demo._outcomes([3, 1, 2], 1)) == [6, 2, 4]
+    assert seen == [3, 1, 2]
 
 
 def test_without_the_package_of_the_real_clip_the_demo_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
