@@ -32,6 +32,7 @@ def scores(*hits: int) -> Scores:
     return scores_from_confusion(torch.tensor([[hits[0], 10 - hits[0]], [10 - hits[1], hits[1]]]), ("a", "b"))
 
 
+@pytest.mark.slow
 def test_the_demo_runs_from_training_to_figures(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,7 +42,7 @@ def test_the_demo_runs_from_training_to_figures(
     assert demo.main(arguments) == 0
     out = capsys.readouterr().out
     report = json.loads((tmp_path / "d" / "summary.json").read_text())
-    assert set(report) == {"seconds", "seeds", "models", "difference"}
+    assert set(report) == {"seconds", "cpu_seconds", "seeds", "models", "difference"}
     assert report["seeds"] == [5, 6]
     models = report["models"]
     assert {name: list(model["seeds"]) for name, model in models.items()} == {
