@@ -55,7 +55,7 @@ LABEL_SMOOTHING = 0.05
 EXPORTED = "model.safetensors"
 DEFAULT_MINUTES = 5.5
 START_STEPS = 300
-EPOCHS = 9
+EPOCHS = 18
 START = "start"
 START_STREAM = 1
 """Keeps the posed clips apart from the diluted ones of the same seed."""
@@ -483,11 +483,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--epochs", type=int, default=None, help="epochs, in place of --minutes")
     parser.add_argument("--start_steps", type=int, default=None, help="steps of the common start, likewise")
-    parser.add_argument("--steps_per_epoch", type=int, default=10, help="steps of an epoch")
+    parser.add_argument("--steps_per_epoch", type=int, default=5, help="steps of an epoch")
     parser.add_argument("--batch", type=int, default=16, help="clips per step")
     parser.add_argument("--start_rate", type=float, default=1e-3, help="rate of the common start")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="rate of the trainings after it")
-    parser.add_argument("--test_size", type=int, default=350, help="test clips of each seed")
+    parser.add_argument("--test_size", type=int, default=420, help="test clips of each seed")
     parser.add_argument(
         "--jobs", type=int, choices=range(1, 65), metavar="N", default=2, help="trainings at a time"
     )
