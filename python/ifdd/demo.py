@@ -1,17 +1,21 @@
 """A demonstration on a CPU: trains IFDD and two controls on drawn faces, tests them, explains a prediction.
 
-    python -m ifdd.demo --out DIR [--minutes M] [--seed S] [--overwrite]
+    python -m ifdd.demo --out DIR [--minutes M] [--seed S] [--seeds N] [--overwrite]
 
 The data are :class:`ifdd.data.synthetic.SyntheticExpressions`; people of the test clips never appear in
-training. As a real training starts from weights of another video task, all three networks start from one
-plain backbone trained on posed clips (still faces at full intensity). From there each takes the same number
-of steps on diluted clips. All trainings go through :func:`ifdd.training.run.fit`, as `ifdd fit` does:
+training. As a real training starts from weights of another video task, all networks start from one file
+of features, trained on posed clips (still faces at full intensity). The start has the ends of both networks,
+and its loss is the sum of theirs (:class:`CommonStart`): one that was trained in the form of one network
+would favour it. From there each network takes the same number of steps on diluted clips, by
+:func:`ifdd.training.run.fit`, as `ifdd fit` does:
 
 IFDD            small backbone, learned split (ISSM) and lifting (LADM)
 backbone        the same backbone, even and odd frames, no lifting
 one frame       as IFDD, but each clip is one of its frames, repeated: it cannot see motion
 
-The number of steps is fixed by the arguments, not by the clock, so that a run can be repeated.
+IFDD and backbone are trained once per seed, in a pair: a seed decides the training clips, their order and the
+test people of both. :func:`paired_interval` says what the pairs show. One frame is trained for the first seed
+only. The number of steps is fixed by the arguments, not by the clock, so that a run can be repeated.
 """
 
 from __future__ import annotations
@@ -23,137 +27,346 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
-from ifdd.data.synthetic import SyntheticExpressions
+from ifdd.checkpoint import load_checkpoint, save_checkpoint
+from ifdd.config import IFDDConfig
+from ifdd.data.synthetic import Difficulty, SyntheticExpressions
+from ifdd.data.transforms import BatchMix
+from ifdd.initialisation import start_at_unit_gain
+from ifdd.losses import IFDDLoss
+from ifdd.model import IFDD
 from ifdd.training.config import DataConfig, OptimConfig, TrainingConfig
-from ifdd.training.metrics import Scores
+from ifdd.training.metrics import Scores, scores_from_confusion
+from ifdd.training.schedule import Schedule
+from ifdd.training.seeds import derived_seed
 
+LABEL_SMOOTHING = 0.05
 EXPORTED = "model.safetensors"
 DEFAULT_MINUTES = 5.5
-START_EPOCHS = 14
+START_STEPS = 300
 EPOCHS = 18
 START = "start"
+START_STREAM = 1
+"""Keeps the posed clips apart from the diluted ones of the same seed."""
+PAIR = ("IFDD", "backbone")
+ONE_FRAME = "one frame"
 REAL_CROP = "50,20,90,90"
 REAL_NOTE = "The network has only seen drawings: this says nothing true about the man in the video"
 
 NETWORK: dict[str, Any] = {
     "backbone": "mvit_nano",
     "image_size": 64,
-    "clip_frames": 16,
+    "clip_frames": 8,
     "dropout": 0.1,
     "drop_path": 0.0,
     "initialisation": "unit_gain",
 }
 PLAIN: dict[str, Any] = {"split": "even_odd", "lifting": "none"}
 
+STUDENT_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % points of Student's distribution with 1, 2, ... degrees of freedom."""
 
-def recipe(options: argparse.Namespace) -> dict[str, TrainingConfig]:
-    """The trainings by name, in order: the common start, then the three that go on from it."""
-    size = options.steps_per_epoch * options.batch
 
-    def optim(epochs: int, rate: float, warmup: float) -> OptimConfig:
-        count = options.epochs or max(1, round(epochs * options.minutes / DEFAULT_MINUTES))
-        return OptimConfig(
-            epochs=count,
-            # The recipe's rate is stated for a batch of 32 and scaled; here it is given as it is used.
-            learning_rate=rate * 32 / options.batch,
-            weight_decay=0.01,
-            warmup="standard",
-            warmup_epochs=round(warmup * count),
-            mixup=0.0,
-            cutmix=0.0,
-            label_smoothing=0.05,
-            lifting_reduction="mean",
-            gradient_clip=1.0,
-            select="last",
-        )
+class Interval(NamedTuple):
+    """A mean and the ends of its 95 % interval."""
 
+    mean: float
+    low: float
+    high: float
+
+
+def paired_interval(differences: Sequence[float]) -> Interval | None:
+    """Student's 95 % interval for the mean of paired differences.
+
+    mean +- t(n - 1) * s / sqrt(n), with s the standard deviation of the n differences and t the 97.5 % point.
+    Each difference is of two networks that share training clips, order and test people; another pair shares
+    none of these with it, so the spread of the pairs holds the chance of training and of testing alike. What
+    all pairs share, the common start, is not in it.
+
+    Args:
+        differences: one per pair.
+
+    Returns:
+        The interval; None for one pair, which has no spread.
+
+    Raises:
+        ValueError: no pair, or more than ten.
+    """
+    count = len(differences)
+    if not 1 <= count <= len(STUDENT_975) + 1:
+        raise ValueError(f"paired_interval: needs 1 to {len(STUDENT_975) + 1} differences, got {count}")
+    if count == 1:
+        return None
+    values = np.asarray(differences, dtype=np.float64)
+    mean = float(values.mean())
+    half = STUDENT_975[count - 2] * float(values.std(ddof=1)) / count**0.5
+    return Interval(mean, mean - half, mean + half)
+
+
+def scaled(options: argparse.Namespace, count: int) -> int:
+    """A number of steps or epochs of the demonstration of 5.5 minutes, for `--minutes`."""
+    minutes: float = options.minutes
+    return max(1, round(count * minutes / DEFAULT_MINUTES))
+
+
+def recipe(options: argparse.Namespace, seed: int) -> dict[str, TrainingConfig]:
+    """The trainings of one seed by name; all of them go on from the common start."""
+    epochs = options.epochs or scaled(options, EPOCHS)
     data = DataConfig(
         name="synthetic",
-        train_size=size,
+        train_size=options.steps_per_epoch * options.batch,
         test_size=options.test_size,
         validation=0.0,
         batch_size=options.batch,
-        workers=options.workers,
+        workers=0,
     )
-    start = TrainingConfig(
-        data=replace(data, posed=True),
-        # A long warm-up: at a high rate a network without features first learns to say nothing at all.
-        optim=optim(START_EPOCHS, options.start_rate, warmup=0.4),
-        model={**NETWORK, **PLAIN},
-        seed=options.seed,
-        device="cpu",
+    optim = OptimConfig(
+        epochs=epochs,
+        # The recipe's rate is stated for a batch of 32 and scaled; here it is given as it is used.
+        learning_rate=options.learning_rate * 32 / options.batch,
+        weight_decay=0.01,
+        warmup="standard",
+        warmup_epochs=round(0.1 * epochs),
+        mixup=0.0,
+        cutmix=0.0,
+        label_smoothing=LABEL_SMOOTHING,
+        lifting_reduction="mean",
+        gradient_clip=1.0,
+        select="last",
     )
-    backbone = replace(
-        start,
-        data=data,
-        optim=optim(EPOCHS, options.learning_rate, warmup=0.2),
-        seed=options.seed + 1,
-        init=str(folder(options, START) / EXPORTED),
-        init_part="backbone",
+    ifdd = TrainingConfig(
+        data=data, optim=optim, model=NETWORK, seed=seed, device="cpu", init=str(start_file(options, "IFDD"))
     )
-    ifdd = replace(backbone, model=NETWORK)
-    return {
-        START: start,
+    configs = {
         "IFDD": ifdd,
-        "backbone": backbone,
-        "one frame": replace(ifdd, data=replace(data, one_frame=True)),
+        "backbone": replace(ifdd, model={**NETWORK, **PLAIN}, init=str(start_file(options, "backbone"))),
     }
+    if seed == options.seed:
+        configs[ONE_FRAME] = replace(ifdd, data=replace(data, one_frame=True))
+    return configs
 
 
-def folder(options: argparse.Namespace, name: str) -> Path:
+def start_file(options: argparse.Namespace, name: str) -> Path:
+    """The common start with the end of one network of :data:`PAIR`."""
+    return Path(options.out) / START / f"{name}.safetensors"
+
+
+class CommonStart(nn.Module):
+    """One set of features with the ends of both networks; the loss is the sum of the losses of both.
+
+    Args:
+        configs: of networks that differ behind the pyramid only.
+    """
+
+    def __init__(self, configs: Mapping[str, IFDDConfig]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict({name: IFDD(config) for name, config in configs.items()})
+        first, *others = (cast(IFDD, network) for network in self.networks.values())
+        for network in others:
+            network.embedding, network.backbone = first.embedding, first.backbone
+            network.pyramid = first.pyramid
+        for network in (first, *others):
+            # With the published start of the ends, made for pretrained features, the loss stays at that of
+            # guessing for hundreds of steps; LADM's MLP has no residual that would carry a signal past it.
+            start_at_unit_gain(nn.Identity(), network.lifting)
+            classifier = cast(nn.Linear, network.get_classifier())
+            nn.init.trunc_normal_(classifier.weight, std=classifier.in_features**-0.5)
+        self.first = [first]  # in a list: it is registered already
+
+    def forward(self, clips: torch.Tensor, targets: torch.Tensor, criterion: IFDDLoss) -> torch.Tensor:
+        """Clips (B, 3, T, S, S) and targets (B, classes) -> the sum of the losses."""
+        tokens = self.first[0].forward_features(clips)
+        losses = [
+            criterion(cast(IFDD, network).forward_head(tokens), targets).total
+            for network in self.networks.values()
+        ]
+        return torch.stack(losses).sum()
+
+
+def common_start() -> CommonStart:
+    """The untrained start of the networks of :data:`PAIR`."""
+    return CommonStart({"IFDD": IFDDConfig(**NETWORK), "backbone": IFDDConfig(**{**NETWORK, **PLAIN})})
+
+
+def train_start(options: argparse.Namespace) -> None:
+    """Trains the common start on posed clips and writes one file per network, :func:`start_file`."""
+    steps = options.start_steps or scaled(options, START_STEPS)
+    clips = SyntheticExpressions(
+        "train",
+        steps * options.batch,
+        NETWORK["clip_frames"],
+        NETWORK["image_size"],
+        derived_seed(options.seed, START_STREAM),
+        Difficulty.posed(),
+    )
+    classes = clips.class_names
+    torch.manual_seed(options.seed)
+    start = common_start()
+    criterion = IFDDLoss(lifting_reduction="mean")
+    mix = BatchMix(len(classes), mixup_alpha=0.0, cutmix_alpha=0.0, label_smoothing=LABEL_SMOOTHING)
+    optimizer = torch.optim.AdamW(start.parameters(), weight_decay=0.01)
+    # A warm-up: at a high rate a network without features first learns to say nothing at all.
+    rate = Schedule(options.start_rate, steps, round(0.15 * steps), "standard")
+    loader = DataLoader(clips, options.batch, num_workers=options.jobs - 1)
+    for step, (images, labels) in enumerate(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        images, targets = mix(images, labels)
+        optimizer.zero_grad()
+        start(images, targets, criterion).backward()
+        nn.utils.clip_grad_norm_(start.parameters(), 1.0)
+        optimizer.step()
+    start_file(options, PAIR[0]).parent.mkdir(parents=True)
+    for name, network in start.networks.items():
+        save_checkpoint(start_file(options, name), network, classes)
+
+
+def folder(options: argparse.Namespace, name: str, seed: int) -> Path:
     """Where a training of :func:`recipe` is kept."""
-    return Path(options.out) / name.replace(" ", "_")
+    return Path(options.out) / f"{name.replace(' ', '_')}_{seed}"
+
+
+class Job(NamedTuple):
+    """One training and its test."""
+
+    name: str
+    seed: int
+    config: TrainingConfig
+    folder: Path
+    threads: int
+
+
+class Outcome(NamedTuple):
+    """The scores of a job and how long it took."""
+
+    scores: Scores
+    seconds: float
+
+
+def work(job: Job) -> Outcome:
+    """Trains and tests one network, in a process of its own if there are several jobs at a time."""
+    from ifdd.cli.common import quiet_lightning
+    from ifdd.training.run import evaluate, fit
+
+    quiet_lightning()
+    torch.set_num_threads(job.threads)
+    before = time.monotonic()
+    weights = fit(job.config, job.folder, progress=False).checkpoint
+    scores = evaluate(load_checkpoint(weights), job.config)
+    return Outcome(scores, time.monotonic() - before)
 
 
 def run(options: argparse.Namespace) -> int:
     """Trains, tests, predicts, draws; returns 0."""
-    from ifdd.checkpoint import load_checkpoint
-    from ifdd.cli.common import quiet_lightning, wide_console
+    from ifdd.cli.common import wide_console
     from ifdd.figures import confusion_matrix, recall_bars, training_curves
-    from ifdd.training.run import evaluate, fit
 
-    quiet_lightning()
-    # Threads that wait for one another must not share their cores with the processes that draw.
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) - options.workers))
     started = time.monotonic()
+    cores = os.cpu_count() or 2
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     say = wide_console().print
-    results: dict[str, Scores] = {}
-    logs: dict[str, Path] = {}
-    checkpoint = folder(options, "IFDD") / EXPORTED
-    for name, config in recipe(options).items():
-        steps = config.optim.epochs * (config.data.train_size // config.data.batch_size)
-        kind = "posed" if config.data.posed else "diluted"
-        say(f"[bold]{name}[/bold]: {steps} steps of {config.data.batch_size} {kind} drawn clips")
-        before = time.monotonic()
-        weights = fit(config, folder(options, name), progress=False).checkpoint
-        if name == START:
-            say(f"  {time.monotonic() - before:.0f} s")
-            continue
-        logs[name] = folder(options, name) / "logs"
-        scores = evaluate(load_checkpoint(weights), config)
-        results[name] = scores
+    seeds = range(options.seed, options.seed + options.seeds)
+    jobs = [
+        Job(name, seed, config, folder(options, name, seed), max(1, cores // options.jobs))
+        for seed in seeds
+        for name, config in recipe(options, seed).items()
+    ]
+
+    torch.set_num_threads(max(1, cores - options.jobs + 1))
+    say(f"[bold]{START}[/bold]: posed drawn clips")
+    train_start(options)
+    say(f"  {time.monotonic() - started:.0f} s")
+    config = jobs[0].config
+    steps = config.optim.epochs * options.steps_per_epoch
+    say(
+        f"{len(jobs)} trainings of {steps} steps of {options.batch} diluted drawn clips, {options.jobs} at a "
+        f"time; tests on {options.test_size} clips of unseen people for each seed"
+    )
+    results: dict[str, list[Scores]] = {}
+    for job, outcome in zip(jobs, _outcomes(jobs, options.jobs), strict=True):
+        results.setdefault(job.name, []).append(outcome.scores)
         say(
-            f"  {time.monotonic() - before:.0f} s; on {int(scores.confusion.sum())} clips of unseen people: "
-            f"WAR {100 * scores.war:.1f} %, UAR {100 * scores.uar:.1f} %"
+            f"  seed {job.seed}, [bold]{job.name}[/bold]: WAR {100 * outcome.scores.war:.1f} %, "
+            f"UAR {100 * outcome.scores.uar:.1f} % ({outcome.seconds:.0f} s)"
         )
+    pooled = {name: _pooled(scores) for name, scores in results.items()}
+    checkpoint = folder(options, "IFDD", options.seed) / EXPORTED
+    logs = {name: folder(options, name, options.seed) / "logs" for name in results}
     figures = [
         training_curves(logs, out / "training.png"),
-        confusion_matrix(results["IFDD"], out / "confusion.png", title="IFDD on unseen drawn people"),
-        recall_bars(results, out / "recall.png"),
+        confusion_matrix(pooled["IFDD"], out / "confusion.png", title="IFDD on unseen drawn people"),
+        recall_bars(pooled, out / "recall.png"),
         *_predictions(checkpoint, out, options.seed),
     ]
-    _summary(results, figures, checkpoint, out, time.monotonic() - started)
+    report = {
+        "seconds": round(time.monotonic() - started, 1),
+        # Of this process and those that it has waited for: two quiet cores need half of it.
+        "cpu_seconds": round(sum(os.times()[:4]), 1),
+        **summary(results, seeds),
+    }
+    (out / "summary.json").write_text(json.dumps(report, indent=2) + "\n")
+    _print_summary(results, pooled, seeds)
+    say(f"{report['seconds'] / 60:.1f} minutes. Weights: {checkpoint}", highlight=False)
+    for figure in figures:
+        say(f"figure: {figure}", highlight=False)
     return 0
+
+
+def _outcomes(jobs: Sequence[Job], at_once: int) -> Iterator[Outcome]:
+    """Of all jobs, in their order."""
+    if at_once == 1:
+        yield from map(work, jobs)
+        return
+    # Not fork: a copy of a process whose threads have computed may hang.
+    with ProcessPoolExecutor(at_once, get_context("spawn")) as pool:
+        yield from pool.map(work, jobs)
+
+
+def _pooled(scores: Sequence[Scores]) -> Scores:
+    """The scores over the clips of all tests together."""
+    confusion = torch.stack([score.confusion for score in scores]).sum(0)
+    return scores_from_confusion(confusion, scores[0].class_names)
+
+
+def summary(results: Mapping[str, Sequence[Scores]], seeds: Sequence[int]) -> dict[str, Any]:
+    """The scores as plain types: all of each network's, their means, and the difference of the pairs.
+
+    Args:
+        results: scores of each network, one per seed; networks outside :data:`PAIR` may have fewer.
+        seeds: of the pairs, in the same order.
+    """
+    first, second = (results[name] for name in PAIR)
+    differences = [a.uar - b.uar for a, b in zip(first, second, strict=True)]
+    interval = paired_interval(differences)
+    return {
+        "seeds": list(seeds),
+        "models": {
+            name: {
+                "mean_uar": float(np.mean([score.uar for score in scores])),
+                "mean_war": float(np.mean([score.war for score in scores])),
+                "seeds": {str(seed): score.to_dict() for seed, score in zip(seeds, scores, strict=False)},
+            }
+            for name, scores in results.items()
+        },
+        "difference": {
+            "of": f"UAR of {PAIR[0]} minus UAR of {PAIR[1]}, same clips",
+            "seeds": dict(zip(map(str, seeds), differences, strict=True)),
+            "mean": float(np.mean(differences)),
+            "interval_95": None if interval is None else [interval.low, interval.high],
+        },
+    }
 
 
 def real_clip() -> Path | None:
@@ -204,29 +417,46 @@ def _drawn_clip(folder: Path, frames: int, size: int, seed: int) -> tuple[Path, 
     return folder, clips.class_names[label]
 
 
-def _summary(
-    results: dict[str, Scores], figures: list[Path], checkpoint: Path, out: Path, seconds: float
+def _print_summary(
+    results: Mapping[str, Sequence[Scores]], pooled: Mapping[str, Scores], seeds: Sequence[int]
 ) -> None:
     from rich.table import Table
 
     from ifdd.cli.common import wide_console
 
     say = wide_console().print
-    names = next(iter(results.values())).class_names
-    table = Table("", "UAR", "WAR", *names, title="recall on unseen drawn people, in %")
+    names = next(iter(pooled.values())).class_names
+    columns = ["UAR", *(f"seed {seed}" for seed in seeds)] if len(seeds) > 1 else ["UAR"]
+    table = Table("", *columns, *names, title="UAR and recall on unseen drawn people, in %")
     for name, scores in results.items():
-        cells = ["-" if r is None else f"{100 * r:.0f}" for r in scores.recall]
-        table.add_row(name, f"{100 * scores.uar:.1f}", f"{100 * scores.war:.1f}", *cells)
+        own = [f"{100 * score.uar:.1f}" for score in scores] if len(seeds) > 1 else []
+        own += ["-"] * (len(columns) - 1 - len(own))
+        cells = ["-" if r is None else f"{100 * r:.0f}" for r in pooled[name].recall]
+        table.add_row(name, f"{100 * np.mean([score.uar for score in scores]):.1f}", *own, *cells)
     say()
     say(table)
-    report = {
-        "seconds": round(seconds, 1),
-        "models": {name: scores.to_dict() for name, scores in results.items()},
-    }
-    (out / "summary.json").write_text(json.dumps(report, indent=2) + "\n")
-    say(f"{seconds / 60:.1f} minutes. Weights: {checkpoint}", highlight=False)
-    for figure in figures:
-        say(f"figure: {figure}", highlight=False)
+    say(verdict([a.uar - b.uar for a, b in zip(*(results[name] for name in PAIR), strict=True)]))
+
+
+def verdict(differences: Sequence[float]) -> str:
+    """What the paired differences of UAR, IFDD minus backbone, show: one line."""
+    interval = paired_interval(differences)
+    if interval is None:
+        return (
+            f"Difference of UAR, IFDD minus backbone: {100 * differences[0]:+.1f} points for one seed, which "
+            "says nothing about another"
+        )
+    if interval.low > 0:
+        meaning = "disentangling helps on these drawn clips"
+    elif interval.high < 0:
+        meaning = "disentangling hurts on these drawn clips"
+    else:
+        meaning = "no difference can be seen: disentangling does not measurably help on these drawn clips"
+    mean, low, high = (100 * value for value in interval)
+    return (
+        f"Difference of UAR, IFDD minus backbone: {mean:+.1f} points, 95 % interval {low:+.1f} to "
+        f"{high:+.1f} over {len(differences)} seeds; {meaning}"
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -243,22 +473,41 @@ def make_parser() -> argparse.ArgumentParser:
         default=DEFAULT_MINUTES,
         help="about how long on two cores; sets the number of steps",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+    parser.add_argument("--seed", type=int, default=11, help="first seed")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        choices=range(1, len(STUDENT_975) + 2),
+        default=5,
+        help="number of pairs of IFDD and backbone, each with a seed of its own",
+    )
     parser.add_argument("--epochs", type=int, default=None, help="epochs, in place of --minutes")
-    parser.add_argument("--steps_per_epoch", type=int, default=10, help="steps of an epoch")
-    parser.add_argument("--batch", type=int, default=32, help="clips per step")
-    parser.add_argument("--start_rate", type=float, default=1.5e-3, help="rate of the common start")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="rate of the three trainings")
-    parser.add_argument("--test_size", type=int, default=420, help="test clips")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw clips")
+    parser.add_argument("--start_steps", type=int, default=None, help="steps of the common start, likewise")
+    parser.add_argument("--steps_per_epoch", type=int, default=5, help="steps of an epoch")
+    parser.add_argument("--batch", type=int, default=16, help="clips per step")
+    parser.add_argument("--start_rate", type=float, default=1e-3, help="rate of the common start")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="rate of the trainings after it")
+    parser.add_argument("--test_size", type=int, default=420, help="test clips of each seed")
+    parser.add_argument(
+        "--jobs", type=int, choices=range(1, 65), metavar="N", default=2, help="trainings at a time"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a demonstration already in --out")
     return parser
+
+
+def existing(options: argparse.Namespace) -> list[Path]:
+    """What an earlier demonstration left in `--out`: folders of trainings, of any seeds."""
+    out = Path(options.out)
+    names = [name.replace(" ", "_") for name in (*PAIR, ONE_FRAME)]
+    # The folders without a number are those of the versions with one seed.
+    found = [path for name in names for path in (out / name, *out.glob(f"{name}_[0-9]*"))]
+    return [path for path in (out / START, *found) if path.exists()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m ifdd.demo`."""
     options = make_parser().parse_args(argv)
-    before = [path for name in recipe(options) if (path := folder(options, name)).exists()]
+    before = existing(options)
     if before and not options.overwrite:
         print(
             f"{options.out} already holds a demonstration: give another folder, or --overwrite",
