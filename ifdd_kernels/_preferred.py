@@ -10,8 +10,10 @@ from ifdd_kernels._operator import OPERATORS
 
 Backend = Literal["auto", "native", "triton", "sdpa", "reference"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
-#: Ops that cuBLAS or cuDNN already do best on a GPU; no GPU kernel is shipped for them.
-LIBRARY_OPS = frozenset({"gelu_linear", "linear", "max_pool_tokens"})
+#: Ops that cuBLAS already does best on a GPU; no GPU kernel is shipped for them.
+LIBRARY_OPS = frozenset({"linear"})
+#: Ops whose GPU kernels are Triton's: there is none in CUDA C++, nor need one be asked for.
+TRITON_OPS = frozenset({"gelu_linear", "max_pool_tokens"})
 #: What ``"auto"`` means, in all threads. Compilers guard on it: another one compiles anew.
 chosen = "auto"
 _lock = threading.Lock()
@@ -27,8 +29,9 @@ class use_backend:  # noqa: N801 - used as a function
     itself, ``backend="native"``, runs on that. ``torch.ops.ifdd.<op>`` is the native op with the reference
     where there is no native kernel, and is not switched.
 
-    Ops that were never written for a backend stay with ``"auto"``: ``"triton"`` leaves products and pooling
-    to PyTorch (docs/triton.md), as ``"native"`` does on GPUs, and ``"sdpa"`` is ``pooled_attention`` alone.
+    Ops that were never written for a backend stay with ``"auto"``: ``"triton"`` leaves products to PyTorch
+    (docs/triton.md), as ``"native"`` does on GPUs, where it leaves max-pooling and GELU to Triton too, and
+    ``"sdpa"`` is ``pooled_attention`` alone.
     An op that was, and cannot run here, raises the error that it raises for ``backend=``.
 
     Args:
@@ -83,7 +86,7 @@ def meant(op: str, device: str) -> str:
     """The backend that ``"auto"`` means for an op on a type of device; ``"auto"`` where nobody chose one."""
     operator = OPERATORS[op]
     if chosen == "native":
-        return "auto" if device == "cuda" and op in LIBRARY_OPS else chosen
+        return "auto" if device == "cuda" and op in LIBRARY_OPS | TRITON_OPS else chosen
     if chosen == "triton":
         written = (operator, *(OPERATORS[part] for part in operator.parts))
         return chosen if any(chosen in each.backends for each in written) else "auto"

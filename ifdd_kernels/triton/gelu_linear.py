@@ -1,16 +1,27 @@
-"""Triton kernel of ``gelu_linear``: GELU and its gradient in one pass, beside PyTorch's products."""
+"""Triton kernels of ``gelu_linear``: GELU, alone or with its gradient, beside PyTorch's products."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ifdd_kernels import reference
 from ifdd_kernels.triton._functions import gelu, gelu_slope
 from ifdd_kernels.triton._runtime import Kernel, cdiv
 from ifdd_kernels.triton._tuning import Config
+
+
+@triton.jit
+def gelu_values(x, activated, count, BLOCK: tl.constexpr):
+    """activated = GELU(x), of BLOCK values."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(activated + place, gelu(value).to(activated.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -24,16 +35,26 @@ def gelu_both(x, grad, activated, grad_x, count, BLOCK: tl.constexpr):
     tl.store(grad_x + place, slope.to(grad_x.dtype.element_ty), mask=inside)
 
 
-GELU_BOTH = Kernel(
-    gelu_both,
-    lambda _: [Config({"BLOCK": 1024}, num_warps=4), Config({"BLOCK": 2048}, num_warps=4)],
-    interpreter=lambda _: {"BLOCK": 1 << 16},
-)
+def _kernel(function: Any) -> Kernel:
+    return Kernel(
+        function,
+        lambda _: [Config({"BLOCK": 1024}, num_warps=4), Config({"BLOCK": 2048}, num_warps=4)],
+        interpreter=lambda _: {"BLOCK": 1 << 16},
+    )
+
+
+GELU_VALUES = _kernel(gelu_values)
+GELU_BOTH = _kernel(gelu_both)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``torch.ops.ifdd.gelu_linear``: as the reference, a pass and a product of PyTorch's."""
-    return reference.gelu_linear(x, weight, bias)
+    """``torch.ops.ifdd.gelu_linear``."""
+    x = x.contiguous()
+    activated = x.new_empty(x.shape)
+    count = x.numel()
+    if count:
+        GELU_VALUES(lambda tiles: (cdiv(count, tiles["BLOCK"]),), x=x, activated=activated, count=count)
+    return F.linear(activated, weight.to(x.dtype), bias.to(x.dtype))
 
 
 def backward(grad_out: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ifdd_kernels import _cuda_limits, _library, _measured, backends
+from ifdd_kernels import _cuda_limits, _library, _measured, _preferred, backends, use_backend
 from ifdd_kernels._operator import OPERATORS
 
 OP = "lifting_attention"
@@ -165,6 +165,15 @@ def test_ops_left_to_libraries_say_so(op: str) -> None:
     x = fake(1, 9, 4)
     assert "library kernels run it on GPUs" in backends.can_run(op, "triton", x).reason
     assert "triton" not in OPERATORS[op].backends
+
+
+@pytest.mark.parametrize("op", sorted(_preferred.TRITON_OPS))
+def test_ops_of_triton_alone_are_not_asked_of_cuda(op: str) -> None:
+    x = fake(1, 9, 4)
+    assert "no cuda kernel" in backends.can_run(op, "native", x).reason
+    assert "triton" in OPERATORS[op].backends
+    with use_backend("native"):
+        assert backends.can_run(op, "auto", x).reason.startswith("chooses triton")
 
 
 @pytest.mark.usefixtures("cuda_kernels")
