@@ -39,6 +39,10 @@ def _network(make: Unfilled, every_block: bool) -> Iterator[Case]:
     for channels in (96, 192, 384, 768) if every_block else (96,):
         stream = _arguments.add_layer_norm(make, (BATCH, 1 + FRAMES * 28 * 28, channels))
         yield _case("add_layer_norm", f"{channels} channels", stream)
+    skip = make.normal(BATCH, 1 + FRAMES * 56 * 56, 192)
+    yield "max_pool_tokens", "block 1", (skip, [FRAMES, 56, 56], [1, 2, 2])
+    hidden = make.normal(BATCH, 1 + FRAMES * 28 * 28, 768)
+    yield _case("gelu_linear", "192 channels", _arguments.linear(make, hidden, 192))
     for number in ("0", "1", "4") if every_block else ("1",):
         yield _case("pool_tokens", f"block {number}", live_pooling(make, blocks[number], BATCH))
     for grid, keys, heads in (((8, 28, 28), (8, 7, 7), 2), ((8, 28, 28), (8, 14, 14), 4)):
@@ -74,6 +78,8 @@ def _ragged(make: Unfilled) -> Iterator[Case]:
     """Sizes that no tile divides: 33 channels, 5 frames, uneven grids."""
     label, count = "ragged", 33
     yield _case("add_layer_norm", label, _arguments.add_layer_norm(make, (3, 77, count), dropped=False))
+    yield "max_pool_tokens", label, (make.normal(3, 1 + 3 * 7 * 9, count), [3, 7, 9], [2, 3, 2])
+    yield _case("gelu_linear", label, _arguments.linear(make, make.normal(3, 77, count), 13))
     pooling = _arguments.pool_tokens(make, BATCH, (3, 7, 9), 3, 24, (1, 2, 2), (1, 2, 2))
     yield _case("pool_tokens", label, pooling)
     attention = _arguments.pooled_attention(make, BATCH, (3, 5, 7), (3, 3, 4), 3, 40)
