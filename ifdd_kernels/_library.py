@@ -6,6 +6,7 @@ import ctypes
 import functools
 import importlib.machinery
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import torch
 
@@ -149,10 +151,22 @@ def _copies() -> Iterator[Path]:
 
 def _installed_without(folder: Path) -> str | None:
     """Why a copy was installed as pure Python, as setup.py has left word; None where it was not."""
-    for found in metadata.distributions(name="ifdd-kernels", path=[str(folder.parent)]):
+    beside = metadata.distributions(name="ifdd-kernels", path=[str(folder.parent)])
+    editable = (found for found in metadata.distributions(name="ifdd-kernels") if _is_editable(found, folder))
+    for found in (*beside, *editable):
         if note := found.read_text("native.txt"):
             return note.strip()
     return None
+
+
+def _is_editable(found: metadata.Distribution, folder: Path) -> bool:
+    """Whether an installation is an editable one of these sources: its metadata lie elsewhere then."""
+    try:
+        origin = json.loads(found.read_text("direct_url.json") or "{}")
+        editable = bool(origin["dir_info"]["editable"])
+        return editable and _same(Path(unquote(urlsplit(origin["url"]).path)), folder.parent)
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def loaded() -> bool:

@@ -173,6 +173,27 @@ def test_a_copy_without_a_library(
     assert (note or "not installed as pure Python") in state.reason
 
 
+@pytest.mark.parametrize(("of", "lost"), [("these sources", False), ("others", True), ("nothing", True)])
+def test_an_editable_installation_as_pure_python(
+    of: str, lost: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its metadata lie among the installed packages and name the checkout, whose path has a space here."""
+    package = checkout_without_library(tmp_path / "check out")
+    metadata = tmp_path / "site" / "ifdd_kernels-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Name: ifdd-kernels\nVersion: 1.0\n")
+    (metadata / "native.txt").write_text("IFDD_NATIVE=0")
+    if of != "nothing":
+        source = package.parent if of == "these sources" else tmp_path
+        origin = {"url": source.as_uri(), "dir_info": {"editable": True}}
+        (metadata / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.setattr(sys, "path", [str(metadata.parent)])
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])
+    state = _library._load(package)
+    assert (state.path, state.lost, state.warn) == (None, lost, lost)
+    assert ("because of IFDD_NATIVE=0" in state.reason) is not lost
+
+
 def test_failure_of_this_process_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package = checkout_without_library(tmp_path)
     monkeypatch.setattr(sys, "path", [])
