@@ -228,3 +228,38 @@ def test_an_early_block_keeps_no_norm_of_its_input() -> None:
     assert seen() is None, "the norm is kept"
     found = torch.autograd.grad(out.square().sum(), [tokens, *block.parameters()])
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+def test_weights_are_their_own_where_autocast_is_switched_off_inside() -> None:
+    """A network whose features, or whose lifting and head, a subclass computes in float32."""
+
+    class Wide(IFDD):
+        def forward_features(self, clips: Tensor) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward_features(clips)
+
+    network = create_model("ifdd_nano", image_size=32, stages=(2, 3), drop_path=0.0, dropout=0.0).eval()
+    clips = torch.rand(1, 3, 16, 32, 32)
+    exact = network.forward_features(clips)
+    network.__class__ = Wide
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network.forward_features(clips), exact)
+        assert network(clips).dynamic.dtype == torch.bfloat16
+        with lowered.lowered([network.head.classifier.weight], torch.bfloat16):
+            assert lowered.lowered_weight(network.head.classifier.weight).dtype == torch.bfloat16
+            with torch.autocast("cpu", torch.float16):
+                assert lowered.lowered_weight(network.head.classifier.weight).dtype == torch.float32
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+def test_the_last_norm_runs_where_the_last_stage_is_asked_for() -> None:
+    backbone, seen = _backbone(), []
+    backbone.norm.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    assert list(backbone(torch.randn(1, 128, 8), (0, 2))) == [0, 2]
+    assert not seen
+    backbone(torch.randn(1, 128, 8), (3,))
+    assert len(seen) == 1
+    backbone.norm._forward_hooks.clear()
+    backbone.blocks = backbone.blocks[:-1]
+    assert list(backbone(torch.randn(1, 128, 8), (0, 2))) == [0, 2]

@@ -415,16 +415,16 @@ class MultiscaleBackbone(nn.Module):
         outputs: dict[int, StageOutput] = {}
         with ExitStack() as casts:
             alone = (self.class_token,)
-            casts.enter_context(lowered_layers(tokens, *self._group(plain, 0), alone=alone))
+            casts.enter_context(lowered_layers(tokens, *self._group(plain, 0, stages), alone=alone))
             class_token = lowered.lowered_weight(self.class_token).to(tokens.dtype)
             tokens = torch.cat((class_token.expand(tokens.shape[0], 1, -1), tokens), dim=1)
             kept = self._drawn(plain, tokens) if fused else []
             chain = Chain()
             for index, block in enumerate(self.blocks):
                 if index and index % CAST_TOGETHER == 0:
-                    casts.enter_context(lowered_layers(tokens, *self._group(plain, index)))
+                    casts.enter_context(lowered_layers(tokens, *self._group(plain, index, stages)))
                 if plain[index]:
-                    chain.following = self._following(plain, index)
+                    chain.following = self._following(plain, index, stages)
                     chain.kept = kept[index]
                     tokens, grid = block(tokens, chain)
                 else:
@@ -435,20 +435,21 @@ class MultiscaleBackbone(nn.Module):
                     outputs[stage] = StageOutput(tokens, grid)
         return outputs
 
-    def _following(self, plain: Sequence[bool], index: int) -> nn.Module | None:
+    def _following(self, plain: Sequence[bool], index: int, stages: Collection[int]) -> nn.Module | None:
         """The norm that takes the result of a plain block, if nothing else does."""
         if index + 1 == len(plain):
-            return self.norm
+            last = len(self.stage_ends) - 1
+            return self.norm if last in stages and index == self.stage_ends[last] else None
         following: Any = self.blocks[index + 1]
         return following.attention_norm if plain[index + 1] else None
 
-    def _group(self, plain: Sequence[bool], first: int) -> list[nn.Module | None]:
+    def _group(self, plain: Sequence[bool], first: int, stages: Collection[int]) -> list[nn.Module | None]:
         """The layers of the plain blocks from `first` whose weights are cast together."""
         found: list[nn.Module | None] = []
         for index in range(first, min(first + CAST_TOGETHER, len(plain))):
             if plain[index]:
                 block: Any = self.blocks[index]
-                found += [block.attention_norm, *block.lowerable(), self._following(plain, index)]
+                found += [block.attention_norm, *block.lowerable(), self._following(plain, index, stages)]
         return list(dict.fromkeys(found))
 
     def _drawn(

@@ -84,8 +84,14 @@ def lowered(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
 
 
 def lowered_weight(tensor: Tensor) -> Tensor:
-    """The copy of a tensor that is in force, or the tensor."""
+    """The copy of a tensor that is in force, or the tensor; where autocast was switched off since, the tensor."""
     if torch.compiler.is_compiling():  # nothing is lowered there, and TorchDynamo reads no ContextVar
         return tensor
     active = _ACTIVE.get()
-    return tensor if active is None else active.get(id(tensor), (tensor, tensor))[1]
+    copy = tensor if active is None else active.get(id(tensor), (tensor, tensor))[1]
+    device = tensor.device.type
+    if copy is tensor or (
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == copy.dtype
+    ):
+        return copy
+    return tensor
