@@ -55,11 +55,11 @@ class Mlp(nn.Module):
 
 
 def pooled(
-    x: Tensor, pool: nn.Module | None, grid: Sequence[int], has_cls: bool, norm: nn.Module | None = None
-) -> tuple[Tensor, list[int]]:
-    """(B, h, [1 +] T*H*W, C) -> the same behind a pool of volumes and a norm of tokens, the class token kept."""
+    x: Tensor, pool: nn.Module | None, grid: Any, has_cls: bool, norm: nn.Module | None = None
+) -> tuple[Tensor, Any]:
+    """(B, h, [1 +] T*H*W, C) behind a pool of volumes and a norm of tokens; the class token is not pooled."""
     if pool is None:
-        return x, list(grid)
+        return x, grid
     first, body = x[:, :, : int(has_cls)], x[:, :, int(has_cls) :]
     volume = pool(body.flatten(0, 1).mT.unflatten(2, list(grid)))
     tokens = volume.flatten(2).mT.unflatten(0, x.shape[:2])
@@ -160,8 +160,8 @@ class MultiScaleAttention(nn.Module):
             )
         start = int(self.has_cls_embed)
         scores = (q * self.scale) @ k.mT
-        bias = self._bias(q[:, :, start:].unflatten(2, q_grid), q_grid, k_grid)
-        if bias is not None:
+        if self.rel_pos_spatial or self.rel_pos_temporal:
+            bias = self._bias(q[:, :, start:].unflatten(2, q_grid), q_grid, k_grid)
             scores = scores + F.pad(bias, (start, 0, start, 0))
         x = scores.softmax(-1) @ v
         if self.residual_pooling:
@@ -169,21 +169,19 @@ class MultiScaleAttention(nn.Module):
         x = self.proj(x.transpose(1, 2).flatten(2))
         return (self.proj_drop(x) if self.drop_rate > 0 else x), q_grid
 
-    def _bias(self, body: Tensor, q_grid: list[int], k_grid: list[int]) -> Tensor | None:
+    def _bias(self, body: Tensor, q_grid: list[int], k_grid: list[int]) -> Tensor:
         """(B, h, T, H, W, C) -> (B, h, Nq, Nk)."""
         t, h, w = k_grid
-        total = None
+        total = body.new_zeros(())
         if self.rel_pos_spatial:
             of_h = positions(body.transpose(3, 4), self.rel_pos_h, q_grid[1], h).transpose(3, 4)
             of_w = positions(body, self.rel_pos_w, q_grid[2], w)
-            total = of_h[..., None, :, None] + of_w[..., None, None, :]
+            total = total + of_h[..., None, :, None] + of_w[..., None, None, :]
         if self.rel_pos_temporal:
             of_t = positions(body.transpose(2, 4), self.rel_pos_t, q_grid[0], t).transpose(2, 4)[
                 ..., None, None
             ]
-            total = of_t if total is None else total + of_t
-        if total is None:
-            return None
+            total = total + of_t
         return total.expand(*total.shape[:5], t, h, w).flatten(5).flatten(2, 4)
 
 
