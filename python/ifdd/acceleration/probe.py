@@ -17,14 +17,19 @@ from torch import Tensor, nn
 from ifdd.acceleration.classes import Accelerated, swap
 from ifdd.modules.backbone import Grid
 
+#: Answers by what runs: modules that differ in sizes alone are tried once, the first one, often the smallest.
+Trials = dict[tuple[Any, ...], str]
+_SIZES = frozenset({"dim", "dim_out", "num_heads", "scale", "training"})
 #: In float64, relative to the largest value: far above rounding, far below any other function.
 BOUND = 1e-9
 #: Small, and even on all axes: strides of powers of two leave whole ratios of queries to keys.
-GRID: Grid = (4, 8, 8)
+GRID: Grid = (2, 8, 8)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def why_different(module: nn.Module, mixin: type[Accelerated], channels: int, *, on_grid: bool) -> str:
+def why_different(
+    module: nn.Module, mixin: type[Accelerated], channels: int, trials: Trials, *, on_grid: bool
+) -> str:
     """The reason why a module does not compute what it would as one of `mixin`, in words; empty if it does.
 
     Both run on a copy with random parameters, in float64 on the CPU, in evaluation and in training, with the
@@ -34,8 +39,27 @@ def why_different(module: nn.Module, mixin: type[Accelerated], channels: int, *,
         module: one that `mixin` could replace.
         mixin: the other forward.
         channels: of the tokens it takes.
+        trials: of this call of `accelerate`, added to.
         on_grid: whether it takes the tokens' grid too.
     """
+    key = (mixin, *_kind(module))
+    if key not in trials:
+        trials[key] = _try(module, mixin, channels, on_grid)
+    return trials[key]
+
+
+def _kind(module: nn.Module) -> tuple[Any, ...]:
+    """The classes in a module, their names and settings without sizes, and the names of parameters."""
+    own = vars(nn.Module()).keys()
+    settings = {n: repr(v) for n, v in vars(module).items() if n not in own and n not in _SIZES}
+    # Whether a block widens decides which of its layers run.
+    widens = getattr(module, "dim", None) == getattr(module, "dim_out", None)
+    parts = tuple((name, type(part)) for name, part in module.named_modules())
+    parameters = tuple(name for name, _ in module.named_parameters())
+    return widens, tuple(sorted(settings.items())), parts, parameters
+
+
+def _try(module: nn.Module, mixin: type[Accelerated], channels: int, on_grid: bool) -> str:
     real = torch.utils._python_dispatch._disable_current_modes()
     quiet = torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]), torch.no_grad()
     with real, torch.device("cpu"), torch.inference_mode(False), quiet[0], quiet[1], quiet[2]:

@@ -21,6 +21,7 @@ from ifdd.acceleration.pooling import (
     read_stride,
     why_not_read,
 )
+from ifdd.acceleration.probe import Trials
 from ifdd.modules.backbone import Grid
 from ifdd.modules.children import is_untouched
 from ifdd_kernels import max_pool_tokens
@@ -96,7 +97,7 @@ class BlockOnKernels(Accelerated):
         return shortcut + me.drop_path(hidden), pooled_shape
 
 
-def plan(block: Any) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
+def plan(block: Any, _trials: Trials) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
     """The replacement of each part of a `MultiScaleBlock`, and why parts stay; the block itself is ""."""
     become: dict[str, type[Accelerated]] = {
         "": BlockOnKernels,

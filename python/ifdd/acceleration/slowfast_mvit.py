@@ -26,7 +26,7 @@ from ifdd.acceleration.pooling import (
     same_grids,
     why_not_read,
 )
-from ifdd.acceleration.probe import why_different
+from ifdd.acceleration.probe import Trials, why_different
 from ifdd.modules.backbone import Grid
 from ifdd.modules.children import is_untouched
 from ifdd_kernels import max_pool_tokens
@@ -145,7 +145,7 @@ class BlockOnKernels(Accelerated):
         return shortcut + me.drop_path(hidden if me.gamma_2 is None else me.gamma_2 * hidden), pooled_shape
 
 
-def plan(block: Any) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
+def plan(block: Any, trials: Trials) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
     """The replacement of each part of a `MultiScaleBlock`, and why parts stay; the block itself is ""."""
     become: dict[str, type[Accelerated]] = {"attn": AttentionOnKernels, "mlp": MLPOnKernels}
     reasons = {"attn": _attention_reason(block.attn), "mlp": _mlp_reason(block.mlp)}
@@ -156,7 +156,7 @@ def plan(block: Any) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
     for name, mixin in become.items():
         if not reasons[name] and not is_accelerated(parts[name]):
             reasons[name] = why_different(
-                parts[name], mixin, _channels(block, name), on_grid=mixin is not MLPOnKernels
+                parts[name], mixin, _channels(block, name), trials, on_grid=mixin is not MLPOnKernels
             )
     left = {name: reason for name, reason in reasons.items() if reason}
     return {name: mixin for name, mixin in become.items() if name not in left}, left

@@ -23,6 +23,7 @@ from ifdd.acceleration.pooling import (
     same_grids,
     why_not_read,
 )
+from ifdd.acceleration.probe import Trials
 from ifdd.modules.backbone import Grid
 from ifdd.modules.children import is_untouched
 from ifdd_kernels import max_pool_tokens
@@ -117,7 +118,7 @@ class SkipOnKernels(Accelerated):
         return out, cells(grid, stride)
 
 
-def plan(block: Any) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
+def plan(block: Any, _trials: Trials) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
     """The replacement of each part of a `MultiscaleBlock`, and why parts stay, by their names in it."""
     become: dict[str, type[Accelerated]] = {"attn": AttentionOnKernels, "mlp": MLPOnKernels}
     left: dict[str, str] = {}
