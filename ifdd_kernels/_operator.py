@@ -525,7 +525,9 @@ def _register_autograd(operator: Operator, backend: str) -> None:
 
     overload = operator.overload(backend)
     name = f"{NAMESPACE}::{_op_name(operator.name, backend)}"
-    torch.library.register_autograd(name, grads, setup_context=setup_context, lib=LIBRARY)
+    # Typed as the library, whose one method in use it has.
+    refusing: Any = _RefusingForwardMode(overload._schema.name)
+    torch.library.register_autograd(name, grads, setup_context=setup_context, lib=refusing)
     transformed = _transformable(overload, setup_context, functools.partial(grads, run=transformed_backward))
     cast = _Casts.of(operator)
     _EAGER[operator.name, backend] = _eager(overload, setup_context, grads, transformed, cast)
@@ -624,6 +626,25 @@ def _eager(
         return rule.apply(*args)
 
     return eager
+
+
+class _RefusingForwardMode:
+    """Stands for `LIBRARY` where a rule for gradients is registered, and refuses tangents before the rule.
+
+    So calls of `torch.ops.ifdd.*` are refused as those of the public functions are.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def impl(self, name: str, rule: Callable[..., Any], key: str, *, with_keyset: bool) -> None:
+        @functools.wraps(rule)
+        def checked(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+            if forward_ad._current_level >= 0:
+                _refuse_forward_mode(self._name, args)
+            return rule(keyset, *args, **kwargs)
+
+        LIBRARY.impl(name, checked, key, with_keyset=with_keyset)
 
 
 def _refuse_forward_mode(name: str, args: Sequence[Any]) -> None:

@@ -245,10 +245,17 @@ def test_functional_gradients_per_sample(name: str) -> None:
         torch.func.grad(lambda x: torch.func.grad(loss)(x).sum())(inputs[0])
 
 
+@pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("name", list(OPERATORS))
-def test_forward_mode_is_refused(name: str) -> None:
+def test_forward_mode_is_refused(name: str, raw: bool) -> None:
     """PyTorch's dispatcher takes an op without a rule for tangents as constant: zeros without a word."""
     op, (x, *_) = _of_first_input(name)
+    if raw:
+        _, *rest = _first(name)
+
+        def op(x: Tensor) -> Tensor:
+            return outputs_of(getattr(torch.ops.ifdd, name)(x, *rest))[0]
+
     with pytest.raises(NotImplementedError, match=f"{name}: forward-mode derivatives"):
         torch.func.jvp(op, (x,), (x,))
     with forward_ad.dual_level():

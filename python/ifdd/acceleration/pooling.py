@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ifdd.acceleration.classes import takes
 from ifdd.modules.backbone import Grid
-from ifdd.modules.children import is_untouched, weight_and_bias, weights
+from ifdd.modules.children import apply_linear, is_untouched, weight_and_bias, weights
 from ifdd_kernels import pool_tokens, pooled_attention
 from ifdd_kernels._constant import constant_result
 from ifdd_kernels.grids import LiveTokens, live_tokens, pooled_grid
@@ -98,6 +98,64 @@ class Projected(NamedTuple):
     stride: Grid
 
 
+def project_packed(
+    layer: nn.Module, x: Tensor, width: int, grid: Grid, stride: Grid, *, apart: bool
+) -> Projected:
+    """Of a layer whose rows are queries, keys and values, `width` each.
+
+    Where the layer may be read, keys and values are those of the tokens that their pools look at.
+
+    Args:
+        layer: (B, 1 + N, C) -> (B, 1 + N, 3*width).
+        x: (B, 1 + N, C).
+        width: h*d.
+        grid: (T, H, W) of the tokens.
+        stride: of the pools of keys and values.
+        apart: whether queries are wanted apart from them in any case.
+    """
+    covered = live(grid, stride, x.device)
+    found = weights(layer, nn.Linear) if apart or covered is not None else None
+    if found is None:
+        return Projected(apply_linear(layer, x), None, grid, stride)
+    weight, bias = found
+    query = slice(None, width), slice(width, None)
+    first, rest = (
+        nn.functional.linear(tokens, weight[rows], None if bias is None else bias[rows])
+        for tokens, rows in zip(
+            (x, x if covered is None else x.index_select(1, covered.rows)), query, strict=True
+        )
+    )
+    if covered is None:
+        return Projected(first, rest, grid, stride)
+    return Projected(first, rest, covered.grid, covered.stride)
+
+
+def project_apart(
+    layers: tuple[nn.Module, nn.Module, nn.Module], x: Tensor, grid: Grid, stride: Grid
+) -> Projected:
+    """Of three layers: queries of all tokens; keys and values, in one product, of those that pools look at.
+
+    Args:
+        layers: of queries (called), keys and values (read where they may be), each (B, 1 + N, C) ->
+            (B, 1 + N, h*d).
+        x: (B, 1 + N, C).
+        grid: (T, H, W) of the tokens.
+        stride: of the pools of keys and values.
+    """
+    query = layers[0](x)
+    key, value = (weights(layer, nn.Linear) for layer in layers[1:])
+    if key is None or value is None or (key[1] is None) != (value[1] is None):
+        return Projected(query, torch.cat((layers[1](x), layers[2](x)), -1), grid, stride)
+    covered = live(grid, stride, x.device)
+    weight = torch.cat((key[0], value[0]))
+    bias = None if key[1] is None or value[1] is None else torch.cat((key[1], value[1]))
+    tokens = x if covered is None else x.index_select(1, covered.rows)
+    key_value = nn.functional.linear(tokens, weight, bias)
+    if covered is None:
+        return Projected(query, key_value, grid, stride)
+    return Projected(query, key_value, covered.grid, covered.stride)
+
+
 def pool(
     projected: Projected,
     query: Pooling | None,
@@ -168,32 +226,37 @@ def attend(parts: tuple[Tensor, Tensor, Tensor], q_grid: Grid, k_grid: Grid, how
 
 # The mark goes to a plain function: TorchDynamo looks through a cache.
 @constant_result
-def same_positions(queries: int, keys: int, default: torch.dtype) -> bool:
+def same_positions(queries: int, keys: int, default: torch.dtype, shift_last: bool = False) -> bool:
     """Whether the ratio of two sizes, in floats of a dtype, finds the rows of a table that integers find.
 
     MViTs compute places in a table in PyTorch's default dtype; where the ratio is not an integer, rounding
-    may bring one to the row below.
+    may bring one to the row below. torchvision shifts the keys to positive distances before it multiplies
+    them by their ratio, SlowFast behind it (`shift_last`).
     """
-    return _same_positions(queries, keys, default)
+    return _same_positions(queries, keys, default, shift_last)
 
 
 @functools.cache
-def _same_positions(queries: int, keys: int, default: torch.dtype) -> bool:
+def _same_positions(queries: int, keys: int, default: torch.dtype, shift_last: bool) -> bool:
     # Traced or faked tensors have no values to compare.
     real = torch.utils._python_dispatch._disable_current_modes()
     with real, torch.device("cpu"), torch.inference_mode(False):
-        q, k = torch.arange(queries), torch.arange(keys)
-        of_query, of_key = (
-            torch.tensor(max(a / b, 1.0), dtype=default) for a, b in ((keys, queries), (queries, keys))
-        )
-        places = q[:, None].to(default) * of_query - (k[None].to(default) + (1.0 - keys)) * of_key
+        q, k = torch.arange(queries)[:, None].to(default), torch.arange(keys)[None].to(default)
+        ratio_of_query, ratio_of_key = max(keys / queries, 1.0), max(queries / keys, 1.0)
+        if shift_last:
+            places = q * ratio_of_query - k * ratio_of_key + (keys - 1) * ratio_of_key
+        else:
+            of_query, of_key = (
+                torch.tensor(ratio, dtype=default) for ratio in (ratio_of_query, ratio_of_key)
+            )
+            places = q * of_query - (k + (1.0 - keys)) * of_key
         return torch.equal(places.long(), relative_index(queries, keys, torch.device("cpu")))
 
 
-def same_grids(q_grid: Grid, k_grid: Grid) -> bool:
+def same_grids(q_grid: Grid, k_grid: Grid, shift_last: bool = False) -> bool:
     """:func:`same_positions` of all axes."""
     default = torch.get_default_dtype()
-    return all(same_positions(q, k, default) for q, k in zip(q_grid, k_grid, strict=True))
+    return all(same_positions(q, k, default, shift_last) for q, k in zip(q_grid, k_grid, strict=True))
 
 
 def max_pool_stride(skip: nn.Module | None) -> Grid | None:

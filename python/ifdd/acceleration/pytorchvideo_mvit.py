@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ifdd.acceleration.classes import Accelerated, backend_of, takes, why_another
@@ -12,20 +11,19 @@ from ifdd.acceleration.mlp import Layers, run_mlp, why_not_run
 from ifdd.acceleration.pooling import (
     ONES,
     Attention,
-    KeyValuePools,
-    Projected,
     attend,
     cells,
-    live,
     max_pool_stride,
     pair,
     pool,
+    project_apart,
     read_pooling,
     read_stride,
     why_not_read,
 )
+from ifdd.acceleration.probe import Trials
 from ifdd.modules.backbone import Grid
-from ifdd.modules.children import is_untouched, weights
+from ifdd.modules.children import is_untouched
 from ifdd_kernels import max_pool_tokens
 
 Answer = tuple[Tensor, Any]
@@ -57,29 +55,13 @@ class AttentionOnKernels(Accelerated):
         t, h, w = thw_shape
         grid: Grid = (t, h, w)
         q_grid = grid if query is None else cells(grid, query.stride)
-        projected = self._project(x, grid, key_value)
+        projected = project_apart((me.q, me.k, me.v), x, grid, key_value.stride)
         parts = pool(projected, query, key_value, grid, me.num_heads, backend_of(self, "pool_tokens"))
         how = Attention(me.scale, (None, None, None), False, False, backend_of(self, "pooled_attention"))
         out: Tensor = me.proj(attend(parts, q_grid, cells(grid, key_value.stride), how))
         if me.dropout_rate > 0:
             out = me.proj_drop(out)
         return out, thw_shape if query is None else list(q_grid)
-
-    def _project(self, x: Tensor, grid: Grid, pools: KeyValuePools) -> Projected:
-        """Queries of all tokens; keys and values, as one product, of those that their pools look at."""
-        me: Any = self
-        query = me.q(x)
-        key, value = weights(me.k, nn.Linear), weights(me.v, nn.Linear)
-        if key is None or value is None or (key[1] is None) != (value[1] is None):
-            return Projected(query, torch.cat((me.k(x), me.v(x)), -1), grid, pools.stride)
-        covered = live(grid, pools.stride, x.device)
-        weight = torch.cat((key[0], value[0]))
-        bias = None if key[1] is None or value[1] is None else torch.cat((key[1], value[1]))
-        tokens = x if covered is None else x.index_select(1, covered.rows)
-        key_value = nn.functional.linear(tokens, weight, bias)
-        if covered is None:
-            return Projected(query, key_value, grid, pools.stride)
-        return Projected(query, key_value, covered.grid, covered.stride)
 
 
 class MLPOnKernels(Accelerated):
@@ -115,7 +97,7 @@ class BlockOnKernels(Accelerated):
         return shortcut + me.drop_path(hidden), pooled_shape
 
 
-def plan(block: Any) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
+def plan(block: Any, _trials: Trials) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
     """The replacement of each part of a `MultiScaleBlock`, and why parts stay; the block itself is ""."""
     become: dict[str, type[Accelerated]] = {
         "": BlockOnKernels,

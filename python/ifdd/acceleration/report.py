@@ -44,7 +44,7 @@ class Report:
 
     def __str__(self) -> str:
         if not self.replaced and not self.left:
-            return "no blocks of an MViT that is known (torchvision's, pytorchvideo's)"
+            return "no blocks of an MViT that is known (torchvision's, pytorchvideo's, SlowFast's)"
         lines = [f"replaced: {len(self.replaced)} modules"]
         lines += [f"  {name or '(the model itself)'}" for name in self.replaced]
         lines += [f"left: {len(self.left)} modules"] if self.left else []

@@ -7,18 +7,21 @@ from typing import Any
 
 from torch import nn
 
-from ifdd.acceleration import pytorchvideo_mvit, torchvision_mvit
+from ifdd.acceleration import pytorchvideo_mvit, slowfast_mvit, torchvision_mvit
 from ifdd.acceleration.classes import Accelerated, is_accelerated, is_just_accelerated, swap
+from ifdd.acceleration.probe import Trials
 from ifdd.acceleration.report import Report
 from ifdd_kernels.backends import BACKENDS
 
-#: What each part of a block becomes and why parts are left, by their names in it; the block itself is "".
-Plan = Callable[[Any], tuple[dict[str, type[Accelerated]], dict[str, str]]]
+#: What each part of a block becomes and why parts are left, by their names in it; the block itself is "". The
+#: trials are those of one call of `accelerate`, for plans that make some.
+Plan = Callable[[Any, Trials], tuple[dict[str, type[Accelerated]], dict[str, str]]]
 
 #: By module and name of a block's class: nothing is imported to find out that a model has none.
 BLOCKS: dict[tuple[str, str], Plan] = {
     ("torchvision.models.video.mvit", "MultiscaleBlock"): torchvision_mvit.plan,
     ("pytorchvideo.layers.attention", "MultiScaleBlock"): pytorchvideo_mvit.plan,
+    ("slowfast.models.attention", "MultiScaleBlock"): slowfast_mvit.plan,
 }
 
 
@@ -26,14 +29,17 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> Report:
     """Makes the blocks of an existing MViT run on the kernels of `ifdd_kernels`, in place.
 
     The blocks of torchvision's `mvit_v1_b`, `mvit_v2_s` and of every other model made of its class `MViT`,
-    and those of pytorchvideo 0.1.5, compute what they computed, from and to the same tensors: parameters and
-    their names, hooks, modes, random draws and the object of every module stay. Only the classes of the
-    modules that hold a block's attention, its MLP and its max-pooled shortcut (in pytorchvideo the block
-    itself) change, to subclasses of what they were.
+    those of pytorchvideo 0.1.5 and those of SlowFast (`slowfast.models.attention`, MViT v1 and v2) compute
+    what they computed, from and to the same tensors: parameters and their names, hooks, modes, random draws
+    and the object of every module stay. Only the classes of the modules that hold a block's attention, its
+    MLP and its max-pooled shortcut (in pytorchvideo and SlowFast the block itself) change, to subclasses of
+    what they were.
 
-    What the kernels cannot take exactly is left, with the reason. What changes later (a hook, an adapter, a
-    replaced layer, dropout) is noticed on every call, and the class' own forward runs for it. So it does
-    under `torch.func`, in forward-mode differentiation and when `torch.fx` traces.
+    What the kernels cannot take exactly is left, with the reason. SlowFast is used from checkouts, which
+    people change: a module of each kind and settings is first tried on random numbers, on a copy, and those
+    that compute something else are left. What changes later (a hook, an adapter, a replaced layer, dropout)
+    is noticed on every call, and the class' own forward runs for it. So it does under `torch.func`, in
+    forward-mode differentiation and when `torch.fx` traces.
 
     Args:
         model: any module: an MViT, a part of one, or a network that has one inside.
@@ -56,6 +62,7 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> Report:
         raise ValueError(f"accelerate: unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     replaced: dict[str, nn.Module] = {}
     left: dict[str, str] = {}
+    trials: Trials = {}
     for name, block in list(model.named_modules()):
         plan, reason = _plan_of(block)
         if reason:
@@ -64,7 +71,7 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> Report:
             continue
         parts = {"": block, **dict(block.named_children())}
         names = {part: ".".join(filter(None, (name, part))) for part in parts}
-        become, why = plan(block)
+        become, why = plan(block, trials)
         for part, module in parts.items():
             if is_accelerated(module):  # by an earlier call, or as a part of another block that shares it
                 become.pop(part, None)

@@ -11,22 +11,21 @@ from ifdd.acceleration.mlp import Layers, run_mlp, why_not_run
 from ifdd.acceleration.pooling import (
     ONES,
     Attention,
-    KeyValuePools,
     Pooling,
-    Projected,
     attend,
     cells,
-    live,
     max_pool_stride,
     pair,
     pool,
+    project_packed,
     read_pooling,
     read_stride,
     same_grids,
     why_not_read,
 )
+from ifdd.acceleration.probe import Trials
 from ifdd.modules.backbone import Grid
-from ifdd.modules.children import apply_linear, is_untouched, weights
+from ifdd.modules.children import is_untouched
 from ifdd_kernels import max_pool_tokens
 
 Answer = tuple[Tensor, Any]
@@ -72,7 +71,8 @@ class AttentionOnKernels(Accelerated):
             tables = (None, None, None)
         elif not same_grids(q_grid, k_grid):
             return super().forward(x, thw)  # type: ignore[no-any-return]
-        projected = self._project(x, grid, key_value, query is None)
+        width = me.num_heads * me.head_dim
+        projected = project_packed(me.qkv, x, width, grid, key_value.stride, apart=query is None)
         parts = pool(projected, query, key_value, grid, me.num_heads, backend_of(self, "pool_tokens"))
         how = Attention(
             me.scaler,
@@ -83,26 +83,6 @@ class AttentionOnKernels(Accelerated):
         )
         out: Tensor = me.project(attend(parts, q_grid, k_grid, how))
         return out, thw if query is None else q_grid
-
-    def _project(self, x: Tensor, grid: Grid, pools: KeyValuePools, apart: bool) -> Projected:
-        """Queries of all tokens; keys and values of those that their pools look at."""
-        me: Any = self
-        covered = live(grid, pools.stride, x.device)
-        found = weights(me.qkv, nn.Linear) if apart or covered is not None else None
-        if found is None:
-            return Projected(apply_linear(me.qkv, x), None, grid, pools.stride)
-        weight, bias = found
-        width = me.num_heads * me.head_dim
-        query = slice(None, width), slice(width, None)
-        first, rest = (
-            nn.functional.linear(tokens, weight[rows], None if bias is None else bias[rows])
-            for tokens, rows in zip(
-                (x, x if covered is None else x.index_select(1, covered.rows)), query, strict=True
-            )
-        )
-        if covered is None:
-            return Projected(first, rest, grid, pools.stride)
-        return Projected(first, rest, covered.grid, covered.stride)
 
 
 class MLPOnKernels(Accelerated):
@@ -138,7 +118,7 @@ class SkipOnKernels(Accelerated):
         return out, cells(grid, stride)
 
 
-def plan(block: Any) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
+def plan(block: Any, _trials: Trials) -> tuple[dict[str, type[Accelerated]], dict[str, str]]:
     """The replacement of each part of a `MultiscaleBlock`, and why parts stay, by their names in it."""
     become: dict[str, type[Accelerated]] = {"attn": AttentionOnKernels, "mlp": MLPOnKernels}
     left: dict[str, str] = {}
