@@ -84,7 +84,7 @@ def lowered(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
 
 
 def lowered_weight(tensor: Tensor) -> Tensor:
-    """The copy of a tensor that is in force, or the tensor; where autocast was switched off since, the tensor."""
+    """The copy of a tensor that is in force, while autocast holds as it did then; else the tensor."""
     if torch.compiler.is_compiling():  # nothing is lowered there, and TorchDynamo reads no ContextVar
         return tensor
     active = _ACTIVE.get()

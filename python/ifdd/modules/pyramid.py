@@ -57,8 +57,8 @@ class PyramidAggregation(nn.Module):
 
     def _merged(self, stages: Sequence[StageOutput], last: torch.Tensor) -> torch.Tensor:
         assert self.merge is not None
-        # A norm that autocast runs leaves float32. Narrowed before they are joined, as the convolutions' results
-        # are, the rows are not widened first.
+        # A norm that autocast runs leaves float32. Narrowed before they are joined, as the convolutions'
+        # results are, the rows are not widened first.
         last = last.to(lowered_dtype(last) or last.dtype)
         parts = []
         for (tokens, grid), conv, ratio in zip(stages, self.reduce, self.ratios, strict=False):
