@@ -1,4 +1,7 @@
-"""Plain matrix products of a case's FLOPs: nothing that multiplies as much is faster."""
+"""Plain matrix products of a case's FLOPs, by PyTorch's library: what its best routine takes for as much work.
+
+A bound for what multiplies with that library. Kernels of other libraries, or of this one, can be faster.
+"""
 
 from __future__ import annotations
 
