@@ -1,4 +1,4 @@
-"""Plain matrix products of a case's FLOPs, by PyTorch's library: what its best routine takes for as much work.
+"""Plain matrix products of a case's FLOPs, by PyTorch's library: what its best routine takes for as much.
 
 A bound for what multiplies with that library. Kernels of other libraries, or of this one, can be faster.
 """
