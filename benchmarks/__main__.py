@@ -8,6 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+if __name__ == "__main__":
+    # Seconds pass on a busy machine until the modules below are there.
+    print("loading PyTorch and the cases", flush=True)
+
 import torch
 
 from benchmarks.suite import machine, memory, overhead, plan, results
@@ -24,8 +28,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--preset",
-        choices=("table", "short", "gpu", "small"),
-        help="table: of the device; short: make bench; gpu: the GPU's table; small: that of a small network",
+        choices=("table", "short", "deployment", "gpu", "small"),
+        help="table: of the device; short: make bench; deployment: beside ONNX Runtime and OpenVINO; "
+        "gpu: the GPU's table; small: that of a small network",
     )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
@@ -49,6 +54,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.preset = options.preset or ("gpu" if options.device == "cuda" else "table")
     if options.alone and not options.contenders:
         parser.error("--alone needs --contenders")
+    if options.preset == "deployment" and options.device != "cpu":
+        parser.error("--preset deployment measures a CPU: give it --device cpu")
     if not set(options.modes.split(",")) <= set(MODES):
         parser.error(f"--modes must be of {','.join(MODES)}, got {options.modes}")
     return options
@@ -80,6 +87,20 @@ def _mistake(options: argparse.Namespace) -> str | None:
         unknown = _unknown(choice, known)
         if unknown:
             return f"{option}: there is no {unknown}; {where}: {', '.join(sorted(known, key=_in_order))}"
+    return _refused(options)
+
+
+def _refused(options: argparse.Namespace) -> str | None:
+    """The contenders that were asked for by name and run in none of the tasks that have them."""
+    wanted = options.contenders.split(",") if options.contenders else []
+    reasons: dict[str, set[str]] = {name: set() for name in wanted}
+    for task in selected(options) if wanted else ():
+        for contender in task.case.contenders:
+            if contender.name in reasons:
+                reasons[contender.name].add(contender.refusal(PRECISIONS[task.precision].activations))
+    for name, found in reasons.items():
+        if found and "" not in found:
+            return f"--contenders: {name} does not run here: {'; '.join(sorted(found))}"
     return None
 
 
@@ -95,6 +116,8 @@ def _in_order(label: str) -> tuple[str, int, str]:
 
 
 def _tasks(options: argparse.Namespace) -> Iterator[Task]:
+    if options.preset == "deployment":
+        return plan.deployment()
     if options.preset in ("table", "short") and options.device == "cpu":
         return plan.cpu(options.preset == "short")
     return plan.gpu(options.device, plan.SMALL if options.preset == "small" else plan.NETWORK)

@@ -2,14 +2,15 @@
 
 Prints the summary and writes the plots to ``docs/figures``. With ``--write`` the tables go into README.md
 and ``docs``, between the markers ``<!-- benchmarks: TABLE DEVICE -->`` and ``<!-- end of benchmarks -->``;
-TABLE is headline, summary, accuracy, memory or the name of a case, DEVICE cpu or gpu.
+TABLE is headline, summary, accuracy, memory, deployment or the name of a case, DEVICE cpu or gpu. A table
+that the file has nothing for stays as it is; ``--only deployment`` writes that one and draws nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from benchmarks.report import plots, tables
@@ -26,6 +27,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "summary": tables.summary,
     "accuracy": tables.accuracy,
     "memory": tables.memory,
+    "deployment": tables.deployment,
 }
 
 
@@ -35,19 +37,24 @@ def device_kind(rows: list[Row]) -> str:
 
 
 def render(table: str, rows: list[Row], path: str) -> str:
-    """One table with its origin."""
+    """One table with its origin; empty where the rows have nothing for it."""
     make = TABLES.get(table) or tables.case_table(table)
-    return f"{make(rows)}\n\n{tables.origin(rows, path)}\n"
+    made = make(rows)
+    return f"{made}\n\n{tables.origin(rows, path)}\n" if made else ""
 
 
-def fill(text: str, rows: list[Row], path: str) -> str:
-    """A document with the tables of its markers made anew; markers of the other device stay as they are."""
+def fill(text: str, rows: list[Row], path: str, only: Collection[str] | None = None) -> str:
+    """A document with the tables of its markers made anew, or ``only`` these of them.
+
+    Markers of the other device stay as they are, and those that the rows have nothing for.
+    """
     kind = device_kind(rows)
 
     def replace(match: re.Match[str]) -> str:
-        if match["device"] != kind:
+        if match["device"] != kind or (only is not None and match["table"] not in only):
             return match[0]
-        return f"{match[1]}{render(match['table'], rows, path)}{match[5]}"
+        made = render(match["table"], rows, path)
+        return f"{match[1]}{made}{match[5]}" if made else match[0]
 
     return MARKER.sub(replace, text)
 
@@ -63,20 +70,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--write", action="store_true", help="put the tables into README.md and docs")
     parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures", help="folder of the plots")
+    parser.add_argument("--only", help="these tables, without figures, e.g. deployment,model")
     options = parser.parse_args(arguments)
-    rows = read(options.file, "time")
-    if not rows:
+    rows = [row for row in read(options.file) if row["kind"] in ("time", "skipped")]
+    if not any(row["kind"] == "time" for row in rows):
         raise SystemExit(f"{options.file}: no measurements")
     resolved = options.file.resolve()
     path = str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else options.file.name
-    print(render("summary", rows, path))
-    kind = device_kind(rows)
-    for figure in plots.draw(options.file, options.figures, kind):
-        print(figure)
+    only = options.only.split(",") if options.only else None
+    for table in only or ["summary"]:
+        print(render(table, rows, path))
+    if only is None:
+        for figure in plots.draw(options.file, options.figures, device_kind(rows)):
+            print(figure)
     if options.write:
         for document in documents():
             before = document.read_text()
-            after = fill(before, rows, path)
+            after = fill(before, rows, path, only)
             if after != before:
                 document.write_text(after)
                 print(document)

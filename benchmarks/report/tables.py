@@ -17,6 +17,16 @@ LABELS = {
     "rewrite+compile": "rewrite, torch.compile",
     "shifts+compile": "27 shifts, torch.compile",
 }
+#: Of the whole network in deployment runtimes, the lines of their table.
+DEPLOYED = {
+    "ifdd": "this library",
+    "original": "original, eager",
+    "original+onnxruntime": "ONNX Runtime, the original exported",
+    "original+openvino": "OpenVINO, the original exported",
+    "ifdd+onnxruntime": "ONNX Runtime, our export",
+    "ifdd+openvino": "OpenVINO, our export",
+    "products": "plain products of the same FLOPs",
+}
 NAMES = {
     "issm": "splitting (ISSM and norms)",
     "pool_tokens": "pooling of q, k, v, all blocks",
@@ -72,6 +82,8 @@ def quantities(rows: Iterable[Row]) -> list[Quantity]:
     """
     found: dict[tuple[str, str, int, str, str], dict[str, Row]] = {}
     for row in rows:
+        if row.get("kind", "time") != "time":
+            continue
         key = (row["case"], row["label"], row["batch"], row["precision"], row["pass"])
         group = found.setdefault(key, {})
         before = group.get(row["contender"])
@@ -224,6 +236,38 @@ def case_table(case: str) -> Callable[[list[Row]], str]:
     return table
 
 
+def deployment(rows: list[Row]) -> str:
+    """One line per runtime of exported networks, a column per batch and precision; empty without any.
+
+    Names what was skipped, with the reason.
+    """
+    rivals = {name for name in DEPLOYED if "+" in name}
+    found = [
+        q
+        for q in quantities(rows)
+        if (q.case, q.pass_name) == ("model", "inference") and q.ours is not None and rivals & set(q.rows)
+    ]
+    if not found:
+        return ""
+    head = ["whole network, inference"]
+    head += [f"{q.batch} clip{'s' if q.batch > 1 else ''}, {q.precision}" for q in found]
+    lines = []
+    for name, label in DEPLOYED.items():
+        cells = [
+            seconds(q.rows[name]["median_s"]) if name in OURS and name in q.rows else _beside(q, name)
+            for q in found
+        ]
+        if any(cells):
+            lines.append([label, *cells])
+    left_out = {
+        (row["contender"], row["precision"]): row["reason"]
+        for row in rows
+        if row.get("kind") == "skipped" and row.get("contender") in rivals
+    }
+    reasons = "; ".join(f"{name} in {precision} ({why})" for (name, precision), why in left_out.items())
+    return _markdown(head, lines) + (f"\n\nNot measured: {reasons}." if reasons else "")
+
+
 def accuracy(rows: list[Row]) -> str:
     """Error against float64 relative to the largest value, and in units of the eager float32 original's."""
     lines = []
@@ -253,6 +297,7 @@ def memory(rows: list[Row]) -> str:
 
 def origin(rows: list[Row], path: str) -> str:
     """Where the numbers come from: one sentence for below a table."""
+    rows = [row for row in rows if row.get("kind", "time") == "time"]
     row = rows[-1]
     loads = [r["load"] for r in rows if r.get("load") is not None]
     parts = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,22 @@ class Bound:
     rename: Callable[[Gradients], Gradients] = dict
 
 
+class Setup:
+    """What must be there before an implementation is bound, and takes long. Equal ones are shared."""
+
+    def seconds(self, inputs: Inputs) -> float:
+        """How long it will take, for budgets; 0 where it is done."""
+        raise NotImplementedError
+
+    def run(self, inputs: Inputs, say: Callable[[str], None]) -> None:
+        """Does it, if it is not done."""
+        raise NotImplementedError
+
+
+def _never(precision: torch.dtype) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Contender:
     """An implementation in a benchmark."""
@@ -87,6 +103,15 @@ class Contender:
     ours: bool = False
     #: What is entered around every step of it.
     around: Callable[[], AbstractContextManager[None]] = nullcontext
+    #: Why it cannot run here with activations of a dtype; empty if it can.
+    refusal: Callable[[torch.dtype], str] = _never
+    setup: Setup | None = None
+    #: Whether it takes its memory from PyTorch, which counts it.
+    counted_memory: bool = True
+    #: Whether it only bounds the others: it has no result that could be compared.
+    limit: bool = False
+    #: More about it, for its rows.
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     def compile(self, suffix: str = "compile", **options: Any) -> Contender:
         """The same under torch.compile, static shapes."""

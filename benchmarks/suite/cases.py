@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import original
-from benchmarks.rivals import attention, blocks, lifting, network, pooling, splitting, vision
+from benchmarks.rivals import (
+    attention,
+    blocks,
+    deployment,
+    lifting,
+    network,
+    pooling,
+    products,
+    splitting,
+    vision,
+)
 from benchmarks.rivals.contender import Contender, Inputs, Outputs
 from benchmarks.suite import costs, ours
 from benchmarks.suite.shapes import BlockShape, NetworkShape, network_shape
@@ -424,6 +434,21 @@ def model(config: IFDDConfig, batch: int, device: str) -> Case:
         ("logits", "lifting_residual"),
         dtype=torch.float32,
     )
+
+
+def deployed(config: IFDDConfig, batch: int) -> Case:
+    """The whole network beside its exported files in deployment runtimes, for inference on a CPU.
+
+    With the time of plain products of the same FLOPs, in the precision of the run.
+    """
+    config = replace(config, dropout=0.0, drop_path=0.0)
+    case = model(config, batch, "cpu").only(("original", "ifdd"))
+
+    def flops(inputs: Inputs) -> int:
+        return case.cost(inputs, torch.float32, False).flops
+
+    rivals = (*deployment.contenders(config), products.contender(flops))
+    return replace(case, contenders=(*case.contenders, *rivals))
 
 
 def backbone_s(batch: int) -> Case:

@@ -78,6 +78,7 @@ def cpu(shorter: bool = False) -> Iterator[Task]:
     yield from _tasks(_compiled(model[1], ("original+compile",)), ("fp32",))
     yield from _tasks(_compiled(ops(1), ("original+compile",)), ("fp32",))
     yield from _tasks(_eager(model[1]), ("bf16",))
+    yield from deployment()
     singles = cases.small_ops(shape, 1, "cpu") + cases.around_attention(shape, 1, "cpu")
     yield from _tasks(_eager(singles), ("fp32",))
     yield from _tasks(_eager(blocks), ("fp32",))
@@ -98,6 +99,13 @@ def cpu(shorter: bool = False) -> Iterator[Task]:
     # training step of the network is checked against keeps 2.5 GB a clip.
     yield from _tasks(_eager([cases.model(NETWORK, 16, "cpu")]), ("fp32",), ("inference",))
     yield from _tasks(_eager([cases.model(NETWORK, 4, "cpu")]), ("fp32",))
+
+
+def deployment(network: IFDDConfig = NETWORK) -> Iterator[Task]:
+    """The network in deployment runtimes, for inference on a CPU."""
+    for precision in ("fp32", "bf16"):
+        found = [cases.deployed(network, batch) for batch in (1, 4)]
+        yield from _tasks(found, (precision,), ("inference",))
 
 
 def gpu(device: str = "cuda", network: IFDDConfig = NETWORK) -> Iterator[Task]:

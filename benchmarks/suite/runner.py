@@ -166,7 +166,8 @@ class Session:
 
     def _skip(self, reason: str, identity: dict[str, Any]) -> None:
         self.writer.write("skipped", **identity, reason=reason[:500])
-        self.say(f"  skipped, {reason}"[:200])
+        who = f"{identity['contender']}: " if "contender" in identity else ""
+        self.say(f"  {who}skipped, {reason}"[:200])
 
     def _measure(
         self, case: Case, precision: Precision, training: bool, identity: dict[str, Any], what: str
@@ -178,11 +179,21 @@ class Session:
         cost = case.cost(inputs, precision.activations, training)
         keys = ours.choice_fields(case.name, inputs, precision.activations)
         passed: dict[str, Step] = {}
+        limits: dict[str, Step] = {}
         facts: dict[str, dict[str, Any]] = {}
         eager: Errors | None = None
         for contender in case.contenders:
             self.journal.start(what, contender.name, self._limit(contender))
+            reason = contender.refusal(precision.activations)
+            if reason:
+                self._skip(reason, identity | {"contender": contender.name})
+                continue
             try:
+                if contender.setup is not None:
+                    contender.setup.run(inputs, self.say)
+                if contender.limit:
+                    limits[contender.name] = prepare(contender, inputs, False)
+                    continue
                 bounds = Gate(precision.eps, eager, case.discontinuous)
                 step, errors, peak = checked(case, contender, inputs, training, truth, bounds, self.device)
             except Exception as error:
@@ -201,14 +212,17 @@ class Session:
                 if precision.name == "fp32":
                     self.unit[_quantity(case, training)] = errors.output
             passed[contender.name] = step
-            facts[contender.name] = self._error_fields(case, training, errors) | {"peak_bytes": peak}
+            memory_of = peak if contender.counted_memory else None
+            facts[contender.name] = self._error_fields(case, training, errors) | {"peak_bytes": memory_of}
+            facts[contender.name] |= contender.fields
         self.measured += len(passed)
         if self.rates is None:
             for name, found in facts.items():
                 self.writer.write("checked", **identity, contender=name, **keys, **found)
                 self.say(f"  {name:22s} error {found['error']:.1e}")
             return
-        for mode, calls in self._modes(passed, inputs, training, cost, identity, what).items():
+        steps = passed | (limits if passed else {})
+        for mode, calls in self._modes(steps, inputs, training, cost, identity, what).items():
             if not calls:
                 continue
             # Each has run before, so what hangs here is not known by its contender.
@@ -218,11 +232,11 @@ class Session:
             for name, values in readings.items():
                 ratio = ratios(readings[case.anchor], values) if case.anchor in readings else None
                 fields = self._time_fields(summary(values), ratio, cost, precision.name)
-                fields |= keys | facts[name]
+                fields |= keys | facts.get(name, {})
                 self.writer.write("time", **identity, contender=name, mode=mode, **fields)
                 beside = f"  {ratio.median:5.2f}x" if ratio else ""
-                time_ms, worst = fields["median_s"] * 1e3, facts[name]["error"]
-                self.say(f"  {name:22s} {mode:6s} {time_ms:10.3f} ms{beside}  error {worst:.1e}")
+                error = f"  error {facts[name]['error']:.1e}" if name in facts else "  limit"
+                self.say(f"  {name:22s} {mode:6s} {fields['median_s'] * 1e3:10.3f} ms{beside}{error}")
 
     def _truth_of(self, case: Case, inputs: Inputs, training: bool, dtype: torch.dtype) -> Truth:
         name = (*_quantity(case, training), dtype)
@@ -367,6 +381,7 @@ def estimate(case: Case, precision: Precision, training: bool, session: Session)
     cost = case.cost(inputs, precision.activations, training)
     once = session.rates.least_seconds(cost.bytes, cost.flops, "fp32") / EAGER_SHARE
     compiled = sum(contender.compiled is not None for contender in case.contenders)
-    return once * (len(case.contenders) * (session.fewest + 2) + 3) + compiled * COMPILE_S.get(
-        case.name, 12.0
-    )
+    running = [c for c in case.contenders if not c.refusal(precision.activations)]
+    setups = {contender.setup for contender in running if contender.setup is not None}
+    once *= len(running) * (session.fewest + 2) + 3
+    return once + compiled * COMPILE_S.get(case.name, 12.0) + sum(setup.seconds(inputs) for setup in setups)
