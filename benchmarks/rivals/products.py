@@ -5,7 +5,6 @@ A bound for what multiplies with that library. Kernels of other libraries, or of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
