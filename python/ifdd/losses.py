@@ -91,3 +91,21 @@ class IFDDLoss(nn.Module):
     def extra_repr(self) -> str:
         """Weight and reduction."""
         return f"lifting_weight={self.lifting_weight}, lifting_reduction={self.lifting_reduction}"
+
+
+class WithLoss(nn.Module):
+    """A network and its loss as one module: what a training step computes of a mixed batch.
+
+    Args:
+        model: returns an :class:`ifdd.IFDDOutput`.
+        criterion: the loss.
+    """
+
+    def __init__(self, model: nn.Module, criterion: IFDDLoss) -> None:
+        super().__init__()
+        self.model, self.criterion = model, criterion
+
+    def forward(self, clips: torch.Tensor, targets: torch.Tensor) -> LossParts:
+        """Clips (B, 3, T, H, W) and targets (B, K) -> the loss; its parts have no gradient of their own."""
+        parts: LossParts = self.criterion(self.model(clips), targets)
+        return LossParts(parts.total, parts.classification.detach(), parts.lifting.detach())

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from benchmarks.fake_gpu.machine import fake_gpu
 from fake_gpu.marks import CPU_BUILD
 from ifdd import IFDD, IFDDConfig, graphs
-from ifdd.losses import IFDDLoss
-from ifdd.training.module import WithLoss
+from ifdd.losses import IFDDLoss, WithLoss
 from rank_program import TINY
 from recorded_graphs import RecordedGraph, _Recorder, recorded_graphs
 

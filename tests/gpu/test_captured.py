@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from ifdd import IFDD
 from ifdd.graphs import capture
-from ifdd.losses import IFDDLoss
-from ifdd.training.module import WithLoss
+from ifdd.losses import IFDDLoss, WithLoss
 from ops.devices import NETWORKS, devices, parameter
 from recorded_graphs import recorded_graphs
 

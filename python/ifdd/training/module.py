@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from ifdd.config import IFDDConfig
 from ifdd.data.transforms import BatchMix, ClipAugment
 from ifdd.graphs import Captured, capture
-from ifdd.losses import IFDDLoss, LossParts
+from ifdd.losses import IFDDLoss, LossParts, WithLoss
 from ifdd.training.config import TrainingConfig
 from ifdd.training.data import sampling_policy
 from ifdd.training.launch import ALONE, Launch
@@ -34,19 +34,6 @@ def _keep_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
     """The state of a checkpoint, for the kernels of this optimiser: the file may come from another device."""
     fused = optimizer.defaults["fused"]
     return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
-
-
-class WithLoss(nn.Module):
-    """A network and its loss as one module: what a training step computes of a mixed batch."""
-
-    def __init__(self, model: nn.Module, criterion: IFDDLoss) -> None:
-        super().__init__()
-        self.model, self.criterion = model, criterion
-
-    def forward(self, clips: Tensor, targets: Tensor) -> LossParts:
-        """Clips (B, 3, T, H, W) and targets (B, K) -> the loss; its parts have no gradient of their own."""
-        parts: LossParts = self.criterion(self.model(clips), targets)
-        return LossParts(parts.total, parts.classification.detach(), parts.lifting.detach())
 
 
 class Recogniser(pl.LightningModule):
