@@ -213,7 +213,7 @@ def position_gradient(
     """grad_query = partial_grad + gradient through q.R, and sums of grad_position^T q over a program's rows.
 
     ``parts`` is (programs, K_H + K_W + rows of table_t, d) float32: see ``table_gradient``. The class
-    queries, which have no position, are shared out among the programs.
+    queries, which have no position, are left to that kernel.
     """
     PARTS: tl.constexpr = column_tiles(WIDTH)
     TABLE_T: tl.constexpr = 2 * max(Q_T, K_T) - 1
@@ -254,13 +254,6 @@ def position_gradient(
 
     store_tiles(grad_query + joined, inside, sums, WIDTH, PARTS)
 
-    one = tl.arange(0, 1)
-    for of in range(program, clips * heads, tl.num_programs(0)):
-        clip_rows = (of // heads).to(tl.int64) * (1 + Q_T * Q_H * Q_W) * heads
-        at = (clip_rows + of % heads) * WIDTH + one
-        taken = load_tiles(partial_grad + at, one == 0, WIDTH, PARTS, True)
-        store_tiles(grad_query + at, one == 0, taken, WIDTH, PARTS)
-
 
 @triton.jit
 def _row_sum(
@@ -293,14 +286,15 @@ def _row_sum(
 
 @triton.jit
 def table_gradient(
-    parts, grad_h, grad_w, grad_t, tiles,
+    parts, grad_h, grad_w, grad_t, partial_grad, grad_query, tiles, clips, heads,
     Q_T: tl.constexpr, Q_H: tl.constexpr, Q_W: tl.constexpr,
     K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A row of one of the tables' gradients, from the sums of ``position_gradient``'s programs.
 
-    Those are, for each y and x of the query grid, ``tiles`` neighbours.
+    Those are, for each y and x of the query grid, ``tiles`` neighbours. The programs share a second duty:
+    gradients of class queries, which have no part through q.R, go from ``partial_grad`` to ``grad_query``.
     """
     ROWS_H: tl.constexpr = 2 * max(Q_H, K_H) - 1
     ROWS_W: tl.constexpr = 2 * max(Q_W, K_W) - 1
@@ -325,6 +319,11 @@ def table_gradient(
             parts, row, column, 1, Q_H * line, 0, 0, K_H + K_W, Q_T, K_T, True, SLOTS, WIDTH, BLOCK, COLUMNS
         )  # fmt: skip
         _store_row(grad_t, row, column, total, WIDTH)
+    for of in range(tl.program_id(0), clips * heads, tl.num_programs(0)):
+        first = (of // heads).to(tl.int64) * (1 + Q_T * Q_H * Q_W) * heads + of % heads
+        place = first * WIDTH + column
+        taken = tl.load(partial_grad + place, mask=column < WIDTH, other=0.0)
+        tl.store(grad_query + place, taken, mask=column < WIDTH)
 
 
 @triton.jit
@@ -475,6 +474,10 @@ def backward(
         grad_h=grad_h,
         grad_w=grad_w,
         grad_t=grad_t,
+        partial_grad=partial,
+        grad_query=grad_query,
+        clips=query.shape[0],
+        heads=query.shape[2],
         tiles=programs // (q_grid[1] * q_grid[2]),
         **_grids(q_grid, k_grid),
         WIDTH=query.shape[3],
