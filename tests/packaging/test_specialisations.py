@@ -182,7 +182,9 @@ def test_the_plan_is_asked_for_whatever_has_kernels() -> None:
     shown = " ".join(questions.shown(question) for question in questions.of_plan())
     for case in ("model", "issm", "ladm", "block", "pool_tokens", "pooled_attention", "lifting_update"):
         assert f"{case} " in shown, case
-    assert "linear" not in shown.replace("gelu_linear", "linear").replace("nonlinear", "")
+    for case in ("gelu_linear", "max_pool_tokens"):
+        assert f"{case} " in shown, case
+    assert "linear" not in shown.replace("gelu_linear", "").replace("nonlinear", "")
 
 
 def test_without_a_gpu_an_architecture_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

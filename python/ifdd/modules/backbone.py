@@ -413,15 +413,16 @@ class MultiscaleBackbone(nn.Module):
         fused = not recompute and lowered.eager_on_gpu(tokens)
         plain = [fused and type(block) is MultiscaleBlock and is_untouched(block) for block in self.blocks]
         outputs: dict[int, StageOutput] = {}
-        with ExitStack() as casts:
-            alone = (self.class_token,)
-            casts.enter_context(lowered_layers(tokens, *self._group(plain, 0, stages), alone=alone))
+        with ExitStack() if fused else nullcontext() as casts:  # TorchDynamo enters no context of a stack
+            if casts is not None:
+                alone = (self.class_token,)
+                casts.enter_context(lowered_layers(tokens, *self._group(plain, 0, stages), alone=alone))
             class_token = lowered.lowered_weight(self.class_token).to(tokens.dtype)
             tokens = torch.cat((class_token.expand(tokens.shape[0], 1, -1), tokens), dim=1)
             kept = self._drawn(plain, tokens) if fused else []
             chain = Chain()
             for index, block in enumerate(self.blocks):
-                if index and index % CAST_TOGETHER == 0:
+                if casts is not None and index and index % CAST_TOGETHER == 0:
                     casts.enter_context(lowered_layers(tokens, *self._group(plain, index, stages)))
                 if plain[index]:
                     chain.following = self._following(plain, index, stages)
