@@ -216,6 +216,8 @@ class Chain:
     following: nn.Module | None = None
     #: The samples that keep either branch, where they were drawn for the block's `drop_path`.
     kept: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+    #: Whether the weights of the block were cast with those of others; else it casts its own.
+    cast: bool = False
 
 
 class MultiscaleBlock(nn.Module):
@@ -286,6 +288,8 @@ class MultiscaleBlock(nn.Module):
                 f"got {tuple(tokens.shape)}"
             )
         chain = Chain() if chain is None else chain
+        if chain.cast:
+            return self._forward(tokens, chain), self.out_grid
         first = self.attention_norm if chain.normed is None else None
         with lowered_layers(tokens, first, chain.following, *self.lowerable()):
             return self._forward(tokens, chain), self.out_grid
@@ -420,7 +424,7 @@ class MultiscaleBackbone(nn.Module):
             class_token = lowered.lowered_weight(self.class_token).to(tokens.dtype)
             tokens = torch.cat((class_token.expand(tokens.shape[0], 1, -1), tokens), dim=1)
             kept = self._drawn(plain, tokens) if fused else []
-            chain = Chain()
+            chain = Chain(cast=fused)
             for index, block in enumerate(self.blocks):
                 if casts is not None and index and index % CAST_TOGETHER == 0:
                     casts.enter_context(lowered_layers(tokens, *self._group(plain, index, stages)))
