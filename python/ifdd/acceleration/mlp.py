@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ifdd.acceleration.classes import Accelerated, backend_of
+from ifdd.acceleration.classes import Accelerated, backend_of, takes
 from ifdd.modules.children import apply_linear, is_untouched, weight_and_bias
 from ifdd_kernels import gelu_linear
 
@@ -60,3 +60,22 @@ def why_not_run(layers: Layers) -> str:
     if not all(map(is_untouched, called)) or not all(weight_and_bias(layer, nn.Linear) for layer in products):
         return "has a hook, a tensor subclass or no bias in a layer whose weights would be read"
     return ""
+
+
+class TwoLayerMLP(Accelerated):
+    """An `Mlp` of fc1, act and fc2: keeps only the argument of GELU for backward. All its layers are read."""
+
+    #: Name of the dropout behind both products, there if `NAME_rate` is above 0.
+    dropout_name: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C')."""
+        out = run_mlp(self, two_layers(self, self.dropout_name), x) if takes(x) else None
+        return super().forward(x) if out is None else out
+
+
+def two_layers(mlp: Any, dropout: str) -> Layers:
+    """The layers of an `Mlp` with fc1, act, fc2 and a dropout of that name."""
+    return Layers(
+        mlp.fc1, mlp.act, mlp.fc2, (getattr(mlp, dropout),) if getattr(mlp, f"{dropout}_rate") > 0 else ()
+    )

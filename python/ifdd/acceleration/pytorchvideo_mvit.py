@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ifdd.acceleration.classes import Accelerated, backend_of, takes, why_another
-from ifdd.acceleration.mlp import Layers, run_mlp, why_not_run
+from ifdd.acceleration.mlp import TwoLayerMLP, two_layers, why_not_run
 from ifdd.acceleration.pooling import (
     ONES,
     Attention,
@@ -64,17 +64,10 @@ class AttentionOnKernels(Accelerated):
         return out, thw_shape if query is None else list(q_grid)
 
 
-class MLPOnKernels(Accelerated):
-    """`Mlp`: keeps only the argument of GELU for backward. All its layers are read."""
+class MLPOnKernels(TwoLayerMLP):
+    """`Mlp`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C')."""
-        out = run_mlp(self, _layers_of_mlp(self), x) if takes(x) else None
-        return super().forward(x) if out is None else out
-
-
-def _layers_of_mlp(mlp: Any) -> Layers:
-    return Layers(mlp.fc1, mlp.act, mlp.fc2, (mlp.dropout,) if mlp.dropout_rate > 0 else ())
+    dropout_name = "dropout"
 
 
 class BlockOnKernels(Accelerated):
@@ -163,4 +156,4 @@ def _mlp_reason(mlp: Any) -> str:
         return wrong
     if type(mlp.act) is not nn.GELU:
         return f"has a {type(mlp.act).__name__}, not a GELU"
-    return why_not_run(_layers_of_mlp(mlp))
+    return why_not_run(two_layers(mlp, MLPOnKernels.dropout_name))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ifdd.acceleration.classes import Accelerated, backend_of, is_accelerated, plain, takes, why_another
-from ifdd.acceleration.mlp import Layers, run_mlp, why_not_run
+from ifdd.acceleration.mlp import TwoLayerMLP, two_layers, why_not_run
 from ifdd.acceleration.pooling import (
     ONES,
     Attention,
@@ -111,17 +111,10 @@ def _tables(attention: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None
     return height, width, time if attention.rel_pos_temporal else None
 
 
-class MLPOnKernels(Accelerated):
-    """`Mlp`: keeps only the argument of GELU for backward. All its layers are read."""
+class MLPOnKernels(TwoLayerMLP):
+    """`Mlp`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C')."""
-        out = run_mlp(self, _layers_of_mlp(self), x) if takes(x) else None
-        return super().forward(x) if out is None else out
-
-
-def _layers_of_mlp(mlp: Any) -> Layers:
-    return Layers(mlp.fc1, mlp.act, mlp.fc2, (mlp.drop,) if mlp.drop_rate > 0 else ())
+    dropout_name = "drop"
 
 
 class BlockOnKernels(Accelerated):
@@ -222,4 +215,4 @@ def _mlp_reason(mlp: Any) -> str:
         return wrong
     if type(mlp.act) is not nn.GELU:
         return f"has a {type(mlp.act).__name__}, not a GELU"
-    return why_not_run(_layers_of_mlp(mlp))
+    return why_not_run(two_layers(mlp, MLPOnKernels.dropout_name))
